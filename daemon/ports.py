@@ -1,0 +1,175 @@
+"""The seams of the daemon: what the driver asks of its surroundings, and what they may ask of it.
+
+One driver owns the state. Everything else hands it facts (`Driver.submit`) and carries out the effects that
+it derives from durable events. All of this runs in one trio thread; methods that are not `async` never
+block, and no method is called from inside `Scheduler.step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from events.catalogue import Event, Fact, MemoryMeasured, Option, Process, RequestArrived, UpstreamEnded
+from events.envelope import Record
+from statemachines.state import State
+
+
+class LogBlocked(Exception):
+    """The log cannot be written now: nothing became a fact. Answer 503 with `str(error)` and Retry-After."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """One runner to be started: what the log decided, filled into the command by the configuration."""
+
+    runner: str
+    model: str
+    digest: str
+    options: Mapping[str, Option]
+    port: int
+    socket: bool
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a ready runner answers: `http://127.0.0.1:5800` or `unix:/run/runnerd/r17.sock`.
+
+    `prefix` is put before the request's path ("" mostly). `model_name` replaces the body's "model" where
+    the configuration says `useModelName`.
+    """
+
+    runner: str
+    url: str
+    prefix: str = ""
+    model_name: str = ""
+
+
+class Dispatched(msgspec.Struct, frozen=True):
+    """The request has a slot of a ready runner."""
+
+    address: Address
+    attempt: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The request has ended without (or, while it was being relayed, before) a whole answer.
+
+    kind: the decision's type ("request.rejected", "request.failed", …). reason: its reason, a stable word.
+    message: one sentence for the client, with the runner's last lines where RULES 8 allows it.
+    """
+
+    kind: str
+    reason: str
+    message: str
+    status: int
+    retry_after_s: int = 0
+
+
+class Ticket(Protocol):
+    """One request's way through the scheduler, as its connection sees it."""
+
+    request: str
+    """Its id, `q<seq>`."""
+    on_end: Callable[[Ended], None] | None
+    """Called when the request ends while it is being relayed (cancelled, timed out): close the upstream."""
+
+    async def turn(self) -> Dispatched | Ended:
+        """Wait for the dispatch or the end. Call it again after an exchange that ended incomplete with
+        nothing sent to the client: the request may have been queued again."""
+        ...
+
+
+class Desk(Protocol):
+    """What the front door needs of the driver."""
+
+    @property
+    def state(self) -> State:
+        """The folded state, to read (never to change)."""
+        ...
+
+    def arrive(self, arrival: RequestArrived) -> Ticket:
+        """Submit an arrival. Raises LogBlocked; then nothing became a fact."""
+        ...
+
+    def gone(self, ticket: Ticket) -> None:
+        """The client went away, queued or running. Its exchange, if any, still owes its `ended`."""
+        ...
+
+    def ended(self, fact: UpstreamEnded) -> None:
+        """Report the end of an upstream exchange: exactly once for each Dispatched. Not awaited."""
+        ...
+
+
+class Control(Desk, Protocol):
+    """What the control socket needs of the driver."""
+
+    def submit(self, fact: Fact) -> Sequence[Event]:
+        """Number, fold and append a fact; returns its step's events, which are not durable yet."""
+        ...
+
+    async def durable(self, seq: int) -> None:
+        """Wait until the event `seq` is durable."""
+        ...
+
+    async def operation(self, fact: Fact) -> Ended | None:
+        """Submit an operator's fact and wait for its durable `operation.ended`; None: done as asked."""
+        ...
+
+    def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
+        """Every durable event after `after_seq`, in order and without a gap; then, with `follow`, as they
+        come. Raises CursorPruned where `after_seq` is no longer in the log."""
+        ...
+
+
+class Machinery(Protocol):
+    """What carries out effects on processes: idempotent, and serial for each runner.
+
+    Its methods return at once; what comes of them arrives as facts: process.spawned, spawn.failed,
+    lease.refused, process.exited, probe.answered.
+    """
+
+    def ensure(self, launch: Launch) -> None:
+        """Fork the runner's gated process(es) and report each (RULES 6)."""
+        ...
+
+    def release(self, process: Process) -> None:
+        """`process.spawned` is durable: open the gate, then look for readiness until ready or gone."""
+        ...
+
+    def stop(self, runner: str) -> None:
+        """Stop command or signal, once; also for a runner whose gate is still shut."""
+        ...
+
+    def kill(self, runner: str) -> None:
+        """SIGKILL every process of the runner: its group, and whatever carries its marker."""
+        ...
+
+    def probe(self, runner: str, reason: str) -> None:
+        """One health probe now, answered by one probe.answered within PROBE_MS."""
+        ...
+
+    def address(self, runner: str) -> Address:
+        """Where the runner answers."""
+        ...
+
+    def forget(self, runner: str) -> None:
+        """The runner is terminal: close and remove what was kept for it."""
+        ...
+
+    async def identify(self, recorded: Sequence[tuple[Process, Launch]]) -> Sequence[Process]:
+        """At start: which recorded processes are alive, by identity. Marked processes that the log does not
+        know are ended. The survivors are watched (and probed) from here on."""
+        ...
+
+    def tail(self, runner: str, lines: int) -> list[str]:
+        """The last lines of the runner's output."""
+        ...
+
+
+class Meter(Protocol):
+    """What measures memory."""
+
+    async def measure(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
+        """Read every device, and what each runner's processes (pids, with their descendants) use."""
+        ...

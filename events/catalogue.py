@@ -1,0 +1,517 @@
+"""The catalogue: every fact and every decision that the event log can hold.
+
+A *fact* is what the world did; a *decision* is what the scheduler concluded from it. Both are frozen
+structs tagged with their type (`request.arrived`); the tag is the `type` column of the log.
+
+Rules for whoever adds or changes one:
+1. Stored bytes are never rewritten. A field may be added with a default; nothing else may change without a
+   new `VERSION` of the type and an upcast (`events/upcast.py`). Defaults are part of the format.
+2. Integers only: times and durations in nanoseconds (`_ns`), sizes in bytes (`_bytes`). No float, no set.
+3. No prompt, completion, token, command, environment or key ever enters an event.
+4. Ids are sequence numbers: request `q<seq of its arrival>`, runner `r<seq of its load>`, operation
+   `o<seq of the operator's fact>`. An event that creates a subject therefore does not name it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+NEVER = -1
+"""A keep-alive that never ends, where a duration in nanoseconds is expected."""
+
+Option = int | str | bool
+"""The value of a launch option (`num_ctx`, an adapter's path). Floats are refused at the edge."""
+
+
+class Payload(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", gc=False
+):
+    """What facts and decisions share. `VERSION` is stored beside the type; see rule 1."""
+
+    VERSION: ClassVar[int] = 1
+
+
+class Fact(Payload, frozen=True, gc=False):
+    """What the world did. Clock readings, probe results, sizes and ids enter only as facts."""
+
+
+class Decision(Payload, frozen=True, gc=False):
+    """What the scheduler concluded. Effects are derived from decisions, once they are durable."""
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A value inside an event."""
+
+
+class Process(Part, frozen=True, gc=False):
+    """A process identity: never by pid alone. `start_time` is field 22 of /proc/PID/stat, in clock ticks."""
+
+    runner: str
+    shard: int
+    boot_id: str
+    pid: int
+    start_time: int
+
+
+class DeviceView(Part, frozen=True, gc=False):
+    """A device of the configuration. `budget_bytes` None: whatever the machine reports."""
+
+    budget_bytes: int | None = None
+    gpu: bool = False
+
+
+class ModelView(Part, frozen=True, gc=False):
+    """What the scheduler knows of a model's configuration; commands and environments stay in the process."""
+
+    digest: str
+    slots: int = 1
+    memory_bytes: dict[str, int] = {}
+    """Configured footprint per device. Empty: unknown, so learned from a load, and loaded alone until then."""
+    keep_alive_ns: int = NEVER
+    options: dict[str, Option] = {}
+    """Launch options and their defaults. An option that is not here cannot be asked for."""
+    lease: Literal["port", "socket", "none"] = "port"
+    fixed_port: int = 0
+    """A port that the configuration fixes (0: leased from the range)."""
+    load_ns: int = 120_000_000_000
+    unload_ns: int = 30_000_000_000
+    """How long a drain for unload, reload or stop may last (`unloadTimeout`)."""
+    concurrency_limit: int = 0
+    queue_ns: int = 0
+    """How long a request may queue (`queueTimeout`); 0: no limit."""
+    request_ns: int = 0
+    """How long a request may take in all (`requestTimeout`); 0: no limit."""
+    priority: int = 0
+
+
+class ConfigView(Part, frozen=True, gc=False):
+    """The scheduling view of a configuration (RULES 16)."""
+
+    models: dict[str, ModelView] = {}
+    devices: dict[str, DeviceView] = {}
+    max_queue: int = 512
+    max_loaded: int = 0
+    """Runners loaded at once; 0: automatic."""
+    port_first: int = 5800
+    port_last: int = 6799
+    headroom_bytes: int = 0
+    policy: str = "balanced"
+
+
+class Reading(Part, frozen=True, gc=False):
+    """What a device reports. `reliable` False where its free memory cannot be trusted."""
+
+    total_bytes: int
+    free_bytes: int
+    reliable: bool = True
+
+
+class Considered(Part, frozen=True, gc=False):
+    """One alternative that a decision weighed, and what became of it."""
+
+    subject: str
+    verdict: str
+    score: tuple[int, ...] = ()
+
+
+# --- facts: the daemon and its log -----------------------------------------------------------------------
+
+
+class DaemonStarted(Fact, frozen=True, gc=False, tag="daemon.started"):
+    """The first fact of every start. `survivors` are the recorded processes found alive by identity."""
+
+    rules: int
+    policy: str
+    boot_id: str
+    version: str
+    node: str = ""
+    survivors: tuple[Process, ...] = ()
+
+
+class ConfigChanged(Fact, frozen=True, gc=False, tag="config.changed"):
+    """A configuration was validated and takes effect."""
+
+    view: ConfigView
+    by: str = ""
+
+
+class StopRequested(Fact, frozen=True, gc=False, tag="daemon.stop_requested"):
+    """The daemon is to stop: `drain` lets running requests end, `now` does not, `leave` keeps the runners."""
+
+    how: Literal["drain", "now", "leave"]
+    by: str = ""
+
+
+class DaemonStopped(Fact, frozen=True, gc=False, tag="daemon.stopped"):
+    """The last fact of a clean stop."""
+
+
+class LogResumed(Fact, frozen=True, gc=False, tag="log.resumed"):
+    """The log had been blocked; `refused` arrivals got 503 meanwhile and are not in it."""
+
+    refused: int
+    blocked_ns: int
+    error: str
+
+
+class LogTailLost(Fact, frozen=True, gc=False, tag="log.tail_lost"):
+    """After a crash of the machine the log is shorter than its witness says, as its durability allows."""
+
+    expected_seq: int
+    found_seq: int
+
+
+class BreachRecorded(Fact, frozen=True, gc=False, tag="breach.recorded"):
+    """An earlier start met a fact that breached an invariant; a request of that shape is refused for a while."""
+
+    fact: str
+    model: str
+    detail: str
+
+
+class DeadlinePassed(Fact, frozen=True, gc=False, tag="deadline.passed"):
+    """A deadline came due. Only `step` makes these; its `t` is the time that was due."""
+
+    kind: str
+    id: str
+
+
+# --- facts: requests -------------------------------------------------------------------------------------
+
+
+class RequestArrived(Fact, frozen=True, gc=False, tag="request.arrived"):
+    """A client asked for `model`. Its id is `q<seq>`. `options` are the launch options that it fixed."""
+
+    model: str
+    kind: str
+    options: dict[str, Option] = {}
+    priority: int = 0
+    keep_alive_ns: int | None = None
+    caller: str = ""
+
+
+class ClientGone(Fact, frozen=True, gc=False, tag="client.gone"):
+    """The client of a request went away before its answer was complete."""
+
+    request: str
+
+
+class UpstreamEnded(Fact, frozen=True, gc=False, tag="upstream.ended"):
+    """The upstream exchange of a dispatch has ended; exactly one for each dispatch. It frees the slot.
+
+    `complete`: the whole answer reached the end of its framing. `sent` False: the effect was skipped
+    because the request had already ended. `first_byte_ns` is measured from the dispatch's effect.
+    """
+
+    request: str
+    runner: str
+    complete: bool
+    bytes_to_client: int = 0
+    status: int = 0
+    sent: bool = True
+    first_byte_ns: int = 0
+    error: str = ""
+
+
+class CancelRequested(Fact, frozen=True, gc=False, tag="operator.cancel"):
+    """An operator cancels a request."""
+
+    request: str
+    by: str = ""
+
+
+# --- facts: operators ------------------------------------------------------------------------------------
+
+
+class LoadRequested(Fact, frozen=True, gc=False, tag="operator.load"):
+    """An operator wants a model loaded. The operation's id is `o<seq>`."""
+
+    model: str
+    options: dict[str, Option] = {}
+    by: str = ""
+
+
+class UnloadRequested(Fact, frozen=True, gc=False, tag="operator.unload"):
+    """An operator wants a model's runners (or, with `model` empty, every runner) gone."""
+
+    model: str = ""
+    runner: str = ""
+    cancel: bool = False
+    now: bool = False
+    by: str = ""
+
+
+# --- facts: runners --------------------------------------------------------------------------------------
+
+
+class ProcessSpawned(Fact, frozen=True, gc=False, tag="process.spawned"):
+    """A gated process exists. Its command runs only after this fact is durable (RULES 6)."""
+
+    process: Process
+
+    @property
+    def runner(self) -> str:
+        """The runner that the process belongs to."""
+        return self.process.runner
+
+
+class SpawnFailed(Fact, frozen=True, gc=False, tag="spawn.failed"):
+    """No process could be made for a runner."""
+
+    runner: str
+    error: str
+
+
+class LeaseRefused(Fact, frozen=True, gc=False, tag="lease.refused"):
+    """The port that was leased to a runner is taken by somebody else; no process was made."""
+
+    runner: str
+    port: int
+
+
+class ProcessExited(Fact, frozen=True, gc=False, tag="process.exited"):
+    """No process of this shard is left. `status` is None where it cannot be known (an adopted process).
+
+    `output` holds the last lines of a runner that never became ready, and is empty otherwise (RULES 8).
+    """
+
+    runner: str
+    shard: int
+    status: int | None
+    output: str = ""
+
+
+class ProbeAnswered(Fact, frozen=True, gc=False, tag="probe.answered"):
+    """A health probe's result. `moved`: one of the runner's requests moved a byte since the probe before."""
+
+    runner: str
+    healthy: bool
+    moved: bool = False
+    detail: str = ""
+
+
+class MemoryMeasured(Fact, frozen=True, gc=False, tag="memory.measured"):
+    """What the devices report, and what each runner's processes use on each device."""
+
+    devices: dict[str, Reading]
+    runners: dict[str, dict[str, int]] = {}
+
+
+# --- decisions: requests ---------------------------------------------------------------------------------
+
+
+class RequestQueued(Decision, frozen=True, gc=False, tag="request.queued"):
+    """The request waits, for `reason`, which is itself a state with a deadline."""
+
+    request: str
+    reason: str
+
+
+class RequestDispatched(Decision, frozen=True, gc=False, tag="request.dispatched"):
+    """The request takes a slot of a ready runner. The only event that its client waits for."""
+
+    request: str
+    runner: str
+    attempt: int = 1
+
+
+class RequestRequeued(Decision, frozen=True, gc=False, tag="request.requeued"):
+    """Its runner failed it before the first byte: back to its old place, once; never to the same runner."""
+
+    request: str
+    runner: str
+    reason: str
+
+
+class RequestCompleted(Decision, frozen=True, gc=False, tag="request.completed"):
+    """The whole answer of the runner went to the client, whatever its HTTP status."""
+
+    request: str
+
+
+class RequestFailed(Decision, frozen=True, gc=False, tag="request.failed"):
+    """The request ends with an error that is ours or a runner's. `runner` names the culprit where one is."""
+
+    request: str
+    reason: str
+    runner: str = ""
+
+
+class RequestCancelled(Decision, frozen=True, gc=False, tag="request.cancelled"):
+    """The client went away, or an operator cancelled."""
+
+    request: str
+    reason: str
+
+
+class RequestTimedOut(Decision, frozen=True, gc=False, tag="request.timed_out"):
+    """A time limit of the request passed."""
+
+    request: str
+    reason: str
+
+
+class RequestRejected(Decision, frozen=True, gc=False, tag="request.rejected"):
+    """Refused on arrival. `retry_after_ns` 0: no use in trying again soon."""
+
+    request: str
+    reason: str
+    retry_after_ns: int = 0
+    detail: str = ""
+
+
+class RequestInterrupted(Decision, frozen=True, gc=False, tag="request.interrupted"):
+    """The daemon died under it."""
+
+    request: str
+
+
+# --- decisions: runners ----------------------------------------------------------------------------------
+
+
+class RunnerLoad(Decision, frozen=True, gc=False, tag="runner.load"):
+    """Load a model: memory reserved, port leased. The runner's id is `r<seq>`."""
+
+    model: str
+    digest: str
+    options: dict[str, Option]
+    reserved_bytes: dict[str, int]
+    slots: int
+    keep_alive_ns: int
+    load_ns: int
+    reason: str
+    port: int = 0
+    socket: bool = False
+    alone: bool = False
+    """Nothing is known about its memory: nothing may be loaded beside it until it has been measured."""
+    considered: tuple[Considered, ...] = ()
+
+
+class RunnerLeased(Decision, frozen=True, gc=False, tag="runner.leased"):
+    """The runner's port was refused; here is the next one."""
+
+    runner: str
+    port: int
+
+
+class RunnerDrain(Decision, frozen=True, gc=False, tag="runner.drain"):
+    """Admit no more work and stop when the last slot is given back, or at the deadline (0: none)."""
+
+    runner: str
+    reason: str
+    deadline_ns: int = 0
+    considered: tuple[Considered, ...] = ()
+
+
+class RunnerStop(Decision, frozen=True, gc=False, tag="runner.stop"):
+    """End the runner's processes: by its stop command or signal."""
+
+    runner: str
+    verdict: Literal["unloaded", "failed"]
+    reason: str
+
+
+class RunnerKill(Decision, frozen=True, gc=False, tag="runner.kill"):
+    """The stop deadline passed: SIGKILL."""
+
+    runner: str
+
+
+class RunnerStuck(Decision, frozen=True, gc=False, tag="runner.stuck"):
+    """A process that cannot die. An alarm; nothing is freed."""
+
+    runner: str
+
+
+class RunnerProbe(Decision, frozen=True, gc=False, tag="runner.probe"):
+    """Ask a suspect or silent runner for its health, now."""
+
+    runner: str
+    reason: str
+
+
+class RunnerUnloaded(Decision, frozen=True, gc=False, tag="runner.unloaded"):
+    """The incarnation has ended as asked; its memory, port and name are free."""
+
+    runner: str
+    reason: str
+    footprint_bytes: dict[str, int] = {}
+
+
+class RunnerFailed(Decision, frozen=True, gc=False, tag="runner.failed"):
+    """The incarnation has ended in failure; its memory, port and name are free."""
+
+    runner: str
+    reason: str
+    footprint_bytes: dict[str, int] = {}
+
+
+class RunnerLost(Decision, frozen=True, gc=False, tag="runner.lost"):
+    """At recovery its recorded processes are proven gone."""
+
+    runner: str
+
+
+class ModelCooling(Decision, frozen=True, gc=False, tag="model.cooling"):
+    """A failed load: the model is not tried again before `until_ns` (scheduler time)."""
+
+    model: str
+    runner: str
+    failures: int
+    until_ns: int
+    message: str
+
+
+class ClaimMade(Decision, frozen=True, gc=False, tag="claim.made"):
+    """The best-ranked waiter's victims, chosen once; they admit no other work."""
+
+    demand: str
+    need_bytes: dict[str, int]
+    victims: tuple[str, ...]
+    considered: tuple[Considered, ...] = ()
+
+
+class ClaimEnded(Decision, frozen=True, gc=False, tag="claim.ended"):
+    """The claim's load has begun, or nobody waits for it any more."""
+
+    demand: str
+    reason: str
+
+
+class MemoryMeasure(Decision, frozen=True, gc=False, tag="memory.measure"):
+    """Measure the devices now: a load or a reclaim waits for it."""
+
+    reason: str
+
+
+class OperationEnded(Decision, frozen=True, gc=False, tag="operation.ended"):
+    """An operator's request has its answer."""
+
+    operation: str
+    ok: bool
+    reason: str = ""
+    runner: str = ""
+
+
+FACTS: tuple[type[Fact], ...] = tuple(Fact.__subclasses__())
+DECISIONS: tuple[type[Decision], ...] = tuple(Decision.__subclasses__())
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """An event as the core folds it: numbered, timed, with its cause. `body` is a Fact or a Decision.
+
+    seq: 1, 2, 3 … over the whole log. t: scheduler time, ns. cause: the seq of the fact that a decision
+    follows from; for a fact, 0. subject: the id of the request, runner or operation that it is about, a
+    model's name, or "" for the daemon itself.
+    """
+
+    seq: int
+    t: int
+    cause: int
+    subject: str
+    body: Payload

@@ -1,0 +1,256 @@
+"""The state that the log folds to: runners, requests, queues, memory, deadlines. Plain data, no behaviour
+but its own bookkeeping; only `statemachines.fold` changes it.
+
+Everything is keyed by id and kept in insertion order, so that two folds of one log are equal byte for byte
+(`canonical`). Times are scheduler time in ns, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from heapq import heappop, heappush
+
+import msgspec
+
+from events.catalogue import NEVER, ConfigView, ModelView, Option, Process, Reading
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
+
+
+class Runner(msgspec.Struct):
+    """One incarnation of a model's process(es)."""
+
+    id: str
+    model: str
+    digest: str
+    options: dict[str, Option]
+    reserved_bytes: dict[str, int]
+    slots: int
+    keep_alive_ns: int
+    load_ns: int
+    port: int
+    socket: bool
+    alone: bool
+    load_t: int
+    wanted: bool = False
+    """An operator asked for it: it stays though nobody waits for it."""
+    state: RunnerState = RunnerState.loading
+    verdict: str = ""
+    """How it will end, once that is settled: "unloaded" or "failed"."""
+    reason: str = ""
+    """Why it drains, stops or ended."""
+    ready_t: int = NEVER
+    idle_t: int = NEVER
+    """Since when no slot is in use; NEVER while one is, or before it is ready."""
+    drain_t: int = NEVER
+    drain_due: int = 0
+    """When a drain may cut the requests that still run; 0: never."""
+    held: dict[str, int] = msgspec.field(default_factory=dict)
+    """Slots in use: request id to the time of its dispatch. A request may have ended while its slot is held."""
+    served: int = 0
+    """Requests completed."""
+    suspect: bool = False
+    silent_t: int = NEVER
+    """Since when it has been busy, moved no byte and failed its probes."""
+    stuck: bool = False
+    processes: dict[int, Process] = msgspec.field(default_factory=dict)
+    exited: bool = False
+    lease_tries: int = 1
+    used_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    peak_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    output: str = ""
+    """Its last lines, if it never became ready."""
+
+    @property
+    def live(self) -> bool:
+        """It serves, or will: loading or ready."""
+        return self.state is RunnerState.loading or self.state is RunnerState.ready
+
+    def hold_bytes(self, device: str) -> int:
+        """What the ledger counts for it on a device: the larger of reserved and measured peak."""
+        return max(self.reserved_bytes.get(device, 0), self.peak_bytes.get(device, 0))
+
+
+class Request(msgspec.Struct):
+    """A request from its arrival until it has ended *and* its slot is back."""
+
+    id: str
+    seq: int
+    model: str
+    demand: str
+    kind: str
+    options: dict[str, Option]
+    arrived_t: int
+    priority: int
+    keep_alive_ns: int | None
+    caller: str
+    state: RequestState = RequestState.arrived
+    runner: str = ""
+    """The runner whose slot it holds, or held last."""
+    slot: bool = False
+    attempt: int = 0
+    excluded: str = ""
+    """The runner that failed it before; not tried again."""
+
+
+class Demand(msgspec.Struct):
+    """Those who want one launch spec: model, the launch options that they fixed, priority. A queue each."""
+
+    key: str
+    model: str
+    options: dict[str, Option]
+    priority: int
+    waiting: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
+    """Queued requests, oldest first."""
+    operations: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
+    """Operators' loads that wait for a runner."""
+    servers: int = 0
+    """Live runners that satisfy it. At 0 it starves: it needs a load."""
+    turn_due: int = NEVER
+    """When the busy runner in its way will have had its quantum, if it waits for that."""
+
+
+class Operation(msgspec.Struct):
+    """An operator's load or unload that has no answer yet."""
+
+    id: str
+    kind: str
+    model: str
+    demand: str = ""
+    runners: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
+    """The runners whose end an unload waits for."""
+
+
+class Cooling(msgspec.Struct):
+    """A model whose last load failed."""
+
+    runner: str
+    failures: int
+    until_t: int
+    message: str
+
+
+class Claim(msgspec.Struct):
+    """The room that is being made for one demand."""
+
+    demand: str
+    need_bytes: dict[str, int]
+    victims: tuple[str, ...]
+
+
+class Deadlines:
+    """Every wait's end: (kind, id) to its time, and a heap of (time, kind, id) whose stale entries are
+    dropped when they surface. Moving a deadline later costs one dict write: the heap learns of it lazily.
+    """
+
+    __slots__ = ("_heap", "_queued", "due")
+
+    def __init__(self) -> None:
+        self.due: dict[tuple[str, str], int] = {}
+        self._heap: list[tuple[int, str, str]] = []
+        self._queued: dict[tuple[str, str], int] = {}
+
+    def arm(self, kind: str, id: str, at: int) -> None:
+        """Set or move the deadline."""
+        key = (kind, id)
+        self.due[key] = at
+        queued = self._queued.get(key)
+        if queued is None or queued > at:
+            self._queued[key] = at
+            heappush(self._heap, (at, kind, id))
+
+    def disarm(self, kind: str, id: str) -> None:
+        """Drop the deadline, if it is set."""
+        self.due.pop((kind, id), None)
+
+    def first(self) -> tuple[int, str, str] | None:
+        """The next deadline in (time, kind, id) order."""
+        heap = self._heap
+        while heap:
+            at, kind, id = entry = heap[0]
+            key = (kind, id)
+            due = self.due.get(key)
+            if due == at:
+                return entry
+            heappop(heap)
+            if self._queued.get(key) == at:
+                del self._queued[key]
+                if due is not None:
+                    self._queued[key] = due
+                    heappush(heap, (due, kind, id))
+        return None
+
+
+class State:
+    """Everything that a decision may depend on."""
+
+    __slots__ = (
+        "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands", "dismissing", "footprints",
+        "load_cost_ns", "measured_t", "measuring", "models", "next_port", "node", "operations", "policy",
+        "queued", "readings", "refused_ports", "requests", "rules", "runners", "seq", "starving", "stopping",
+        "t",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.t = 0
+        self.node = ""
+        self.boot_id = ""
+        self.rules = 0
+        self.policy = ""
+        self.config = ConfigView()
+        self.stopping = ""
+        """"", or how the daemon is to stop: "drain", "now", "leave"."""
+        self.runners: dict[str, Runner] = {}
+        """Runners that are not terminal."""
+        self.models: dict[str, dict[str, Runner]] = {}
+        """The same by model; a model without one has no entry."""
+        self.requests: dict[str, Request] = {}
+        """Requests that have not ended, or whose slot is not back."""
+        self.queued = 0
+        self.demands: dict[str, Demand] = {}
+        """Demands with somebody waiting."""
+        self.starving: dict[str, None] = {}
+        """Demands that no live runner satisfies."""
+        self.dismissing: dict[str, tuple[str, str]] = {}
+        """Models whose waiters are being failed, a few each step: (reason, runner)."""
+        self.operations: dict[str, Operation] = {}
+        self.claim: Claim | None = None
+        self.cooling: dict[str, Cooling] = {}
+        self.footprints: dict[str, dict[str, int]] = {}
+        """What an incarnation of a launch spec used at its peak, by `spec_key`."""
+        self.load_cost_ns: dict[str, int] = {}
+        """How long the model's last load took."""
+        self.readings: dict[str, Reading] = {}
+        self.measured_t = NEVER
+        self.measuring = False
+        self.next_port = 0
+        self.refused_ports: dict[int, None] = {}
+        self.deadlines = Deadlines()
+        self.counts: dict[str, int] = {}
+        """How many events of each type there have been."""
+
+    def model(self, name: str) -> ModelView | None:
+        """The model's configuration, or None where there is none."""
+        return self.config.models.get(name)
+
+
+def demand_key(model: str, options: dict[str, Option], priority: int) -> str:
+    """What queues a request: its model, the launch options that it fixed (sorted), its priority."""
+    if not options and not priority:
+        return model
+    fixed = ",".join(f"{name}={options[name]!r}" for name in sorted(options))
+    return f"{model}?{fixed}!{priority}"
+
+
+def spec_key(digest: str, options: dict[str, Option]) -> str:
+    """What identifies a launch spec's footprint: its digest and all of its launch options."""
+    return digest + "?" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))
+
+
+def canonical(state: State) -> bytes:
+    """The state as canonical JSON: equal states, equal bytes."""
+    plain = {name: getattr(state, name) for name in State.__slots__ if name not in ("deadlines", "models")}
+    plain["models"] = {model: list(runners) for model, runners in state.models.items()}
+    plain["deadlines"] = sorted((due, kind, id) for (kind, id), due in state.deadlines.due.items())
+    return msgspec.json.encode(plain, order="deterministic")

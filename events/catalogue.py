@@ -100,6 +100,8 @@ class ConfigView(Part, frozen=True, gc=False):
     port_first: int = 5800
     port_last: int = 6799
     headroom_bytes: int = 0
+    unload_ns: int = 30_000_000_000
+    """As a model's, for runners whose model is no longer configured."""
     policy: str = "balanced"
 
 
@@ -340,6 +342,7 @@ class RequestFailed(Decision, frozen=True, gc=False, tag="request.failed"):
     request: str
     reason: str
     runner: str = ""
+    detail: str = ""
 
 
 class RequestCancelled(Decision, frozen=True, gc=False, tag="request.cancelled"):
@@ -481,6 +484,37 @@ class ClaimEnded(Decision, frozen=True, gc=False, tag="claim.ended"):
 
     demand: str
     reason: str
+
+
+class TurnWaits(Decision, frozen=True, gc=False, tag="turn.waits"):
+    """A demand waits: for a busy runner that keeps its place until it has had its quantum ("quantum"), or
+    for memory that other programs hold ("memory")."""
+
+    demand: str
+    reason: str
+    until_ns: int
+    runner: str = ""
+    considered: tuple[Considered, ...] = ()
+
+
+class ReclaimWaits(Decision, frozen=True, gc=False, tag="reclaim.waits"):
+    """The memory of a runner that is gone has not come back yet: it is measured again then."""
+
+    runner: str
+    until_ns: int
+
+
+class ModelDismissed(Decision, frozen=True, gc=False, tag="model.dismissed"):
+    """Those who wait for a model get an error, a few in each step."""
+
+    model: str
+    reason: str
+    runner: str = ""
+    detail: str = ""
+
+
+class StepContinues(Decision, frozen=True, gc=False, tag="step.continues"):
+    """There is more to decide than fits into one step: it goes on in the next, which is due at once."""
 
 
 class MemoryMeasure(Decision, frozen=True, gc=False, tag="memory.measure"):

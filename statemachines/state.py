@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from events.catalogue import NEVER, ConfigView, ModelView, Option, Process, Reading
+from events.catalogue import NEVER, ConfigView, ModelDismissed, ModelView, Option, Process, Reading
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 
@@ -50,11 +50,16 @@ class Runner(msgspec.Struct):
     served: int = 0
     """Requests completed."""
     suspect: bool = False
+    probe_due: int = 0
+    """When a suspicion, unless it is lifted, becomes a failure."""
     silent_t: int = NEVER
     """Since when it has been busy, moved no byte and failed its probes."""
     stuck: bool = False
     processes: dict[int, Process] = msgspec.field(default_factory=dict)
     exited: bool = False
+    exit_t: int = NEVER
+    exit_free_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    """What was free, when it exited, on the GPUs that it held memory of."""
     lease_tries: int = 1
     used_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     peak_bytes: dict[str, int] = msgspec.field(default_factory=dict)
@@ -89,8 +94,6 @@ class Request(msgspec.Struct):
     """The runner whose slot it holds, or held last."""
     slot: bool = False
     attempt: int = 0
-    excluded: str = ""
-    """The runner that failed it before; not tried again."""
 
 
 class Demand(msgspec.Struct):
@@ -100,6 +103,8 @@ class Demand(msgspec.Struct):
     model: str
     options: dict[str, Option]
     priority: int
+    excluded: str = ""
+    """A runner that must not serve it: the one that failed its request before."""
     waiting: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
     """Queued requests, oldest first."""
     operations: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
@@ -107,7 +112,9 @@ class Demand(msgspec.Struct):
     servers: int = 0
     """Live runners that satisfy it. At 0 it starves: it needs a load."""
     turn_due: int = NEVER
-    """When the busy runner in its way will have had its quantum, if it waits for that."""
+    """When it will be looked at again: the busy runner in its way has had its quantum, or memory may be back."""
+    short_t: int = NEVER
+    """Since when it has been waiting for memory that other programs hold."""
 
 
 class Operation(msgspec.Struct):
@@ -185,8 +192,9 @@ class State:
     """Everything that a decision may depend on."""
 
     __slots__ = (
-        "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands", "dismissing", "footprints",
-        "load_cost_ns", "measured_t", "measuring", "models", "next_port", "node", "operations", "policy",
+        "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands", "dismissing", "drain_cost_ns",
+        "footprints",
+        "load_cost_ns", "measured_t", "measuring", "models", "next_port", "node", "operations", "policy", "quarantine",
         "queued", "readings", "refused_ports", "requests", "rules", "runners", "seq", "starving", "stopping",
         "t",
     )  # fmt: skip
@@ -212,15 +220,19 @@ class State:
         """Demands with somebody waiting."""
         self.starving: dict[str, None] = {}
         """Demands that no live runner satisfies."""
-        self.dismissing: dict[str, tuple[str, str]] = {}
-        """Models whose waiters are being failed, a few each step: (reason, runner)."""
+        self.dismissing: dict[str, ModelDismissed] = {}
+        """Models whose waiters are being failed, a few each step."""
         self.operations: dict[str, Operation] = {}
         self.claim: Claim | None = None
         self.cooling: dict[str, Cooling] = {}
+        self.quarantine: dict[str, int] = {}
+        """Models whose requests breached an invariant at an earlier start, refused until then."""
         self.footprints: dict[str, dict[str, int]] = {}
         """What an incarnation of a launch spec used at its peak, by `spec_key`."""
         self.load_cost_ns: dict[str, int] = {}
         """How long the model's last load took."""
+        self.drain_cost_ns: dict[str, int] = {}
+        """How long the model's last drain took."""
         self.readings: dict[str, Reading] = {}
         self.measured_t = NEVER
         self.measuring = False
@@ -235,12 +247,21 @@ class State:
         return self.config.models.get(name)
 
 
-def demand_key(model: str, options: dict[str, Option], priority: int) -> str:
-    """What queues a request: its model, the launch options that it fixed (sorted), its priority."""
-    if not options and not priority:
+def demand_key(model: str, options: dict[str, Option], priority: int, excluded: str = "") -> str:
+    """What queues a request: its model, the launch options that it fixed (sorted), its priority, and the
+    runner that it must not get again."""
+    if not options and not priority and not excluded:
         return model
     fixed = ",".join(f"{name}={options[name]!r}" for name in sorted(options))
-    return f"{model}?{fixed}!{priority}"
+    return f"{model}?{fixed}!{priority}!{excluded}"
+
+
+def satisfies(runner: Runner, demand: Demand) -> bool:
+    """Whether a runner can serve a demand. An option that the demand leaves open accepts any value."""
+    if runner.model != demand.model or runner.id == demand.excluded:
+        return False
+    options = runner.options
+    return all(options.get(name) == value for name, value in demand.options.items())
 
 
 def spec_key(digest: str, options: dict[str, Option]) -> str:

@@ -1,0 +1,138 @@
+"""The envelope: an event as the log stores it, and the hash chain that binds each one to all before it.
+
+hash = SHA-256(previous hash ‖ u64 seq ‖ i64 at ‖ i64 t ‖ u32 version ‖ u64 cause ‖ type, subject and
+payload, each as u32 length and UTF-8 bytes), big-endian; the first previous hash is SHA-256(log id).
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from struct import Struct
+
+import msgspec
+
+from events.catalogue import Event, Payload
+from events.upcast import CLASSES, decode_body, type_of
+
+Row = tuple[int, int, int, str, int, int, str, str, bytes]
+"""An event as the database takes it: the fields of Record, in order."""
+
+
+class LogError(Exception):
+    """Something is wrong with the event log; the message says what."""
+
+
+class EventUnreadable(LogError):
+    """An event's bytes are not what this program can read: damaged, forged, or written by a newer program.
+
+    Verify the chain: if it holds, the bytes are as written, and a newer program is what reads them.
+    """
+
+    def __init__(self, seq: int, what: str) -> None:
+        super().__init__(f"event {seq}: {what}")
+        self.seq = seq
+        self.what = what
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """An event as stored. `at`: UTC ns, for people. `t`: scheduler time, ns. `payload`: JSON text."""
+
+    seq: int
+    at: int
+    t: int
+    type: str
+    version: int
+    cause: int
+    subject: str
+    payload: str
+    hash: bytes
+
+
+_NUMBERS = Struct(">QqqIQ").pack
+_LENGTH = Struct(">I").pack
+_LENGTHS = tuple(_LENGTH(n) for n in range(1024))
+
+
+def _sized(data: bytes) -> bytes:
+    return (_LENGTHS[len(data)] if len(data) < 1024 else _LENGTH(len(data))) + data
+
+
+def first_hash(log_id: str) -> bytes:
+    """What the first event of a log is chained to."""
+    return sha256(log_id.encode()).digest()
+
+
+def chain_hash(
+    previous: bytes,
+    seq: int,
+    at: int,
+    t: int,
+    type: bytes,
+    version: int,
+    cause: int,
+    subject: bytes,
+    payload: bytes,
+) -> bytes:
+    """The hash of an event, whose texts are given as UTF-8. Raises struct.error for a number out of range."""
+    numbers = _NUMBERS(seq, at, t, version, cause)
+    return sha256(previous + numbers + _sized(type) + _sized(subject) + _sized(payload)).digest()
+
+
+_encode_body = msgspec.json.Encoder().encode
+
+_HEADS: dict[type[Payload], tuple[str, int, bytes]] = {
+    cls: (name, cls.VERSION, _sized(name.encode())) for name, cls in CLASSES.items()
+}
+
+
+def encode(event: Event, at: int, previous: bytes) -> Row:
+    """The row of an event that follows the one whose hash is `previous`.
+
+    Raises UnicodeEncodeError for text that is not Unicode (a lone surrogate), OverflowError or struct.error
+    for an integer beyond 64 bits. Written out rather than calling chain_hash: it is on every step's path.
+    """
+    name, version, head = _HEADS[event.body.__class__]
+    seq, t, cause, subject = event.seq, event.t, event.cause, event.subject
+    payload = _encode_body(event.body)
+    data = previous + _NUMBERS(seq, at, t, version, cause) + head + _sized(subject.encode()) + _sized(payload)
+    return seq, at, t, name, version, cause, subject, payload.decode(), sha256(data).digest()
+
+
+def decode(record: Record) -> Event:
+    """The event in a record, lifted to this program's version of its type. Raises EventUnreadable."""
+    try:
+        body = decode_body(record.type, record.version, record.payload)
+    except RecursionError:
+        raise EventUnreadable(record.seq, "nested too deep") from None
+    except (LookupError, msgspec.MsgspecError, UnicodeError, ValueError, TypeError) as error:
+        raise EventUnreadable(record.seq, str(error)) from error
+    return Event(record.seq, record.t, record.cause, record.subject, body)
+
+
+def hash_of(previous: bytes, record: Record) -> bytes:
+    """The hash that `record` must carry if it follows the event whose hash is `previous`."""
+    return chain_hash(
+        previous,
+        record.seq,
+        record.at,
+        record.t,
+        record.type.encode(),
+        record.version,
+        record.cause,
+        record.subject.encode(),
+        record.payload.encode(),
+    )
+
+
+__all__ = [
+    "EventUnreadable",
+    "LogError",
+    "Record",
+    "Row",
+    "chain_hash",
+    "decode",
+    "encode",
+    "first_hash",
+    "hash_of",
+    "type_of",
+]

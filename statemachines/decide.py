@@ -1,0 +1,565 @@
+"""Deciding: what follows from each fact. Pure, total, never waiting; one handler per fact.
+
+A handler runs after its fact was folded. It reads the state and concludes through `Scheduler.emit`, which
+folds each decision at once, so that the next line of the handler sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from events import catalogue as c
+from events.catalogue import NEVER
+from events.limits import (
+    COOL_FIRST_NS,
+    COOL_MAX_NS,
+    CRASH_WINDOW_NS,
+    RECLAIM_POLL_NS,
+    RESPONSE_NS,
+)
+from statemachines.ledger import back
+from statemachines.loading import free_port, place
+from statemachines.policy import rank
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
+from statemachines.state import Demand, Request, Runner, satisfies
+
+if TYPE_CHECKING:
+    from statemachines.scheduler import Scheduler
+
+
+# --- requests --------------------------------------------------------------------------------------------
+
+
+def arrived(s: Scheduler, f: c.RequestArrived, id: str) -> None:
+    """Reject, dispatch or queue; a queued request may cause a load."""
+    state = s.state
+    if state.stopping or state.quarantine or state.cooling or f.model not in state.config.models or f.options:
+        refusal = _refusal(s, f, id)
+        if refusal is not None:
+            s.emit(refusal)
+            return
+    view = state.config.models[f.model]
+    runners = state.models.get(f.model)
+    if view.concurrency_limit and _in_flight(s, f.model) > view.concurrency_limit:
+        s.emit(c.RequestRejected(id, "concurrency_limit", 1_000_000_000))
+        return
+    if runners:
+        runner = _free_runner(s, f, runners)
+        if runner is not None:
+            s.emit(c.RequestDispatched(id, runner.id))
+            return
+    if state.queued >= state.config.max_queue:
+        s.emit(c.RequestRejected(id, "queue_full", _turnover_ns(s)))
+        return
+    s.emit(c.RequestQueued(id, _reason_to_wait(s, f)))
+    if state.starving:
+        place(s)
+
+
+def _refusal(s: Scheduler, f: c.RequestArrived, id: str) -> c.RequestRejected | None:
+    """Why a request cannot even be queued, if so."""
+    state = s.state
+    if state.stopping:
+        return c.RequestRejected(id, "stopping")
+    view = state.model(f.model)
+    if view is None:
+        return c.RequestRejected(id, "unknown_model")
+    unknown = [name for name in f.options if name not in view.options]
+    if unknown:
+        return c.RequestRejected(id, "unknown_option", detail=", ".join(unknown))
+    if f.model in state.quarantine:
+        return c.RequestRejected(id, "quarantined", state.quarantine[f.model] - state.t)
+    cooling = state.cooling.get(f.model)
+    if cooling is not None and cooling.until_t > state.t:
+        return c.RequestRejected(id, "cooling_down", cooling.until_t - state.t)
+    return None
+
+
+def _in_flight(s: Scheduler, model: str) -> int:
+    return sum(request.model == model for request in s.state.requests.values())
+
+
+def _turnover_ns(s: Scheduler) -> int:
+    """When it may be worth trying again after a full queue: about one load from now."""
+    costs = s.state.load_cost_ns
+    return max(1_000_000_000, max(costs.values(), default=0))
+
+
+def _free_runner(s: Scheduler, f: c.RequestArrived, runners: dict[str, Runner]) -> Runner | None:
+    """The least busy runner with a free slot that serves these options, unless others wait for it."""
+    if ("resume", "") in s.state.deadlines.due and s.state.queued:
+        return None
+    best: Runner | None = None
+    for runner in runners.values():
+        if runner.state is not RunnerState.ready or runner.suspect or len(runner.held) >= runner.slots:
+            continue
+        if f.options and any(runner.options.get(name) != value for name, value in f.options.items()):
+            continue
+        if best is None or len(runner.held) < len(best.held):
+            best = runner
+    return best
+
+
+def _reason_to_wait(s: Scheduler, f: c.RequestArrived) -> str:
+    """What a request waits for, for people: the state that has the deadline is the runner's or the claim's."""
+    for runner in s.state.models.get(f.model, {}).values():
+        if runner.live and all(runner.options.get(name) == value for name, value in f.options.items()):
+            if runner.state is RunnerState.loading:
+                return f"{runner.id} loads"
+            return f"{runner.id} is suspect" if runner.suspect else f"{runner.id} is busy"
+    return "no runner"
+
+
+def upstream_ended(s: Scheduler, f: c.UpstreamEnded, id: str) -> None:
+    """The exchange has ended: so does its request, unless it may be tried again; the slot is free."""
+    state = s.state
+    request = state.requests.get(f.request)
+    if request is not None and request.state is RequestState.dispatched and not request.slot:
+        if f.complete:
+            s.emit(c.RequestCompleted(request.id))
+        else:
+            _failed_exchange(s, request, f)
+    runner = state.runners.get(f.runner)
+    if runner is not None:
+        slot_freed(s, runner)
+
+
+def _failed_exchange(s: Scheduler, request: Request, f: c.UpstreamEnded) -> None:
+    if f.bytes_to_client == 0 and request.attempt == 1 and not s.state.stopping:
+        s.emit(c.RequestRequeued(request.id, f.runner, f.error or "ended early"))
+        for other in s.state.models.get(request.model, {}).values():
+            if other.state is RunnerState.ready and not other.suspect:
+                dispatch_waiting(s, other)
+        place(s)
+    else:
+        s.emit(c.RequestFailed(request.id, "upstream_failed", f.runner, f.error))
+
+
+def slot_freed(s: Scheduler, runner: Runner) -> None:
+    """A runner has a slot more: suspect it, stop it, end it, or give it its next request."""
+    if runner.state is RunnerState.ready:
+        if runner.suspect:
+            _suspect(s, runner)
+        elif s.state.queued:
+            dispatch_waiting(s, runner)
+        if not runner.held and s.state.starving:
+            place(s)
+    elif runner.state is RunnerState.draining:
+        if not runner.held:
+            s.emit(c.RunnerStop(runner.id, "unloaded", runner.reason))
+        elif runner.suspect:
+            _suspect(s, runner)
+    elif runner.state is RunnerState.reclaiming:
+        finish(s, runner)
+
+
+def _suspect(s: Scheduler, runner: Runner) -> None:
+    """Ask a newly suspected runner for its health, now."""
+    due = s.state.deadlines.due
+    if ("probe", runner.id) not in due and ("reprobe", runner.id) not in due:
+        s.emit(c.RunnerProbe(runner.id, "suspect"))
+
+
+def dispatch_waiting(s: Scheduler, runner: Runner) -> None:
+    """Fill a ready runner's free slots from the queues that it satisfies, best rank first."""
+    state = s.state
+    while len(runner.held) < runner.slots:
+        demand = _next_demand(s, runner)
+        if demand is None:
+            return
+        s.left -= 1
+        if s.left < 0:
+            return
+        request = state.requests[next(iter(demand.waiting))]
+        s.emit(c.RequestDispatched(request.id, runner.id, request.attempt + 1))
+
+
+def _next_demand(s: Scheduler, runner: Runner) -> Demand | None:
+    state = s.state
+    own = state.demands.get(runner.model)  # the common case: no options, no priority
+    mine = [
+        demand
+        for demand in state.demands.values()
+        if demand.model == runner.model and demand.waiting and (demand is own or satisfies(runner, demand))
+    ]
+    if len(mine) <= 1:
+        return mine[0] if mine else None
+    return min(mine, key=lambda demand: rank(state, demand))
+
+
+def client_gone(s: Scheduler, f: c.ClientGone, id: str) -> None:
+    """The request ends at once; its exchange, if it has one, still holds the slot."""
+    request = s.state.requests.get(f.request)
+    if request is not None and request.state in (RequestState.queued, RequestState.dispatched):
+        s.emit(c.RequestCancelled(request.id, "client_gone"))
+        nobody_waits(s, request.model)
+
+
+def cancel_requested(s: Scheduler, f: c.CancelRequested, id: str) -> None:
+    """An operator's cancel, answered whether or not there was anything to cancel."""
+    request = s.state.requests.get(f.request)
+    if request is not None and request.state in (RequestState.queued, RequestState.dispatched):
+        s.emit(c.RequestCancelled(request.id, "operator"))
+        s.emit(c.OperationEnded(id, True))
+        nobody_waits(s, request.model)
+    else:
+        s.emit(c.OperationEnded(id, False, "request_not_found"))
+
+
+def nobody_waits(s: Scheduler, model: str) -> None:
+    """Stop a load that nobody waits for any more, and let go of a claim."""
+    state = s.state
+    for runner in list(state.models.get(model, {}).values()):
+        if runner.state is not RunnerState.loading or runner.wanted:
+            continue
+        if not any(satisfies(runner, demand) for demand in state.demands.values()):
+            s.emit(c.RunnerStop(runner.id, "unloaded", "nobody_waits"))
+    if state.claim is not None and state.claim.demand not in state.demands:
+        s.emit(c.ClaimEnded(state.claim.demand, "nobody_waits"))
+        place(s)
+
+
+def dismiss_waiting(s: Scheduler, model: str) -> None:
+    """Fail the waiters of a model that is being dismissed, as many as this step may."""
+    state = s.state
+    dismissed = state.dismissing.get(model)
+    if dismissed is None:
+        return
+    for demand in [demand for demand in state.demands.values() if demand.model == model]:
+        for operation in list(demand.operations):
+            s.emit(c.OperationEnded(operation, False, dismissed.reason, dismissed.runner))
+        for request in list(demand.waiting):
+            s.left -= 1
+            if s.left < 0:
+                return
+            s.emit(c.RequestFailed(request, dismissed.reason, dismissed.runner, dismissed.detail))
+
+
+# --- runners ---------------------------------------------------------------------------------------------
+
+
+def process_gone(s: Scheduler, f: c.ProcessExited | c.SpawnFailed, id: str) -> None:
+    """A runner without a process: reclaim its memory, then end it."""
+    runner = s.state.runners.get(f.runner)
+    if runner is not None and runner.state is RunnerState.reclaiming:
+        finish(s, runner)
+
+
+def lease_refused(s: Scheduler, f: c.LeaseRefused, id: str) -> None:
+    """The next port, unless the fold found that there is none to try."""
+    runner = s.state.runners.get(f.runner)
+    if runner is None or runner.port != f.port or runner.processes:
+        return
+    view = s.state.model(runner.model)
+    if runner.state is RunnerState.loading and view is not None:
+        port = free_port(s.state, view)
+        if port == NEVER:
+            s.emit(c.RunnerStop(runner.id, "failed", "no_port"))
+        else:
+            s.emit(c.RunnerLeased(runner.id, port))
+    elif runner.state is RunnerState.reclaiming:
+        finish(s, runner)
+
+
+def finish(s: Scheduler, runner: Runner) -> None:
+    """End a runner whose processes are gone, once its slots are back and its memory is, or should be."""
+    state = s.state
+    if runner.held:
+        return
+    if ("memory", runner.id) in state.deadlines.due and not back(state, runner):
+        if not state.measuring and ("poll", runner.id) not in state.deadlines.due:
+            s.emit(c.MemoryMeasure(f"reclaim {runner.id}"))
+        return
+    footprint = dict(runner.peak_bytes) if runner.ready_t != NEVER else {}
+    if runner.verdict == "unloaded":
+        s.emit(c.RunnerUnloaded(runner.id, runner.reason, footprint))
+    else:
+        s.emit(c.RunnerFailed(runner.id, runner.reason, footprint))
+        _after_failure(s, runner)
+    for operation in list(state.operations.values()):
+        if operation.kind == "unload" and not operation.runners:
+            s.emit(c.OperationEnded(operation.id, True))
+    place(s)
+
+
+def _after_failure(s: Scheduler, runner: Runner) -> None:
+    """A failure to load, or one that looks like it, cools the model down and answers its waiters."""
+    state = s.state
+    early = runner.ready_t == NEVER or runner.exit_t - runner.ready_t < CRASH_WINDOW_NS or not runner.served
+    if not early or state.stopping:
+        return
+    before = state.cooling.get(runner.model)
+    failures = before.failures + 1 if before else 1
+    pause = min(COOL_FIRST_NS << min(failures - 1, 20), COOL_MAX_NS)
+    message = runner.output or runner.reason
+    s.emit(c.ModelCooling(runner.model, runner.id, failures, state.t + pause, message))
+    served = any(other.live for other in state.models.get(runner.model, {}).values())
+    if not served and any(demand.model == runner.model for demand in state.demands.values()):
+        s.dismiss(runner.model, "load_failed", runner.id)
+
+
+def probe_answered(s: Scheduler, f: c.ProbeAnswered, id: str) -> None:
+    """Ready, cleared of suspicion, or silent for too long."""
+    runner = s.state.runners.get(f.runner)
+    if runner is None:
+        return
+    if runner.state is RunnerState.ready and f.healthy:
+        for demand in [d for d in s.state.demands.values() if d.operations and satisfies(runner, d)]:
+            for operation in list(demand.operations):
+                s.emit(c.OperationEnded(operation, True, runner=runner.id))
+        dispatch_waiting(s, runner)
+        place(s)
+    elif not f.healthy:
+        _silent(s, runner)
+
+
+def _silent(s: Scheduler, runner: Runner) -> None:
+    """A busy runner that has moved nothing and failed its probes for too long is hung."""
+    if runner.state not in (RunnerState.ready, RunnerState.draining) or runner.silent_t == NEVER:
+        return
+    if s.state.t - runner.silent_t >= RESPONSE_NS:
+        s.emit(c.RunnerStop(runner.id, "failed", "hung"))
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+def measured(s: Scheduler, f: c.MemoryMeasured, id: str) -> None:
+    """What waited for a measurement: runners to be reclaimed, demands to be placed."""
+    for runner in list(s.state.runners.values()):
+        if runner.state is RunnerState.reclaiming and not runner.held:
+            _reclaim(s, runner)
+    place(s)
+
+
+def _reclaim(s: Scheduler, runner: Runner) -> None:
+    if back(s.state, runner):
+        finish(s, runner)
+    elif ("poll", runner.id) not in s.state.deadlines.due:
+        s.emit(c.ReclaimWaits(runner.id, s.state.t + RECLAIM_POLL_NS))
+
+
+# --- operators -------------------------------------------------------------------------------------------
+
+
+def load_requested(s: Scheduler, f: c.LoadRequested, id: str) -> None:
+    """Answer at once where a runner is ready, or nothing can be done; else place the demand."""
+    state = s.state
+    operation = state.operations[id]
+    view = state.model(f.model)
+    if view is None or state.stopping:
+        s.emit(c.OperationEnded(id, False, "stopping" if state.stopping else "unknown_model"))
+        return
+    if any(name not in view.options for name in f.options):
+        s.emit(c.OperationEnded(id, False, "unknown_option"))
+        return
+    demand = state.demands[operation.demand]
+    for runner in state.models.get(f.model, {}).values():
+        if runner.state is RunnerState.ready and satisfies(runner, demand):
+            s.emit(c.OperationEnded(id, True, runner=runner.id))
+            return
+    place(s)
+
+
+def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
+    """Drain or stop the runners meant; with `cancel`, fail who waits for them."""
+    state = s.state
+    targets = [state.runners[runner] for runner in state.operations[id].runners]
+    for runner in targets:
+        view = state.model(runner.model)
+        s.retire(runner, "operator", state.t if f.now or view is None else state.t + view.unload_ns)
+    if f.cancel:
+        models = [f.model] if f.model else list(dict.fromkeys(d.model for d in state.demands.values()))
+        for model in models:
+            s.dismiss(model, "unloaded")
+    if not targets:
+        known = not f.runner and (not f.model or state.model(f.model) is not None)
+        s.emit(c.OperationEnded(id, known, "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"))
+
+
+# --- the daemon ------------------------------------------------------------------------------------------
+
+
+def daemon_started(s: Scheduler, f: c.DaemonStarted, id: str) -> None:
+    """What died with the last start is ended; what survived is probed before it gets work."""
+    state = s.state
+    for request in list(state.requests.values()):
+        s.emit(c.RequestInterrupted(request.id))
+    alive = {process.runner: None for process in f.survivors}
+    for runner in list(state.runners.values()):
+        if runner.id not in alive and not runner.exited:
+            s.emit(c.RunnerLost(runner.id))
+        elif runner.state is RunnerState.draining:
+            s.emit(c.RunnerStop(runner.id, "unloaded", runner.reason))
+        elif runner.state is RunnerState.ready:
+            s.emit(c.RunnerProbe(runner.id, "adopted"))
+        elif runner.state is RunnerState.reclaiming:
+            finish(s, runner)
+
+
+def config_changed(s: Scheduler, f: c.ConfigChanged, id: str) -> None:
+    """Runners whose launch spec changed or vanished go; waiters of a removed model get an error."""
+    state = s.state
+    for runner in list(state.runners.values()):
+        view = state.model(runner.model)
+        if view is None or view.digest != runner.digest:
+            s.retire(runner, "configuration", state.t + (view.unload_ns if view else f.view.unload_ns))
+    gone = dict.fromkeys(demand.model for demand in state.demands.values() if state.model(demand.model) is None)
+    for model in gone:
+        s.dismiss(model, "unknown_model")
+    place(s)
+
+
+def stop_requested(s: Scheduler, f: c.StopRequested, id: str) -> None:
+    """Refuse who waits; drain the runners, or leave them to be adopted."""
+    state = s.state
+    for model in list(dict.fromkeys(demand.model for demand in state.demands.values())):
+        s.dismiss(model, "stopping")
+    if f.how == "leave":
+        return
+    for runner in list(state.runners.values()):
+        view = state.model(runner.model)
+        s.retire(runner, "stopping", state.t if f.how == "now" or view is None else state.t + view.unload_ns)
+
+
+def noted(s: Scheduler, f: c.Fact, id: str) -> None:
+    """Nothing follows."""
+
+
+# --- deadlines -------------------------------------------------------------------------------------------
+
+
+def deadline_passed(s: Scheduler, f: c.DeadlinePassed, id: str) -> None:
+    """What a deadline means depends on its kind; `id` is a runner, a request, a model or a demand."""
+    DEADLINES[f.kind](s, f.id)
+
+
+def _load_late(s: Scheduler, id: str) -> None:
+    s.emit(c.RunnerStop(id, "failed", "load_timeout"))
+
+
+def _expired(s: Scheduler, id: str) -> None:
+    s.drain(s.state.runners[id], "keep_alive")
+
+
+def _drain_late(s: Scheduler, id: str) -> None:
+    runner = s.state.runners[id]
+    s.emit(c.RunnerStop(id, "unloaded", runner.reason))
+
+
+def _stop_late(s: Scheduler, id: str) -> None:
+    s.emit(c.RunnerKill(id))
+
+
+def _kill_late(s: Scheduler, id: str) -> None:
+    s.emit(c.RunnerStuck(id))
+
+
+def _probe_late(s: Scheduler, id: str) -> None:
+    runner = s.state.runners[id]
+    if runner.suspect:
+        s.emit(c.RunnerStop(id, "failed", "hung"))
+    else:
+        _silent(s, runner)
+
+
+def _reprobe(s: Scheduler, id: str) -> None:
+    s.emit(c.RunnerProbe(id, "again"))
+
+
+def _watch(s: Scheduler, id: str) -> None:
+    s.emit(c.RunnerProbe(id, "busy"))
+
+
+def _memory_late(s: Scheduler, id: str) -> None:
+    finish(s, s.state.runners[id])
+
+
+def _poll(s: Scheduler, id: str) -> None:
+    if not s.state.measuring:
+        s.emit(c.MemoryMeasure(f"reclaim {id}"))
+
+
+def _queue_late(s: Scheduler, id: str) -> None:
+    _time_out(s, id, "queue_timeout")
+
+
+def _request_late(s: Scheduler, id: str) -> None:
+    _time_out(s, id, "request_timeout")
+
+
+def _time_out(s: Scheduler, id: str, reason: str) -> None:
+    model = s.state.requests[id].model
+    s.emit(c.RequestTimedOut(id, reason))
+    nobody_waits(s, model)
+
+
+def _close_late(s: Scheduler, id: str) -> None:
+    """The relay owed the end of an exchange and did not say it: the fold took the slot back."""
+    request = s.state.requests.get(id)
+    if request is not None and request.state is RequestState.dispatched:
+        s.emit(c.RequestFailed(id, "upstream_failed", request.runner, "its exchange did not end"))
+    for runner in list(s.state.runners.values()):
+        if runner.suspect or runner.state is not RunnerState.ready:
+            slot_freed(s, runner)
+
+
+def _again(s: Scheduler, id: str) -> None:
+    place(s)
+
+
+def _resume(s: Scheduler, id: str) -> None:
+    """Go on with what did not fit into the last step."""
+    for model in list(s.state.dismissing):
+        dismiss_waiting(s, model)
+    for runner in s.state.runners.values():
+        if runner.state is RunnerState.ready and not runner.suspect and s.left >= 0:
+            dispatch_waiting(s, runner)
+    place(s)
+
+
+DEADLINES: dict[str, Callable[[Scheduler, str], None]] = {
+    "load": _load_late,
+    "keep_alive": _expired,
+    "drain": _drain_late,
+    "stop": _stop_late,
+    "kill": _kill_late,
+    "probe": _probe_late,
+    "reprobe": _reprobe,
+    "watch": _watch,
+    "memory": _memory_late,
+    "poll": _poll,
+    "queue": _queue_late,
+    "request": _request_late,
+    "close": _close_late,
+    "measure": _again,
+    "cool": _again,
+    "turn": _again,
+    "quarantine": _again,
+    "resume": _resume,
+}
+
+HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
+    c.RequestArrived: arrived,
+    c.UpstreamEnded: upstream_ended,
+    c.ClientGone: client_gone,
+    c.CancelRequested: cancel_requested,
+    c.ProcessSpawned: noted,
+    c.ProcessExited: process_gone,
+    c.SpawnFailed: process_gone,
+    c.LeaseRefused: lease_refused,
+    c.ProbeAnswered: probe_answered,
+    c.MemoryMeasured: measured,
+    c.LoadRequested: load_requested,
+    c.UnloadRequested: unload_requested,
+    c.DaemonStarted: daemon_started,
+    c.DaemonStopped: noted,
+    c.ConfigChanged: config_changed,
+    c.StopRequested: stop_requested,
+    c.LogResumed: noted,
+    c.LogTailLost: noted,
+    c.BreachRecorded: noted,
+    c.DeadlinePassed: deadline_passed,
+}

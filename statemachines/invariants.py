@@ -1,0 +1,128 @@
+"""What must always hold. The cheap checks run in production, on every decision that they concern, before
+anything is appended; `check_all` walks the whole state and runs after every simulated step.
+
+Invariants bind decisions, not the world: a measurement may find a device over-committed; then nothing new
+is loaded there.
+"""
+
+from __future__ import annotations
+
+from events.catalogue import RunnerLoad
+from statemachines.ledger import budget_bytes, held_bytes
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
+from statemachines.state import Demand, Request, Runner, State, satisfies
+
+
+class Breach(Exception):
+    """A decision, or the state after one, breaks an invariant. The program is wrong: append nothing, stop."""
+
+
+def require(holds: bool, what: str) -> None:
+    """Raise Breach unless it holds; unlike `assert`, also under `python -O`."""
+    if not holds:
+        raise Breach(what)
+
+
+def check_dispatch(request: Request, runner: Runner) -> None:
+    """A slot of a ready, unsuspected runner with a free one; a request that holds none."""
+    if runner.state is not RunnerState.ready or runner.suspect:
+        raise Breach(f"{request.id} dispatched to {runner.id}, which is {runner.state} (suspect: {runner.suspect})")
+    if len(runner.held) >= runner.slots:
+        raise Breach(f"{request.id} dispatched to {runner.id}, whose {runner.slots} slots are in use")
+    if request.slot:
+        raise Breach(f"{request.id} dispatched while it holds a slot of {request.runner}")
+
+
+def check_stop(runner: Runner, verdict: str, t: int) -> None:
+    """No stop under a request, unless its runner failed or the drain's deadline has passed."""
+    cut = verdict == "failed" or (runner.drain_due and runner.drain_due <= t)
+    require(not runner.held or bool(cut), f"{runner.id} stopped with {len(runner.held)} slots in use")
+
+
+def check_load(state: State, load: RunnerLoad) -> None:
+    """The ledger, the port and the instances of a launch spec allow the load."""
+    for device, need in load.reserved_bytes.items():
+        budget = budget_bytes(state, device)
+        over = budget is not None and held_bytes(state, device) + need > budget
+        require(not over, f"load of {load.model} exceeds the budget of {device}")
+    for runner in state.runners.values():
+        require(not load.port or runner.port != load.port, f"port {load.port} is {runner.id}'s")
+        twin = runner.live and runner.digest == load.digest and runner.options == load.options
+        require(not twin, f"{runner.id} already serves the launch spec of {load.model}")
+        beside = runner.live and (runner.alone or load.alone)
+        require(not beside, f"{load.model} loaded beside {runner.id}, one of them to be alone")
+
+
+def check_ended(runner: Runner) -> None:
+    """A terminal runner has no process and no slot in use."""
+    require(runner.exited, f"{runner.id} ended with a process left")
+    require(not runner.held, f"{runner.id} ended with slots in use")
+
+
+def check_all(state: State) -> None:
+    """Every invariant, over the whole state. O(state): for simulation and tests."""
+    _check_slots(state)
+    _check_queues(state)
+    _check_waiters(state)
+    ports = [runner.port for runner in state.runners.values() if runner.port]
+    require(len(ports) == len(dict.fromkeys(ports)), "two runners lease one port")
+
+
+def _check_slots(state: State) -> None:
+    for runner in state.runners.values():
+        require(len(runner.held) <= runner.slots, f"{runner.id} has more slots in use than it has")
+        require(not runner.held or runner.state is not RunnerState.loading, f"{runner.id} is loading, with slots")
+        for id in runner.held:
+            request = state.requests.get(id)
+            require(request is not None and request.slot and request.runner == runner.id, f"slot of {id}")
+    for request in state.requests.values():
+        holder = state.runners.get(request.runner) if request.slot else None
+        require(not request.slot or (holder is not None and request.id in holder.held), f"{request.id}'s slot")
+        require(request.slot or request.state is RequestState.queued, f"{request.id} is {request.state}, kept")
+        require(request.state is not RequestState.dispatched or request.slot, f"{request.id} has no slot")
+
+
+def _check_queues(state: State) -> None:
+    waiting = 0
+    for key, demand in state.demands.items():
+        waiting += len(demand.waiting)
+        require(bool(demand.waiting or demand.operations), f"demand {key} is empty")
+        servers = sum(runner.live and satisfies(runner, demand) for runner in state.runners.values())
+        require(servers == demand.servers, f"demand {key}: {demand.servers} servers counted, {servers} there")
+        require((key in state.starving) == (servers == 0), f"demand {key}: starving is wrong")
+        for id in demand.waiting:
+            require(state.requests[id].state is RequestState.queued, f"{id} waits but is not queued")
+    require(waiting == state.queued, f"{state.queued} queued counted, {waiting} there")
+    # Requests that were requeued, or were queued before a limit was lowered, may stand above the limit.
+
+
+def _check_waiters(state: State) -> None:
+    """No waiter without a pending cause, which is itself a state with a deadline."""
+    due = state.deadlines.due
+    for demand in state.demands.values():
+        if state.stopping or ("resume", "") in due or demand.model in state.dismissing:
+            continue
+        if demand.servers:
+            require(_served_cause(state, demand), f"{demand.key} waits for its runner, which waits for nothing")
+            continue
+        leaving = any(not runner.live for runner in state.runners.values())
+        loading = any(runner.suspect or runner.state is RunnerState.loading for runner in state.runners.values())
+        turn = demand.turn_due != -1 or any(d.turn_due != -1 for d in state.demands.values())
+        cooling = demand.model in state.cooling and ("cool", demand.model) in due
+        cause = state.measuring or leaving or loading or turn or cooling or state.claim is not None
+        require(cause, f"{demand.key} starves, and nothing is pending that could end it")
+
+
+def _served_cause(state: State, demand: Demand) -> bool:
+    due = state.deadlines.due
+    for runner in state.runners.values():
+        if not runner.live or not satisfies(runner, demand):
+            continue
+        if runner.state is RunnerState.loading and ("load", runner.id) in due:
+            return True
+        if runner.suspect and ("probe", runner.id) in due:
+            return True
+        if len(runner.held) >= runner.slots:
+            return True
+    return False

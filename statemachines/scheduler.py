@@ -1,0 +1,131 @@
+"""The core's one door: `Scheduler.step(fact, t)`, which returns the fact and the decisions that follow.
+
+    fact ──▶ step ──▶ [fact, decision, decision …] ──▶ log (durable) ──▶ effects
+
+The law of the returned events: they are appended to the log, whole steps in order, before any opening effect
+of theirs is carried out. `step` is total and deterministic and never waits; it does no I/O. Deadlines that
+came due before `t` are steps of their own and come first, each beginning with its `deadline.passed`.
+"""
+
+from __future__ import annotations
+
+from events import catalogue as c
+from events.catalogue import Decision, Event, Fact, Payload
+from events.limits import STEP_DECISIONS
+from statemachines import decide
+from statemachines.fold import apply
+from statemachines.runner import RunnerState
+from statemachines.state import Runner, State
+
+RULES = 1
+"""Raised by any change that could alter a decision; recorded by every start."""
+
+
+class Scheduler:
+    """The state, and the only way to change it. Raises Breach or IllegalTransition if a step must not be;
+    the state is then void, and nothing of the step may be appended."""
+
+    __slots__ = ("cause", "events", "left", "state")
+
+    def __init__(self, state: State | None = None) -> None:
+        self.state = state or State()
+        self.events: list[Event] = []
+        self.cause = 0
+        self.left = 0
+        """Waiters that this step may still answer."""
+
+    def step(self, fact: Fact, t: int) -> list[Event]:
+        """Fire every deadline before `t`, then take the fact. `t`: scheduler time, ns; never earlier than
+        the last."""
+        self.events = events = []
+        state = self.state
+        if state.deadlines.due and type(fact) is not c.DaemonStarted:
+            self._fire(t)
+        self._take(fact, t if t > state.t else state.t)
+        return events
+
+    def advance(self, t: int) -> list[Event]:
+        """Fire every deadline up to `t`."""
+        self.events = events = []
+        self._fire(t)
+        return events
+
+    def next_due(self) -> int | None:
+        """When the next deadline is due, in scheduler time; None: there is none."""
+        first = self.state.deadlines.first()
+        return first[0] if first else None
+
+    def _fire(self, t: int) -> None:
+        deadlines = self.state.deadlines
+        while (first := deadlines.first()) is not None and first[0] <= t:
+            due, kind, id = first
+            self._take(c.DeadlinePassed(kind, id), max(due, self.state.t))
+
+    def _take(self, fact: Fact, t: int) -> None:
+        state = self.state
+        seq = state.seq + 1
+        event = Event(seq, t, 0, subject_of(fact, seq), fact)
+        apply(state, event)
+        self.events.append(event)
+        self.cause = seq
+        self.left = STEP_DECISIONS
+        decide.HANDLERS[type(fact)](self, fact, event.subject)
+        if self.left < 0 and ("resume", "") not in state.deadlines.due:
+            self.emit(c.StepContinues())
+
+    # --- what decisions are made of ----------------------------------------------------------------------
+
+    def emit(self, decision: Decision) -> None:
+        """Conclude: number the decision, fold it, add it to the step."""
+        state = self.state
+        seq = state.seq + 1
+        event = Event(seq, state.t, self.cause, subject_of(decision, seq), decision)
+        apply(state, event)
+        self.events.append(event)
+
+    def drain(self, runner: Runner, reason: str, deadline_ns: int = 0) -> None:
+        """Close a ready runner to new work, and stop it at once if it has none."""
+        self.emit(c.RunnerDrain(runner.id, reason, deadline_ns))
+        if not runner.held:
+            self.emit(c.RunnerStop(runner.id, "unloaded", reason))
+
+    def retire(self, runner: Runner, reason: str, deadline_ns: int) -> None:
+        """Make a runner go, whatever state it is in; its requests may run until the deadline."""
+        if runner.state is RunnerState.ready:
+            self.drain(runner, reason, deadline_ns)
+        elif runner.state is RunnerState.loading:
+            self.emit(c.RunnerStop(runner.id, "unloaded", reason))
+
+    def dismiss(self, model: str, reason: str, runner: str = "", detail: str = "") -> None:
+        """Answer all who wait for a model with an error, as many as this step may."""
+        self.emit(c.ModelDismissed(model, reason, runner, detail))
+        decide.dismiss_waiting(self, model)
+
+
+def subject_of(body: Payload, seq: int) -> str:
+    """The id of what an event is about: made from its own number where it creates the subject."""
+    kind = type(body)
+    prefix = CREATES.get(kind)
+    if prefix is not None:
+        return f"{prefix}{seq}"
+    field = SUBJECT_FIELD.get(kind)
+    if field is None:
+        return ""
+    subject: str = getattr(body, field)
+    return subject
+
+
+CREATES: dict[type, str] = {
+    c.RequestArrived: "q",
+    c.RunnerLoad: "r",
+    c.LoadRequested: "o",
+    c.UnloadRequested: "o",
+    c.CancelRequested: "o",
+}
+
+SUBJECT_FIELD: dict[type, str] = {
+    kind: name
+    for kind in (*c.FACTS, *c.DECISIONS)
+    for name in [next((f for f in ("request", "operation", "model", "runner", "demand", "id") if hasattr(kind, f)), "")]
+    if name and kind not in CREATES and kind not in (c.TurnWaits, c.BreachRecorded)
+}

@@ -12,7 +12,7 @@ from struct import Struct
 import msgspec
 
 from events.catalogue import Event, Payload
-from events.upcast import CLASSES, decode_body, type_of
+from events.upcast import CLASSES, decode_body
 
 Row = tuple[int, int, int, str, int, int, str, str, bytes]
 """An event as the database takes it: the fields of Record, in order."""
@@ -62,7 +62,7 @@ def first_hash(log_id: str) -> bytes:
     return sha256(log_id.encode()).digest()
 
 
-def chain_hash(
+def chain_hash(  # noqa: PLR0917 - the fields of the hash, in their order
     previous: bytes,
     seq: int,
     at: int,
@@ -109,21 +109,6 @@ def decode(record: Record) -> Event:
     return Event(record.seq, record.t, record.cause, record.subject, body)
 
 
-def hash_of(previous: bytes, record: Record) -> bytes:
-    """The hash that `record` must carry if it follows the event whose hash is `previous`."""
-    return chain_hash(
-        previous,
-        record.seq,
-        record.at,
-        record.t,
-        record.type.encode(),
-        record.version,
-        record.cause,
-        record.subject.encode(),
-        record.payload.encode(),
-    )
-
-
 __all__ = [
     "EventUnreadable",
     "LogError",
@@ -133,6 +118,4 @@ __all__ = [
     "decode",
     "encode",
     "first_hash",
-    "hash_of",
-    "type_of",
 ]

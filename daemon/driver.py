@@ -1,0 +1,381 @@
+"""The driver: the one owner of the state. Facts go in, durable events come out, effects follow.
+
+    submit(fact) ─▶ Scheduler.step ─▶ store.append ─▶ (durable) ─▶ opening effects
+                                          └─▶ closing effects, at once
+
+`submit` is synchronous: it runs in the task that met the fact, between two of trio's checkpoints, so nothing
+else sees the state half-way. Opening effects (spawn, dispatch, a success to an operator) run when the store
+says that their events are durable; closing ones (an error answer) need not wait for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import outcome
+import trio
+
+from daemon import endings, journal
+from daemon.clock import Clock
+from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter
+from daemon.ports import Ticket as TicketPort
+from events import catalogue as c
+from events.catalogue import Event, Fact
+from events.envelope import Record
+from events.limits import LOG_BLOCKED_MS, MS, SAMPLE_NS, SAMPLE_STEP_BYTES, WATCH_PAGE, S
+from events.reader import Reader
+from events.store import EventStore
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
+from statemachines.scheduler import Scheduler
+from statemachines.state import Runner, State
+
+log = logging.getLogger("runnerd")
+
+
+class StepFailed(Exception):
+    """A step broke an invariant or raised: nothing of it was appended, and the state is void. The fact is in
+    `<log>.breach`; exit, leave the runners, and start again."""
+
+
+class Ticket:
+    """One request's way through the scheduler, as its connection sees it."""
+
+    __slots__ = ("_next", "_task", "caller", "model", "on_end", "request")
+
+    def __init__(self, request: str, model: str, caller: str) -> None:
+        self.request = request
+        self.model = model
+        self.caller = caller
+        self.on_end: Callable[[Ended], None] | None = None
+        self._next: Dispatched | Ended | None = None
+        self._task: trio.lowlevel.Task | None = None
+
+    async def turn(self) -> Dispatched | Ended:
+        """Wait for the next dispatch, or the end."""
+        if self._next is None:
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        turn, self._next = self._next, None
+        assert turn is not None
+        return turn
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def tell(self, turn: Dispatched | Ended) -> Dispatched | None:
+        """Hand over a turn; a waiting task wakes once. Returns a dispatch that its task has not seen yet."""
+        unseen, self._next = self._next, turn
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, outcome.Value(None))
+        elif unseen is None and isinstance(turn, Ended) and self.on_end is not None:
+            self.on_end(turn)
+        return unseen if isinstance(unseen, Dispatched) else None
+
+
+class Driver:
+    """See the module. `machinery` and `meter` carry out effects; their facts come back by `submit`."""
+
+    def __init__(self, store: EventStore, scheduler: Scheduler, clock: Clock, path: Path) -> None:
+        self._store = store
+        self._scheduler = scheduler
+        self._clock = clock
+        self._path = path
+        self._tickets: dict[str, Ticket] = {}
+        self._addresses: dict[str, Address] = {}
+        self._operations: dict[str, tuple[trio.Event, str]] = {}
+        self._answers: dict[str, Ended | None] = {}
+        self._refused = 0
+        self._failed: StepFailed | None = None
+        self._wake = trio.Event()
+        self._wake_t = 0
+        self._measure = trio.Event()
+        self._changed = trio.Event()
+        self.machinery: Machinery
+        self.meter: Meter
+        store.on_durable = self._durable
+
+    @property
+    def state(self) -> State:
+        """The folded state, to read."""
+        return self._scheduler.state
+
+    def now(self) -> int:
+        """Scheduler time, ns."""
+        return self._clock()
+
+    # --- facts in ----------------------------------------------------------------------------------------
+
+    def submit(self, fact: Fact) -> Sequence[Event]:
+        """Number, fold and append a fact; its step's events are not durable yet. Raises StepFailed."""
+        events = self._step(lambda: self._scheduler.step(fact, self._clock()), fact)
+        self._close(events)
+        return events
+
+    def _step(self, run: Callable[[], list[Event]], fact: Fact | None) -> list[Event]:
+        if self._failed is not None:
+            raise self._failed
+        try:
+            events = run()
+        except Exception as error:
+            self._failed = StepFailed(f"{type(error).__name__}: {error}")
+            self._record_breach(fact, error)
+            self._wake.set()
+            raise self._failed from error
+        if events:
+            self._store.append(events, time.time_ns())
+            due = self._scheduler.next_due()
+            if due is not None and due < self._wake_t:
+                self._wake.set()
+        return events
+
+    def _record_breach(self, fact: Fact | None, error: Exception) -> None:
+        """Keep the offending fact beside the log; it must not be met again at every start."""
+        model = getattr(fact, "model", "")
+        kept = {"fact": fact, "model": model, "detail": f"{type(error).__name__}: {error}", "seq": self.state.seq}
+        Path(f"{self._path}.breach").write_bytes(msgspec.json.encode(kept))
+        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error)
+
+    # --- the front door's side ---------------------------------------------------------------------------
+
+    def arrive(self, arrival: c.RequestArrived) -> Ticket:
+        """Submit an arrival. Raises LogBlocked; then nothing became a fact."""
+        blocked = self._store.blocked_since
+        if blocked is not None and time.monotonic_ns() - blocked > LOG_BLOCKED_MS * MS:
+            self._refused += 1
+            raise LogBlocked(f"the event log cannot be written: {self._store.blocked_error}")
+        events = self._step(lambda: self._scheduler.step(arrival, self._clock()), arrival)
+        for event in events:
+            if event.body is arrival:
+                ticket = self._tickets[event.subject] = Ticket(event.subject, arrival.model, arrival.caller)
+                break
+        self._close(events)
+        return ticket
+
+    def gone(self, ticket: Ticket) -> None:
+        """The client went away."""
+        if ticket.request in self._tickets:
+            self.submit(c.ClientGone(ticket.request))
+
+    def ended(self, fact: c.UpstreamEnded) -> None:
+        """An upstream exchange has ended."""
+        self.submit(fact)
+
+    # --- effects -----------------------------------------------------------------------------------------
+
+    def _close(self, events: Sequence[Event]) -> None:
+        """Closing effects: error answers, and letting go of tickets. They need not wait for the log."""
+        for event in events:
+            kind = type(event.body)
+            if kind is c.RequestDispatched or kind is c.UpstreamEnded:
+                continue  # the hot path
+            if kind is c.RequestCompleted:
+                self._tickets.pop(event.subject, None)
+            elif kind in ENDINGS:
+                self._end(event)
+
+    def _end(self, event: Event) -> None:
+        ticket = self._tickets.pop(event.subject, None)
+        if ticket is not None:
+            body: Any = event.body
+            unsent = ticket.tell(endings.ending(self.state, body, ticket.model, ticket.caller))
+            if unsent is not None:  # told to go, ended before it went: its exchange never was
+                runner = unsent.address.runner
+                self.submit(c.UpstreamEnded(event.subject, runner, False, sent=False))
+
+    def _durable(self, events: Sequence[Event]) -> None:
+        """Opening effects, in sequence order."""
+        for event in events:
+            kind = type(event.body)
+            if kind is c.RequestDispatched:
+                self._dispatch(event)
+                continue
+            effect = OPENING.get(kind)
+            if effect is not None:
+                effect(self, event, event.body)
+            if kind in journal.LEVELS:
+                journal.write(event)
+        self._changed.set()
+
+    def _dispatch(self, event: Event) -> None:
+        body: Any = event.body
+        ticket = self._tickets.get(body.request)
+        request = self.state.requests.get(body.request)
+        if ticket is None or request is None or request.state is not RequestState.dispatched:
+            if request is not None and request.slot and request.runner == body.runner:
+                self.submit(c.UpstreamEnded(body.request, body.runner, False, sent=False))
+            return
+        address = self._addresses.get(body.runner)
+        if address is None:
+            address = self._addresses[body.runner] = self.machinery.address(body.runner)
+        ticket.tell(Dispatched(address, body.attempt))
+
+    def _ensure(self, event: Event, body: Any) -> None:
+        runner = self.state.runners.get(event.subject)
+        if runner is not None:
+            self.machinery.ensure(launch_of(runner))
+
+    def _release(self, event: Event, body: c.ProcessSpawned) -> None:
+        self.machinery.release(body.process)
+
+    def _stop(self, event: Event, body: c.RunnerStop) -> None:
+        self.machinery.stop(body.runner)
+
+    def _kill(self, event: Event, body: c.RunnerKill) -> None:
+        self.machinery.kill(body.runner)
+
+    def _probe(self, event: Event, body: c.RunnerProbe) -> None:
+        self.machinery.probe(body.runner, body.reason)
+
+    def _forget(self, event: Event, body: Any) -> None:
+        self._addresses.pop(body.runner, None)
+        self.machinery.forget(body.runner)
+
+    def _ask_meter(self, event: Event, body: c.MemoryMeasure) -> None:
+        self._measure.set()
+
+    def _operation_ended(self, event: Event, body: c.OperationEnded) -> None:
+        waiter = self._operations.pop(body.operation, None)
+        if waiter is not None:
+            done, model = waiter
+            answer = None
+            if not body.ok:
+                answer = endings.describe(self.state, "operation.ended", body.reason, model)
+            self._answers[body.operation] = answer
+            done.set()
+
+    # --- the control socket's side -----------------------------------------------------------------------
+
+    async def durable(self, seq: int) -> None:
+        """Wait until the event `seq` is durable."""
+        await self._store.wait(seq)
+
+    async def operation(self, fact: Fact) -> Ended | None:
+        """Submit an operator's fact and wait for its durable answer; None: done as asked."""
+        events = self._step(lambda: self._scheduler.step(fact, self._clock()), fact)
+        id = next(event.subject for event in events if event.body is fact)
+        done = trio.Event()
+        self._operations[id] = (done, getattr(fact, "model", "") or getattr(fact, "request", ""))
+        self._close(events)
+        try:
+            await done.wait()
+            return self._answers[id]
+        finally:
+            self._operations.pop(id, None)
+            self._answers.pop(id, None)
+
+    async def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
+        """Every durable event after `after_seq`, in order and without a gap."""
+        while True:
+            page = await trio.to_thread.run_sync(_page, self._path, after_seq)
+            for record in page:
+                yield record
+                after_seq = record.seq
+            if not page:
+                if not follow:
+                    return
+                await self._store.wait(after_seq + 1)
+
+    # --- tasks -------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """The driver's own tasks: deadlines, measurements, the log's health."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deadlines)
+            nursery.start_soon(self._meter_task)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _deadlines(self) -> None:
+        """Fire deadlines when they come due; woken early when one is armed that comes sooner."""
+        while True:
+            due = self._scheduler.next_due()
+            self._wake = trio.Event()
+            self._wake_t = due if due is not None else self._clock() + 3600 * S
+            if self._failed is not None:
+                raise self._failed
+            pause_s = max(0, self._wake_t - self._clock()) / S
+            if pause_s:
+                with trio.move_on_after(pause_s):
+                    await self._wake.wait()
+            else:
+                await trio.lowlevel.checkpoint()
+            events = self._step(lambda: self._scheduler.advance(self._clock()), None)
+            self._close(events)
+
+    async def _meter_task(self) -> None:
+        """Measure when a decision asks for it; otherwise sample now and then, and report what moved."""
+        while True:
+            with trio.move_on_after(SAMPLE_NS / S):
+                await self._measure.wait()
+            asked = self._measure.is_set()
+            self._measure = trio.Event()
+            if asked or any(runner.state is RunnerState.ready for runner in self.state.runners.values()):
+                fact = await self.meter.measure(self._pids())
+                if asked or self._moved(fact):
+                    self.submit(fact)
+
+    def _pids(self) -> dict[str, list[int]]:
+        runners = self.state.runners.values()
+        return {r.id: [process.pid for process in r.processes.values()] for r in runners if r.processes}
+
+    def _moved(self, fact: c.MemoryMeasured) -> bool:
+        """Whether a sample says something new: free memory, or what a runner uses, moved."""
+        last = self.state.readings
+        for device, reading in fact.devices.items():
+            if device not in last or abs(last[device].free_bytes - reading.free_bytes) >= SAMPLE_STEP_BYTES:
+                return True
+        for id, used in fact.runners.items():
+            runner = self.state.runners.get(id)
+            if runner is not None and not runner.used_bytes and used:
+                return True
+        return False
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition on the durable state holds."""
+        while not condition():
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+    def log_resumed(self, blocked_ns: int, error: str) -> None:
+        """The store writes again."""
+        refused, self._refused = self._refused, 0
+        self.submit(c.LogResumed(refused, blocked_ns, error))
+
+
+def _page(path: Path, after_seq: int) -> list[Record]:
+    """The next records of the log, at most WATCH_PAGE."""
+    with Reader(path) as reader:
+        return list(islice(reader.records(after_seq), WATCH_PAGE))
+
+
+def launch_of(runner: Runner) -> Launch:
+    """What the log decided about a runner's start."""
+    return Launch(runner.id, runner.model, runner.digest, runner.options, runner.port, runner.socket)
+
+
+ENDINGS = {c.RequestRejected, c.RequestFailed, c.RequestCancelled, c.RequestTimedOut}
+
+OPENING: dict[type, Callable[[Driver, Event, Any], None]] = {
+    c.RunnerLoad: Driver._ensure,
+    c.RunnerLeased: Driver._ensure,
+    c.ProcessSpawned: Driver._release,
+    c.RunnerStop: Driver._stop,
+    c.RunnerKill: Driver._kill,
+    c.RunnerProbe: Driver._probe,
+    c.RunnerUnloaded: Driver._forget,
+    c.RunnerFailed: Driver._forget,
+    c.RunnerLost: Driver._forget,
+    c.MemoryMeasure: Driver._ask_meter,
+    c.OperationEnded: Driver._operation_ended,
+}

@@ -1,0 +1,83 @@
+"""Request bodies: received whole, small ones in memory, large ones in an unlinked file, all of them counted."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from typing import BinaryIO
+
+
+class Held:
+    """The bytes of all bodies together, against their limit."""
+
+    __slots__ = ("bytes", "limit_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.bytes = 0
+        self.limit_bytes = limit_bytes
+
+
+class Body:
+    """One request's body. `close` gives its bytes back to `held`; it may be filled again afterwards."""
+
+    __slots__ = ("_counted", "_file", "_held", "_map", "_memory_bytes", "_pieces", "size")
+
+    def __init__(self, held: Held, memory_bytes: int) -> None:
+        self.size = 0
+        self._held = held
+        self._memory_bytes = memory_bytes
+        self._counted = 0
+        self._pieces: list[bytes] = []
+        self._file: BinaryIO | None = None
+        self._map: mmap.mmap | None = None
+
+    def reserve(self, size: int) -> bool:
+        """Count `size` bytes in all against the common limit; False (and no change) if they do not fit."""
+        held = self._held
+        more = size - self._counted
+        if held.bytes + more > held.limit_bytes:
+            return False
+        held.bytes += more
+        self._counted = size
+        return True
+
+    def add(self, piece: bytes) -> None:
+        """Append what has come. It has been reserved before."""
+        self.size += len(piece)
+        if self._file is None:
+            self._pieces.append(piece)
+            if self.size > self._memory_bytes:
+                self._spill()
+        else:
+            self._file.write(piece)
+
+    def _spill(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="runnerd-body-")  # noqa: SIM115 (closed by `close`)
+        self._file.writelines(self._pieces)
+        self._pieces.clear()
+
+    @property
+    def in_file(self) -> bool:
+        """It is large: looking at all of it takes long enough to do so in another thread."""
+        return self._file is not None
+
+    def view(self) -> bytes | mmap.mmap:
+        """The whole body, valid until `close`."""
+        if self._file is None:
+            if len(self._pieces) > 1:
+                self._pieces[:] = [b"".join(self._pieces)]
+            return self._pieces[0] if self._pieces else b""
+        if self._map is None:
+            self._file.flush()
+            self._map = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
+        return self._map
+
+    def close(self) -> None:
+        """Forget the bytes and stop counting them. Idempotent."""
+        self._held.bytes -= self._counted
+        self._counted = self.size = 0
+        self._pieces.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._map = None  # not closed: a traceback's frames may still hold views of it

@@ -1,0 +1,201 @@
+"""Reading a request: httptools (llhttp) parses, this counts, refuses and keeps what a relay needs.
+
+llhttp in its strict mode refuses by itself: two Content-Lengths or one that is no plain number, Content-Length
+with Transfer-Encoding, bare CR and bare LF, folded headers, space before a colon, invalid names, control
+characters, malformed chunks, data after `Connection: close`. What it lets through and we do not: HTTP/0.9 and
+2.0, codings before `chunked`, any number and size of headers, more than one Host.
+"""
+
+from __future__ import annotations
+
+import httptools
+import msgspec
+
+from daemon.http.body import Body
+from daemon.http.limits import Limits
+
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"upgrade")
+)
+"""Headers between a client and us alone. They are dropped, and so is whatever Connection names."""
+
+REPLACED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
+"""Headers that the relay writes anew, or answers itself."""
+
+NOTED = HOP_BY_HOP | REPLACED
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a request cannot be served: what `daemon.http.answers.error` takes."""
+
+    status: int
+    code: str
+    message: str
+
+
+class RequestReader:
+    """One connection's requests, one after the other. `httptools` calls the `on_…` methods.
+
+    Read `headed`, `done` and `refusal` after each `feed`; `reset` before the next request.
+    """
+
+    __slots__ = (
+        "_limits", "_named", "_parser", "body", "chunked", "done", "excess", "expects_continue", "headed", "host",
+        "hosts", "keep_alive", "length", "lines", "method", "refusal", "url", "version",
+    )  # fmt: skip
+
+    def __init__(self, limits: Limits, body: Body) -> None:
+        self._limits = limits
+        self.body = body
+        self._parser = httptools.HttpRequestParser(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the request that was served."""
+        self.method = b""
+        self.url = b""
+        self.version = ""
+        self.lines: list[bytes] = []
+        """Header lines to pass on, each with its CRLF."""
+        self.host = b""
+        self.hosts = 0
+        self.length = 0
+        self.chunked = False
+        self.expects_continue = False
+        self.keep_alive = False
+        self.headed = False
+        self.done = False
+        self.excess = False
+        """Bytes came behind the request before it was answered: the connection is closed after the answer."""
+        self.refusal: Refusal | None = None
+        self._named: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take what the client sent."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError:
+            raise
+        except httptools.HttpParserError as error:
+            if self.done:
+                self.excess = True
+            else:
+                self._refuse(400, "malformed_request", f"The request is not valid HTTP/1.1: {error}.")
+
+    def close(self) -> None:
+        """Break the reference cycle with the parser, so that memory does not wait for a collection."""
+        del self._parser
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        if self.refusal is None:
+            self.refusal = Refusal(status, code, message)
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Go on with HTTP/1.1, as RFC 9110 allows: some clients (Java's) offer h2c with every request. The
+        parser has stopped behind the head, so another one reads the same head without the offer."""
+        if self.method == b"CONNECT":
+            return
+        self.done = self.headed = False
+        framing = b"Transfer-Encoding: chunked\r\n" if self.chunked else b"Content-Length: %d\r\n" % self.length
+        connection = b"" if self.keep_alive else b"Connection: close\r\n"
+        lines, url, host, version = self.lines, self.url, self.host, self.version
+        self.lines, self.url, self.host, self.hosts = [], b"", b"", 0
+        self._parser = httptools.HttpRequestParser(self)
+        start = b"%b %b HTTP/%b\r\nHost: %b\r\n" % (self.method, url, version.encode(), host)
+        self.feed(b"".join((start, *lines, connection, framing, b"\r\n", rest)))
+
+    # --- what the parser calls -----------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.done:
+            self.excess = True
+
+    def on_url(self, piece: bytes) -> None:
+        if not self.headed:
+            self.url += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.headed:  # a trailer, or a request behind this one
+            return
+        lower = name.lower()
+        if lower in NOTED:
+            self._note(lower, value)
+        else:
+            self.lines.append(b"%b: %b\r\n" % (name, value))
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            self.host = value
+            self.hosts += 1
+        elif name == b"content-length":
+            self.length = int(value)
+        elif name == b"transfer-encoding":
+            self.chunked = True
+            if value.lower() != b"chunked":
+                self._refuse(501, "unsupported_transfer_encoding", "The only transfer coding here is chunked.")
+        elif name == b"expect":
+            self.expects_continue = value.lower() == b"100-continue"
+        elif name == b"connection":
+            self._named += [token.strip().lower() for token in value.split(b",")]
+
+    def on_headers_complete(self) -> None:
+        if self.headed:
+            return
+        self.headed = True
+        self.method = self._parser.get_method()
+        self.version = self._parser.get_http_version()
+        self._check()
+        if self._named:
+            self.lines = without(self.lines, self._named)
+
+    def _check(self) -> None:
+        limits = self._limits
+        if self.version not in ("1.1", "1.0"):
+            self._refuse(505, "unsupported_http_version", "This server speaks HTTP/1.1 and HTTP/1.0.")
+        elif self.hosts != 1 and (self.hosts or self.version == "1.1"):
+            self._refuse(400, "malformed_request", "A request has exactly one Host header.")
+        elif self.chunked and self.version == "1.0":
+            self._refuse(400, "malformed_request", "HTTP/1.0 has no Transfer-Encoding.")
+        elif len(self.url) > limits.url_bytes:
+            self._refuse(414, "url_too_long", f"The URL is longer than {limits.url_bytes} bytes.")
+        elif len(self.lines) > limits.headers:
+            self._refuse(431, "head_too_large", f"The request has more than {limits.headers} headers.")
+        elif sum(map(len, self.lines)) > limits.head_bytes:
+            self.refuse_head()
+        elif self.length > limits.body_bytes:
+            self._refuse_size()
+        elif self.length and not self.body.reserve(self.length):
+            self._refuse_held()
+
+    def refuse_head(self) -> None:
+        """The head has not ended within its limit."""
+        self._refuse(431, "head_too_large", f"The request's head exceeds {self._limits.head_bytes} bytes.")
+
+    def _refuse_size(self) -> None:
+        self._refuse(413, "body_too_large", f"The request body exceeds {self._limits.body_bytes} bytes.")
+
+    def _refuse_held(self) -> None:
+        self._refuse(503, "bodies_held", "The server holds as many request bodies as it may. Try again soon.")
+
+    def on_body(self, piece: bytes) -> None:
+        if self.done or self.refusal is not None:
+            return
+        if self.chunked:
+            size = self.body.size + len(piece)
+            if size > self._limits.body_bytes:
+                return self._refuse_size()
+            if not self.body.reserve(size):
+                return self._refuse_held()
+        self.body.add(piece)
+
+    def on_message_complete(self) -> None:
+        if not self.done:
+            self.done = True
+            self.keep_alive = self._parser.should_keep_alive()
+
+
+def without(lines: list[bytes], named: list[bytes]) -> list[bytes]:
+    """The header lines that Connection does not name."""
+    return [line for line in lines if line.split(b":", 1)[0].lower() not in named]

@@ -1,0 +1,97 @@
+"""A non-blocking socket under trio: no stream, no lock, no checkpoint that is not needed."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import trio
+from trio.lowlevel import notify_closing, wait_readable, wait_writable
+
+from events.limits import HTTP_READ_BYTES
+
+FAILURES = (OSError, trio.ClosedResourceError, trio.BusyResourceError)
+"""What using a wire can raise: the peer's end of it, or ours (it was closed while a task waited on it)."""
+
+
+class Clock:
+    """Coarse monotonic time in seconds: read for nothing on every request, moved on by the reaper."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = trio.current_time()
+
+
+class Wire:
+    """One connected (or connecting) socket, used by one task at a time; any task may close it."""
+
+    __slots__ = ("_clock", "_recv", "_send", "closed", "sock", "waiting_since")
+
+    def __init__(self, sock: socket.socket, clock: Clock) -> None:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.closed = False
+        self.waiting_since: float | None = None
+        """Since when the peer has taken nothing that we want to give it. The reaper looks at it."""
+        self._clock = clock
+        self._recv = sock.recv
+        self._send = sock.send
+
+    async def connect(self, address: object) -> None:
+        """Connect; raises one of FAILURES. The reaper bounds the wait as it does a stalled write."""
+        self.waiting_since = self._clock.now
+        try:
+            self.sock.connect(address)  # type: ignore[arg-type]
+        except BlockingIOError:
+            if self.sock.family == socket.AF_UNIX:  # a full backlog: nothing to wait on, so it is a refusal
+                raise ConnectionRefusedError("its queue of connections is full") from None
+            await wait_writable(self.sock)
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, os.strerror(error)) from None
+        self.waiting_since = None
+
+    async def recv(self) -> bytes:
+        """Wait for bytes; b"" at the end of the stream. Raises one of FAILURES.
+
+        It waits before it tries: on a relay the bytes are mostly not there yet, and a fast peer must not keep
+        the task from yielding.
+        """
+        while not self.closed:
+            await wait_readable(self.sock)
+            try:
+                return self._recv(HTTP_READ_BYTES)
+            except BlockingIOError:
+                continue
+        raise trio.ClosedResourceError
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send all of it; raises one of FAILURES. Does not yield where the kernel takes it at once."""
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(data):
+            await self._send_rest(memoryview(data)[sent:])
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            self.waiting_since = self._clock.now
+            await wait_writable(self.sock)
+            if self.closed:
+                raise trio.ClosedResourceError
+            try:
+                rest = rest[self._send(rest) :]
+            except BlockingIOError:
+                continue
+        self.waiting_since = None
+
+    def close(self) -> None:
+        """Close it, and wake the task that waits on it with ClosedResourceError. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            notify_closing(self.sock)
+            self.sock.close()

@@ -1,0 +1,115 @@
+"""Starting again: fold the log, say who survived, notice what changed meanwhile.
+
+Recovery folds recorded facts *and* decisions; it decides nothing. What follows from the crash is decided in
+the step of `daemon.started`, the first fact of every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from daemon.clock import Clock
+from daemon.driver import Driver, launch_of
+from daemon.ports import Launch
+from daemon.version import VERSION
+from events import catalogue as c
+from events.catalogue import Process
+from events.envelope import decode
+from events.reader import Reader
+from events.store import EventStore
+from events.witness import boot_id
+from statemachines.fold import apply
+from statemachines.runner import RunnerState
+from statemachines.scheduler import RULES
+from statemachines.state import State
+
+log = logging.getLogger("runnerd")
+
+
+class Kept(msgspec.Struct):
+    """A fact that breached, as the driver kept it."""
+
+    fact: dict[str, object] | None = None
+    model: str = ""
+    detail: str = ""
+    seq: int = 0
+
+
+def fold_log(path: Path) -> tuple[State, Clock]:
+    """The state that the log folds to, and the clock that goes on from it. Raises ChainBroken, and what
+    folding raises, for a log that this program must not go on with."""
+    state = State()
+    last_at: int | None = None
+    with Reader(path) as reader:
+        reader.verify_chain()
+        for record in reader.records():
+            apply(state, decode(record))
+            last_at = record.at
+    return state, Clock(state.t, last_at)
+
+
+def recorded(state: State) -> Sequence[tuple[Process, Launch]]:
+    """Every process that the log believes alive, with what it was started as."""
+    return [
+        (process, launch_of(runner)) for runner in state.runners.values() for process in runner.processes.values()
+    ]
+
+
+async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Path) -> None:
+    """The first facts of a start, in their order; nothing is dispatched before them."""
+    state = driver.state
+    survivors = await driver.machinery.identify(recorded(state))
+    if state.seq:
+        log.info("recovered %d events, %d of %d runners alive", state.seq, len(survivors), len(state.runners))
+    driver.submit(
+        c.DaemonStarted(RULES, view.policy, boot_id(), VERSION, os.uname().nodename, tuple(survivors))
+    )
+    if store.tail_lost is not None:
+        driver.submit(c.LogTailLost(*store.tail_lost))
+    _report_breach(driver, path)
+    if driver.state.config != view:
+        driver.submit(c.ConfigChanged(view, "start"))
+    driver.submit(await driver.meter.measure({}))
+    for runner in list(driver.state.runners.values()):  # a signal that may not have been sent: once more
+        if runner.state is RunnerState.stopping and runner.processes:
+            driver.machinery.stop(runner.id)
+    await driver.durable(driver.state.seq)
+
+
+def _report_breach(driver: Driver, path: Path) -> None:
+    """A fact that broke an earlier start enters as a fact; its file is kept under another name."""
+    kept_path = Path(f"{path}.breach")
+    try:
+        kept = msgspec.json.decode(kept_path.read_bytes(), type=Kept)
+    except FileNotFoundError:
+        return
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        kept = Kept(detail="unreadable")
+    kind = str((kept.fact or {}).get("type", "deadline.passed"))
+    driver.submit(c.BreachRecorded(kind, kept.model, kept.detail[:500]))
+    kept_path.replace(f"{path}.breach.{kept.seq}")
+
+
+def digest_key(directory: Path) -> bytes:
+    """The key of the launch specs' digests: made once, so that digests can be compared between starts, and
+    kept beside the log, so that a digest in an exported log tells nothing of a command or a secret."""
+    path = directory / "digest.key"
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = b""
+    if len(key) != hashlib.sha256().digest_size:
+        key = secrets.token_bytes(hashlib.sha256().digest_size)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(key)
+    return key
+
+

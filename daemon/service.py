@@ -1,0 +1,115 @@
+"""The daemon as a whole: what is opened in which order, and how it ends.
+
+Start: the log (and its lock), the fold, the survivors, the first facts, then the sockets. End: stop requested
+(a fact like any other), runners drained and gone, the last fact, the log closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import trio
+
+from daemon import guardian
+from daemon.config import Config
+from daemon.control.server import ControlServer
+from daemon.driver import Driver
+from daemon.http.server import FrontDoor
+from daemon.meter import MachineMeter
+from daemon.processes.supervisor import Supervisor
+from daemon.recovery import begin, digest_key, fold_log
+from events import catalogue as c
+from events.limits import STOP_LOG_MS
+from events.store import EventStore, open_store
+from events.witness import boot_id
+from statemachines.scheduler import Scheduler
+
+log = logging.getLogger("runnerd")
+
+
+class Places(msgspec.Struct, frozen=True):
+    """Where a daemon lives: its log, its state directory, its sockets."""
+
+    log: Path
+    control: Path
+    host: str
+    port: int
+
+    @property
+    def state_dir(self) -> Path:
+        """Beside the log: runners' output, their sockets, the digest key."""
+        return self.log.parent
+
+
+class StopFailed(Exception):
+    """The stop could not be logged; the runners were ended all the same."""
+
+
+async def serve(config: Config, places: Places) -> None:
+    """Run until stopped. Raises LogError and its kin, StepFailed, OSError (a socket that cannot be bound)."""
+    places.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listeners = await trio.open_tcp_listeners(places.port, host=places.host)
+    async with open_store(places.log, durability=config.durability) as store:
+        state, clock = await trio.to_thread.run_sync(fold_log, places.log)
+        driver = Driver(store, Scheduler(state), clock, places.log)
+        view = config.view(digest_key(places.state_dir))
+        async with _machinery(driver, config, places, store), driver.run():
+            await begin(driver, store, view, places.log)
+            guardian.start(places.log, store.log_id)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
+                nursery.start_soon(_signals, driver)
+                front = FrontDoor(driver, config)
+                await nursery.start(front.serve, listeners)
+                control = ControlServer(driver, config)
+                await nursery.start(control.serve, places.control)
+                log.info("listening on http://%s:%d, control socket %s", places.host, places.port, places.control)
+            with suppress(OSError):
+                places.control.unlink()
+            if driver.state.stopping != "leave":
+                guardian.stop(places.log)
+
+
+@asynccontextmanager
+async def _machinery(
+    driver: Driver, config: Config, places: Places, store: EventStore
+) -> AsyncIterator[None]:
+    """Processes and meters, wired to the driver."""
+    driver.meter = MachineMeter()
+    supervisor = Supervisor(driver.submit, config.command, places.state_dir, store.log_id, boot_id())
+    async with supervisor:
+        driver.machinery = supervisor
+        yield
+
+
+async def _signals(driver: Driver) -> None:
+    """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. The guardian's work is not ours."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) as received:
+        async for number in received:
+            again = driver.state.stopping in ("drain", "now")
+            how = "now" if again or number == signal.SIGQUIT else "drain"
+            name = signal.Signals(number).name
+            log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
+            driver.submit(c.StopRequested(how, f"{name}, pid {os.getpid()}"))
+
+
+async def _until_stopped(driver: Driver, scope: trio.CancelScope) -> None:
+    """Wait for a requested stop to be done, log the last fact, and end the rest."""
+    await driver.until(lambda: bool(driver.state.stopping))
+    with trio.move_on_after(STOP_LOG_MS / 1000) as late:
+        await driver.durable(driver.state.seq)
+    if late.cancelled_caught:
+        for runner in list(driver.state.runners):
+            driver.machinery.kill(runner)
+        raise StopFailed("the stop could not be logged: the runners were ended without it")
+    leave = driver.state.stopping == "leave"
+    await driver.until(lambda: leave or not (driver.state.runners or driver.state.requests))
+    driver.submit(c.DaemonStopped())
+    await driver.durable(driver.state.seq)
+    scope.cancel()

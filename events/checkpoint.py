@@ -1,0 +1,116 @@
+"""Keeping the write-ahead log short without making a commit pay for it.
+
+A second connection copies the WAL into the database beside the writer. A busy writer would stay ahead of it
+for ever, and the WAL can only be begun anew once all of it is copied: so after each bulk the writer yields
+once, for the few pages that have come since. Only if the WAL grows beyond its hard limit all the same (a
+reader that does not let go) is the writer slowed down.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Protocol
+
+import trio
+
+from events.commit import is_temporary
+from events.limits import (
+    WAL_HARD_BYTES,
+    WAL_PACE_S,
+    WAL_PAGES_PER_GROUP,
+    WAL_ROWS_PER_PAGE,
+    WAL_SOFT_PAGES,
+    WAL_YIELD_S,
+)
+from events.trio_sqlite import TrioSqlite
+
+
+class Writer(Protocol):
+    """What is asked to yield."""
+
+    async def hold(self) -> None:
+        """Begin no transaction until `release`; return when none is under way."""
+        ...
+
+    def release(self) -> None:
+        """Go on; also when it is not held."""
+        ...
+
+
+class Checkpointer:
+    """Decides when to checkpoint, and does it. Everything here belongs to the trio thread."""
+
+    def __init__(self, connection: TrioSqlite, log: str, writer: Writer) -> None:
+        self._connection = connection
+        self._wal = f"{log}-wal"
+        self._writer = writer
+        self._grown_pages = 0
+        self._due = trio.Event()
+        self.checkpoints = 0
+        self.yields = 0
+        self.paced = 0
+        self.peak_bytes = 0
+
+    def grew(self, rows: int) -> None:
+        """A transaction of so many rows was written. Its pages are estimated: asking would cost more."""
+        self._grown_pages += WAL_PAGES_PER_GROUP + rows // WAL_ROWS_PER_PAGE
+        if self._grown_pages >= WAL_SOFT_PAGES:
+            self._due.set()
+
+    def wal_bytes(self) -> int:
+        """The size of the WAL's file."""
+        try:
+            size = os.stat(self._wal).st_size
+        except FileNotFoundError:
+            return 0
+        self.peak_bytes = max(size, self.peak_bytes)
+        return size
+
+    async def run(self) -> None:
+        """Checkpoint whenever it is due, until cancelled."""
+        while True:
+            await self._due.wait()
+            self._due = trio.Event()
+            try:
+                await self._cycle()
+            except sqlite3.Error as error:
+                if not is_temporary(error):
+                    raise
+
+    async def _cycle(self) -> None:
+        await self._pass()
+        if self._grown_pages:
+            await self._pass_while_held()
+        while self.wal_bytes() > WAL_HARD_BYTES and self._grown_pages:
+            self.paced += 1
+            await self._writer.hold()
+            try:
+                await trio.sleep(WAL_PACE_S)
+            finally:
+                self._writer.release()
+            await self._pass()
+
+    async def _pass_while_held(self) -> None:
+        self.yields += 1
+        await self._writer.hold()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._release_at_last)
+                await self._pass()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._writer.release()
+
+    async def _release_at_last(self) -> None:
+        await trio.sleep(WAL_YIELD_S)
+        self._writer.release()
+
+    async def _pass(self) -> None:
+        self._grown_pages = 0
+        self.checkpoints += 1
+        await self._connection.run(self._checkpoint)
+        self.wal_bytes()
+
+    def _checkpoint(self) -> None:
+        self._connection.raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -1,0 +1,261 @@
+"""Reading a log file: records, events, one subject's events, cursors, and the verification of the chain.
+
+Synchronous and read-only, for tools and for recovery. It works beside a daemon that writes the same log, and
+on a copy. Rows come in pages and no transaction outlives its page, so that a reader never stops the log
+from being checkpointed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from struct import error as StructError
+from typing import Any
+
+import msgspec
+
+from events import schema
+from events.catalogue import Event
+from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode
+from events.limits import READ_PAGE_ROWS, READ_TIMEOUT_S
+
+COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
+
+_REQUEST = "json_extract(payload, '$.request')"
+_RUNNER = "coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner'))"
+
+
+_OF_SUBJECT = (  # each line is what one of the indexes covers
+    "seq IN (SELECT seq FROM events WHERE subject = :subject"
+    f" UNION ALL SELECT seq FROM events WHERE {_REQUEST} = :subject AND {_REQUEST} <> subject"
+    f" UNION ALL SELECT seq FROM events WHERE {_RUNNER} = :subject AND {_RUNNER} <> subject)"
+)
+
+
+class ChainBroken(LogError):
+    """The log has been altered or damaged at `seq`: everything before it is as it was written."""
+
+    def __init__(self, seq: int, what: str) -> None:
+        super().__init__(f"the chain breaks at event {seq}: {what}")
+        self.seq = seq
+        self.what = what
+
+
+class CursorLost(LogError):
+    """The cursor names an event that this log does not hold: it is another log's, or its tail was lost.
+
+    Begin again from a fresh look at the state.
+    """
+
+
+class CursorPruned(LogError):
+    """The events after this cursor have been pruned. Begin again from the log's base."""
+
+
+class Base(msgspec.Struct, frozen=True):
+    """Where a log begins: its first event's number, and the hash to which that event is chained."""
+
+    log_id: str
+    created_at: int
+    seq: int
+    hash: bytes
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last event of a log; of an empty one, what its first event will be chained to."""
+
+    seq: int
+    hash: bytes
+
+    @property
+    def cursor(self) -> str:
+        """The head as a cursor."""
+        return cursor(self.seq, self.hash)
+
+
+def cursor(seq: int, hash: bytes) -> str:
+    """The text that names an event of one particular log: `seq-hash8`."""
+    return f"{seq}-{hash.hex()[:8]}"
+
+
+def read_base(connection: sqlite3.Connection) -> Base:
+    """The base of a log. Raises LogError where it has none."""
+    row = connection.execute("SELECT log_id, created_at, seq, hash FROM log_base").fetchone()
+    if row is None:
+        raise LogError("the log has no base: it is damaged")
+    return Base(*row)
+
+
+def read_head(connection: sqlite3.Connection, base: Base) -> Head:
+    """The last event of a log."""
+    row = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return Head(*row) if row is not None else Head(base.seq - 1, base.hash)
+
+
+class Reader:
+    """A log file, open for reading. Raises NotALog, SchemaTooNew, OSError or sqlite3.Error on opening."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._connection = open_read_only(self.path)
+        try:
+            self.schema = schema.check(self._connection)
+            if self.schema == 0:
+                raise schema.NotALog(f"{self.path} holds no event log yet")
+            self.base = read_base(self._connection)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @property
+    def log_id(self) -> str:
+        """The log's identity."""
+        return self.base.log_id
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def head(self) -> Head:
+        """The last event, now."""
+        return read_head(self._connection, self.base)
+
+    def records(self, after: int = 0, upto: int | None = None) -> Iterator[Record]:
+        """The events after number `after`, up to number `upto` (None: to the head as it is now).
+
+        With `after` 0 they begin at the base. Raises CursorPruned where some of them have been pruned, and
+        EventUnreadable where SQLite cannot make sense of one.
+        """
+        if 0 < after < self.base.seq - 1:
+            raise CursorPruned(f"the log begins at event {self.base.seq}")
+        last = self.head().seq if upto is None else upto
+        return self._pages(after, "seq <= :last", {"last": last})
+
+    def events(self, after: int = 0, upto: int | None = None) -> Iterator[Event]:
+        """As `records`, decoded."""
+        return map(decode, self.records(after, upto))
+
+    def of(self, subject: str) -> Iterator[Record]:
+        """What the log says about a request, a runner, an operation or a model, in order."""
+        return self._pages(0, _OF_SUBJECT, {"subject": subject})
+
+    def seq_at(self, text: str) -> int:
+        """The number of the event that a cursor names. Raises CursorLost or CursorPruned."""
+        number, _, hash8 = text.partition("-")
+        if not (number.isascii() and number.isdigit() and len(number) < 19 and len(hash8) == 8):
+            raise CursorLost(f"{text!r} is no cursor")
+        seq = int(number)
+        if seq < self.base.seq - 1:
+            raise CursorPruned(f"the log begins at event {self.base.seq}")
+        row = self._connection.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+        hash = self.base.hash if seq == self.base.seq - 1 else row and row[0]
+        if hash is None or cursor(seq, hash) != text:
+            raise CursorLost(f"this log has no event {text}")
+        return seq
+
+    def verify_chain(self) -> int:
+        """Check every event against the chain; how many there are. Raises ChainBroken for the first bad."""
+        first = self.base.seq
+        return verify(self._connection, first - 1, self.base.hash, self.head().seq)
+
+    def _pages(self, after: int, where: str, values: dict[str, int | str]) -> Iterator[Record]:
+        sql = (
+            f"SELECT {COLUMNS} FROM events WHERE seq > :after AND {where} ORDER BY seq LIMIT {READ_PAGE_ROWS}"
+        )
+        while True:
+            page: list[Record] = []
+            try:
+                for row in self._connection.execute(sql, {"after": after, **values}):
+                    page.append(Record(*row))
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                yield from page
+                raise EventUnreadable((page[-1].seq if page else after) + 1, str(error)) from error
+            yield from page
+            if len(page) < READ_PAGE_ROWS:
+                return
+            after = page[-1].seq
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the bytes are to blame: SQLite says so, or (without a code) Python finds no UTF-8."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF == sqlite3.SQLITE_CORRUPT
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """A read-only connection, also to a copy where nothing can be written beside it. Raises LogError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no event log at {path}")
+    uri = path.absolute().as_uri()
+    try:
+        return _connect(f"{uri}?mode=ro")
+    except sqlite3.OperationalError as error:
+        wal = Path(f"{path}-wal")
+        if wal.exists() and wal.stat().st_size:
+            raise LogError(
+                f"{path} cannot be opened ({error}): copy it and its -wal to a writable place"
+            ) from error
+    return _connect(f"{uri}?mode=ro&immutable=1")
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=READ_TIMEOUT_S)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise schema.NotALog("not a SQLite database") from error
+        raise
+    return connection
+
+
+_VERIFY_SQL = (  # as bytes: what is hashed is what is stored, whatever it is
+    "SELECT seq, at, t, CAST(type AS BLOB), version, cause, CAST(subject AS BLOB), CAST(payload AS BLOB),"
+    f" hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT {READ_PAGE_ROWS}"
+)
+
+
+def verify(connection: sqlite3.Connection, after: int, previous: bytes, last: int) -> int:
+    """Check the events after number `after`, whose hash is `previous`, up to `last`, against the chain.
+
+    Returns how many there are. Raises ChainBroken for the first bad one.
+    """
+    seq = after
+    while seq < last:
+        try:
+            page = connection.execute(_VERIFY_SQL, (seq, last)).fetchall()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            raise ChainBroken(seq + 1, f"unreadable ({error})") from error
+        if not page:
+            raise ChainBroken(seq + 1, "missing")
+        previous = _verify_page(page, seq, previous)
+        seq += len(page)
+    return seq - after
+
+
+def _verify_page(page: list[tuple[Any, ...]], seq: int, previous: bytes) -> bytes:
+    """Check a page of rows that must follow event `seq`; the hash of its last."""
+    for found, at, t, type, version, cause, subject, payload, hash in page:
+        seq += 1
+        if found != seq:
+            raise ChainBroken(seq, f"missing: the next event is {found}")
+        try:
+            expected = chain_hash(previous, seq, at, t, type, version, cause, subject, payload)
+        except (StructError, TypeError) as error:
+            raise ChainBroken(seq, f"a column cannot be what was written ({error})") from error
+        if hash != expected:
+            raise ChainBroken(seq, "its hash does not match")
+        previous = hash
+    return previous

@@ -1,0 +1,475 @@
+"""The event log as the daemon writes it: a strict queue of steps, committed in groups, durable in order.
+
+`append` numbers nothing and waits for nothing: it checks, encodes and chains the events of one step and puts
+them in the queue. Whatever has gathered while one transaction ran goes into the next. `on_durable` is called
+with the events of each transaction, in order; effects hang on it.
+
+A log that cannot be written for now (a full disk, another program's lock) blocks: the same rows are tried
+again until they are in, and nothing behind them is written first. Anything else breaks the store.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import Literal, cast
+
+import msgspec
+import sqlalchemy as sa
+import trio
+from sqlalchemy.pool import NullPool
+from sqlalchemy.util.concurrency import greenlet_spawn
+
+from events import schema
+from events.catalogue import Event
+from events.checkpoint import Checkpointer
+from events.commit import EVENTS, Committer, StoreBroken
+from events.envelope import LogError, Record, Row, encode
+from events.limits import (
+    CLOSE_S,
+    GROUP_ROWS,
+    LOG_BLOCKED_MS,
+    LOG_PAGE_BYTES,
+    MS,
+    READ_PAGE_ROWS,
+    TAIL_ROWS,
+    WAL_SOFT_PAGES,
+    WITNESS_S,
+)
+from events.lock import LogInUse, hold_lock, is_held, lock_path
+from events.reader import Base, ChainBroken, CursorPruned, Head, read_base, read_head, verify
+from events.trio_sqlite import TrioSqlite
+from events.witness import TailLost, boot_id, read_witness, write_witness
+
+Durability = Literal["process", "machine"]
+"""What an acknowledged event survives: a crash of the daemon, or of the machine too (an fsync a group)."""
+
+
+class OutOfOrder(LogError):
+    """Events were appended out of order: a fault of the caller's. Nothing was appended."""
+
+
+class StoreStats(msgspec.Struct, frozen=True):
+    """What the store has done since it was opened."""
+
+    events: int
+    groups: int
+    largest_group: int
+    queued: int
+    blocked_ms: int
+    retries: int
+    wal_bytes: int
+    wal_peak_bytes: int
+    checkpoints: int
+    yields: int
+    paced: int
+
+
+class _Step:
+    """The events and rows of one indivisible step."""
+
+    __slots__ = ("events", "rows")
+
+    def __init__(self, events: Sequence[Event], rows: list[Row]) -> None:
+        self.events = events
+        self.rows = rows
+
+
+class _Group:
+    """What one transaction writes: whole steps."""
+
+    __slots__ = ("error", "events", "rows", "since_ns")
+
+    def __init__(self, queue: deque[_Step]) -> None:
+        self.events: list[Event] = []
+        self.rows: list[Row] = []
+        while queue and (not self.rows or len(self.rows) + len(queue[0].rows) <= GROUP_ROWS):
+            step = queue.popleft()
+            self.events += step.events
+            self.rows += step.rows
+        self.since_ns = time.monotonic_ns()
+        self.error: sqlite3.Error | None = None
+
+
+def _ignore(*_: object) -> None:
+    """The callback of a caller that does not care."""
+
+
+class EventStore:
+    """An open log. Made by `open_store`; everything here belongs to the trio thread."""
+
+    def __init__(
+        self, log: Path, found: _Found, writer: TrioSqlite, helper: TrioSqlite, engine: sa.Engine
+    ) -> None:
+        self.base = found.base
+        self.head = found.head
+        """The last durable event."""
+        self.tail_lost = found.tail_lost
+        """(expected, found) where a crash of the machine cost the log its tail: append `log.tail_lost`."""
+        self.broken: BaseException | None = None
+        """What broke the store."""
+        self.on_durable: Callable[[Sequence[Event]], None] = _ignore
+        """Called with each transaction's events once they are durable. If it raises, the store breaks."""
+        self.on_blocked: Callable[[str], None] = _ignore
+        """Called with the reason when the head group has failed for the first time; it is tried again."""
+        self.on_resumed: Callable[[int, str], None] = _ignore
+        """Called with the ns that it was blocked, and the last reason, when such a group is durable."""
+        self._log = log
+        self._noted_seq = found.head.seq
+        self._seq, self._hash = found.head.seq, found.head.hash
+        self._queue: deque[_Step] = deque()
+        self._group: _Group | None = None
+        self._held = self._closing = False
+        self._moved = trio.Event()
+        self._waiters: list[tuple[int, int, trio.Event]] = []
+        self._committer = Committer(writer.raw, found.head)
+        self._checkpointer = Checkpointer(helper, str(log), self)
+        self._writer, self._helper, self._engine = writer, helper, engine
+        self._token = trio.lowlevel.current_trio_token()
+        self._body = trio.CancelScope()
+        self._keeper = trio.CancelScope()
+        self._kept = trio.Event()
+        self._events = self._groups = self._largest = self._blocked_ns = self._retries = 0
+
+    @property
+    def log_id(self) -> str:
+        """The log's identity."""
+        return self.base.log_id
+
+    # --- appending ---------------------------------------------------------------------------------------
+
+    def append(self, events: Sequence[Event], at: int) -> None:
+        """Queue the events of one step, which are written in one transaction. `at`: UTC, ns. Never waits.
+
+        Raises OutOfOrder if they do not follow the last ones appended, StoreBroken after the store's end,
+        and what `encode` raises; then nothing was queued.
+        """
+        if self.broken is not None or self._closing:
+            raise StoreBroken("the event log is closed") from self.broken
+        seq, hash = self._seq, self._hash
+        rows = []
+        for event in events:
+            seq += 1
+            if event.seq != seq:
+                raise OutOfOrder(f"event {event.seq} was appended where {seq} is next")
+            row = encode(event, at, hash)
+            hash = row[8]
+            rows.append(row)
+        if not rows:
+            return
+        self._seq, self._hash = seq, hash
+        self._queue.append(_Step(events, rows))
+        if self._group is None and not self._held:
+            self._write_next()
+
+    async def wait(self, seq: int) -> None:
+        """Wait until event `seq` is durable. Raises StoreBroken if it will not be."""
+        if seq > self.head.seq:
+            if self.broken is not None or self._closing:
+                raise StoreBroken("the event log is closed") from self.broken
+            event = trio.Event()
+            heappush(self._waiters, (seq, id(event), event))
+            await event.wait()
+            if seq > self.head.seq:
+                raise StoreBroken(f"event {seq} was not written") from self.broken
+        else:
+            await trio.lowlevel.checkpoint()
+
+    # --- what can be seen --------------------------------------------------------------------------------
+
+    @property
+    def blocked_since(self) -> int | None:
+        """Since when (time.monotonic_ns) the head group is refused, or just takes too long; mostly None."""
+        if self._group is None:
+            return None
+        slow = time.monotonic_ns() - self._group.since_ns > LOG_BLOCKED_MS * MS
+        return self._group.since_ns if slow or self._group.error is not None else None
+
+    @property
+    def blocked_error(self) -> str:
+        """Why the log cannot be written; empty while it can."""
+        if self.blocked_since is None or self._group is None:
+            return ""
+        return str(self._group.error or "the disk is slow")
+
+    @property
+    def stats(self) -> StoreStats:
+        """Counts since the log was opened."""
+        return StoreStats(
+            events=self._events,
+            groups=self._groups,
+            largest_group=self._largest,
+            queued=self._seq - self.head.seq,
+            blocked_ms=self._blocked_ns // MS,
+            retries=self._retries,
+            wal_bytes=self._checkpointer.wal_bytes(),
+            wal_peak_bytes=self._checkpointer.peak_bytes,
+            checkpoints=self._checkpointer.checkpoints,
+            yields=self._checkpointer.yields,
+            paced=self._checkpointer.paced,
+        )
+
+    async def records(self, after: int) -> list[Record]:
+        """The next page of durable events after number `after`; empty at the head. Raises CursorPruned.
+
+        On a connection of its own: it disturbs no append, and costs a millisecond.
+        """
+        if after < self.base.seq - 1:
+            raise CursorPruned(f"the log begins at event {self.base.seq}")
+        page = sa.select(EVENTS).where(EVENTS.c.seq > after).order_by(EVENTS.c.seq).limit(READ_PAGE_ROWS)
+
+        def query() -> list[Record]:
+            with self._engine.connect() as connection:
+                return [Record(*row) for row in connection.execute(page)]
+
+        return cast("list[Record]", await greenlet_spawn(query))
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def _write_next(self) -> None:
+        group = self._group = _Group(self._queue)
+        self._writer.submit(partial(self._write, group))
+
+    def _write(self, group: _Group) -> None:
+        """In the writer's thread."""
+
+        def failed(error: sqlite3.Error) -> None:
+            self._token.run_sync_soon(self._failed, group, error)
+
+        try:
+            self._committer.commit(group.rows, failed)
+        except BaseException as error:
+            self._token.run_sync_soon(self._break, error)
+        else:
+            self._token.run_sync_soon(self._committed, group)
+
+    def _failed(self, group: _Group, error: sqlite3.Error) -> None:
+        first = group.error is None
+        group.error = error
+        self._retries += 1
+        if first:
+            self._call(self.on_blocked, str(error))
+
+    def _committed(self, group: _Group) -> None:
+        self._group = None
+        self.head = Head(group.rows[-1][0], group.rows[-1][8])
+        if self._queue and not self._held:
+            self._write_next()  # first of all: the disk works while the events' effects are seen to
+        self._groups += 1
+        self._events += len(group.rows)
+        self._largest = max(self._largest, len(group.rows))
+        self._checkpointer.grew(len(group.rows))
+        self._moved.set()
+        while self._waiters and self._waiters[0][0] <= self.head.seq:
+            heappop(self._waiters)[2].set()
+        if group.error is not None:
+            blocked_ns = time.monotonic_ns() - group.since_ns
+            self._blocked_ns += blocked_ns
+            self._call(self.on_resumed, blocked_ns, str(group.error))
+        self._call(self.on_durable, group.events)
+
+    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            callback(*arguments)
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        if self.broken is None:
+            self.broken = error
+        self._end_waiting()
+        self._body.cancel()
+
+    def _end_waiting(self) -> None:
+        self._moved.set()
+        for _, _, event in self._waiters:
+            event.set()
+        self._waiters.clear()
+
+    # --- what happens beside it --------------------------------------------------------------------------
+
+    async def hold(self) -> None:
+        """Begin no transaction until `release`; return when none is under way."""
+        self._held = True
+        await self._until(lambda: self._group is None)
+
+    def release(self) -> None:
+        """Go on writing."""
+        self._held = False
+        if self._queue and self._group is None and self.broken is None:
+            self._write_next()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds, or the store is broken; it is looked at after each commit."""
+        while not condition() and self.broken is None:
+            if self._moved.is_set():
+                self._moved = trio.Event()
+            await self._moved.wait()
+
+    async def _keep(self) -> None:
+        """Checkpoints and the witness, for as long as the log is open."""
+        try:
+            with self._keeper:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._checkpointer.run)
+                    nursery.start_soon(self._witness)
+        except Exception as error:
+            self._break(error)
+        finally:
+            self._kept.set()
+
+    async def _witness(self) -> None:
+        while True:
+            await self._until(lambda: self.head.seq > self._noted_seq)
+            await self._note(self.head)
+            await trio.sleep(WITNESS_S)
+
+    async def _note(self, head: Head) -> None:
+        self._noted_seq = head.seq
+        with suppress(OSError):  # a full disk: the old witness stands
+            await self._helper.run(partial(write_witness, self._log, head.seq, head.hash))
+
+    async def _close(self) -> None:
+        """Write what is queued, unless that is impossible; then end everything."""
+        self._closing = True
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(CLOSE_S):
+                await self._until(lambda: not self._queue and self._group is None)
+            self._committer.give_up.set()
+            await self._until(lambda: self._group is None)
+            self._keeper.cancel()
+            await self._kept.wait()
+            self._end_waiting()
+            if self.broken is None:
+                await self._note(self.head)
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """What a log held when it was opened."""
+
+    base: Base
+    head: Head
+    tail_lost: tuple[int, int] | None
+
+
+@asynccontextmanager
+async def open_store(
+    path: str | os.PathLike[str], *, durability: Durability = "process"
+) -> AsyncIterator[EventStore]:
+    """Open the log at `path` for writing, and make or migrate it where that is needed.
+
+    Raises LogInUse, NotALog, SchemaTooNew, TailLost, ChainBroken, OSError or sqlite3.Error on opening, and
+    StoreBroken on leaving if the log could not be written: whatever was under way within is then cancelled.
+    """
+    log = Path(path).absolute()
+    lock = hold_lock(log)
+    try:
+        os.close(
+            os.open(log, os.O_RDWR | os.O_CREAT, 0o600)
+        )  # before SQLite has locks on it: this would drop them
+        log.chmod(0o600)
+        engine = _engine(log, durability)
+        async with _connection(engine) as writer, _connection(engine) as helper:
+            found = await writer.run(partial(_inspect, log, writer.raw, durability))
+            store = EventStore(log, found, writer, helper, engine)
+            trio.lowlevel.spawn_system_task(store._keep, name="event log")
+            try:
+                with store._body:
+                    yield store
+            finally:
+                await store._close()
+            if store.broken is not None:
+                raise StoreBroken(f"the event log broke: {store.broken}") from store.broken
+    finally:
+        os.close(lock)
+
+
+def _engine(log: Path, durability: Durability) -> sa.Engine:
+    """Each connection lives in a thread of its own and is closed when it is given back."""
+
+    def connect(path: str, **_: object) -> TrioSqlite:
+        return TrioSqlite(partial(_connect, path, durability))
+
+    return sa.create_engine(
+        sa.URL.create("sqlite+aiosqlite", database=str(log)),
+        poolclass=NullPool,
+        connect_args={"async_creator_fn": connect},
+    )
+
+
+def _connect(path: str, durability: Durability) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=0)  # a busy log is waited for elsewhere
+    for pragma in (
+        f"synchronous={'FULL' if durability == 'machine' else 'NORMAL'}",
+        "wal_autocheckpoint=0",
+        f"journal_size_limit={2 * WAL_SOFT_PAGES * LOG_PAGE_BYTES}",
+        "recursive_triggers=on",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+@asynccontextmanager
+async def _connection(engine: sa.Engine) -> AsyncIterator[TrioSqlite]:
+    lent = await greenlet_spawn(engine.raw_connection)
+    try:
+        yield cast("TrioSqlite", lent.driver_connection)
+    finally:
+        with trio.CancelScope(shield=True):
+            await greenlet_spawn(lent.close)
+
+
+def _inspect(log: Path, connection: sqlite3.Connection, durability: Durability) -> _Found:
+    """In the writer's thread: migrate, and check the tail against the chain and the witness."""
+    schema.migrate(connection)
+    base = read_base(connection)
+    head = read_head(connection, base)
+    start = max(head.seq - TAIL_ROWS, base.seq - 1)
+    verify(connection, start, _hash_at(connection, base, start), head.seq)
+    return _Found(base, head, _check_witness(log, connection, base, head, durability))
+
+
+def _hash_at(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
+    if seq == base.seq - 1:
+        return base.hash
+    row = connection.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+    if row is None:
+        raise ChainBroken(seq, "missing")
+    return bytes(row[0])
+
+
+def _check_witness(
+    log: Path, connection: sqlite3.Connection, base: Base, head: Head, durability: Durability
+) -> tuple[int, int] | None:
+    """(expected, found) where the tail was lost as the durability allows. Raises TailLost elsewhere."""
+    witness = read_witness(log)
+    if witness is None or witness.seq < base.seq - 1:
+        return None
+    if witness.seq > head.seq:
+        if durability == "process" and witness.boot_id != boot_id():
+            return witness.seq, head.seq
+        raise TailLost(witness.seq, head.seq, "the log has lost its tail")
+    if _hash_at(connection, base, witness.seq).hex() != witness.hash:
+        raise TailLost(witness.seq, head.seq, "the log is not the one that was written")
+    return None
+
+
+__all__ = [
+    "Durability",
+    "EventStore",
+    "LogInUse",
+    "OutOfOrder",
+    "StoreBroken",
+    "StoreStats",
+    "TailLost",
+    "is_held",
+    "lock_path",
+    "open_store",
+]

@@ -1,0 +1,77 @@
+"""aiosqlite under trio: its connection and worker thread, waking trio tasks instead of asyncio futures.
+
+aiosqlite knows only asyncio. Everything of it that touches the event loop goes through three methods, which
+are replaced here; SQLAlchemy's `sqlite+aiosqlite` dialect then works under `greenlet_spawn` as it is. The
+three are private to aiosqlite, so its version is pinned and a test watches the seam.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import aiosqlite
+import outcome
+import trio
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
+
+T = TypeVar("T")
+
+
+class TrioSqlite(aiosqlite.Connection):
+    """A SQLite connection that lives in a thread of its own. Jobs run there one at a time, in order."""
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, 64)
+        self._thread.daemon = True  # a program that is told to end must not wait for a hung disk
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run `job` in the connection's thread. Once begun it cannot be cancelled, so it tells the truth."""
+        task = trio.lowlevel.current_task()
+        token = trio.lowlevel.current_trio_token()
+
+        def run_in_thread() -> None:
+            token.run_sync_soon(trio.lowlevel.reschedule, task, outcome.capture(job))
+
+        self.submit(run_in_thread)
+        result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        return result
+
+    def submit(self, job: Callable[[], object]) -> None:
+        """Run `job` in the connection's thread and look at no result: it must not raise."""
+        self._tx.put_nowait((None, job))
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The connection itself, for use within jobs."""
+        connection: sqlite3.Connection = self._conn
+        return connection
+
+    async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        if self._connection is None:
+            raise ValueError("the connection is closed")
+        return await self.run(partial(fn, *args, **kwargs))
+
+    async def _connect(self) -> TrioSqlite:
+        if self._connection is None:
+            try:
+                self._connection = await self.run(self._connector)
+            except BaseException:
+                self.stop()
+                raise
+        return self
+
+    def stop(self) -> None:
+        """Close the connection after the jobs that wait, and end its thread."""
+        connection, self._connection, self._running = self._connection, None, False
+
+        def close_and_end() -> object:
+            if connection is not None:
+                with suppress(sqlite3.Error):  # or the thread would never end
+                    connection.close()
+            return _STOP_RUNNING_SENTINEL
+
+        self._tx.put_nowait((None, close_and_end))

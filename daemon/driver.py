@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from itertools import islice
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,10 @@ import trio
 from daemon import endings, journal
 from daemon.clock import Clock
 from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter
-from daemon.ports import Ticket as TicketPort
 from events import catalogue as c
 from events.catalogue import Event, Fact
 from events.envelope import Record
-from events.limits import LOG_BLOCKED_MS, MS, SAMPLE_NS, SAMPLE_STEP_BYTES, WATCH_PAGE, S
-from events.reader import Reader
+from events.limits import SAMPLE_NS, SAMPLE_STEP_BYTES, S
 from events.store import EventStore
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
@@ -94,6 +91,7 @@ class Driver:
         self._addresses: dict[str, Address] = {}
         self._operations: dict[str, tuple[trio.Event, str]] = {}
         self._answers: dict[str, Ended | None] = {}
+        self._moved_bytes: dict[str, int] = {}
         self._refused = 0
         self._failed: StepFailed | None = None
         self._wake = trio.Event()
@@ -102,7 +100,10 @@ class Driver:
         self._changed = trio.Event()
         self.machinery: Machinery
         self.meter: Meter
+        self.moved: Callable[[str], int] = lambda runner: 0
+        """Bytes that a runner has sent in answers so far."""
         store.on_durable = self._durable
+        store.on_resumed = self._log_resumed
 
     @property
     def state(self) -> State:
@@ -120,6 +121,16 @@ class Driver:
         events = self._step(lambda: self._scheduler.step(fact, self._clock()), fact)
         self._close(events)
         return events
+
+    def report(self, fact: Fact) -> None:
+        """Submit what the machinery saw. A probe of a busy runner also says whether its answers moved."""
+        if type(fact) is c.ProbeAnswered:
+            total = self.moved(fact.runner)
+            moved = total > self._moved_bytes.get(fact.runner, 0)
+            self._moved_bytes[fact.runner] = total
+            fact = msgspec.structs.replace(fact, moved=moved)
+        with suppress(StepFailed):
+            self.submit(fact)
 
     def _step(self, run: Callable[[], list[Event]], fact: Fact | None) -> list[Event]:
         if self._failed is not None:
@@ -141,7 +152,12 @@ class Driver:
     def _record_breach(self, fact: Fact | None, error: Exception) -> None:
         """Keep the offending fact beside the log; it must not be met again at every start."""
         model = getattr(fact, "model", "")
-        kept = {"fact": fact, "model": model, "detail": f"{type(error).__name__}: {error}", "seq": self.state.seq}
+        kept = {
+            "fact": fact,
+            "model": model,
+            "detail": f"{type(error).__name__}: {error}",
+            "seq": self.state.seq,
+        }
         Path(f"{self._path}.breach").write_bytes(msgspec.json.encode(kept))
         log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error)
 
@@ -149,8 +165,7 @@ class Driver:
 
     def arrive(self, arrival: c.RequestArrived) -> Ticket:
         """Submit an arrival. Raises LogBlocked; then nothing became a fact."""
-        blocked = self._store.blocked_since
-        if blocked is not None and time.monotonic_ns() - blocked > LOG_BLOCKED_MS * MS:
+        if self._store.blocked_since is not None:
             self._refused += 1
             raise LogBlocked(f"the event log cannot be written: {self._store.blocked_error}")
         events = self._step(lambda: self._scheduler.step(arrival, self._clock()), arrival)
@@ -193,7 +208,12 @@ class Driver:
                 self.submit(c.UpstreamEnded(event.subject, runner, False, sent=False))
 
     def _durable(self, events: Sequence[Event]) -> None:
-        """Opening effects, in sequence order."""
+        """Opening effects, in sequence order. A step that fails under them ends the driver, not the store."""
+        with suppress(StepFailed):
+            self._open(events)
+        self._changed.set()
+
+    def _open(self, events: Sequence[Event]) -> None:
         for event in events:
             kind = type(event.body)
             if kind is c.RequestDispatched:
@@ -204,7 +224,6 @@ class Driver:
                 effect(self, event, event.body)
             if kind in journal.LEVELS:
                 journal.write(event)
-        self._changed.set()
 
     def _dispatch(self, event: Event) -> None:
         body: Any = event.body
@@ -238,6 +257,7 @@ class Driver:
 
     def _forget(self, event: Event, body: Any) -> None:
         self._addresses.pop(body.runner, None)
+        self._moved_bytes.pop(body.runner, None)
         self.machinery.forget(body.runner)
 
     def _ask_meter(self, event: Event, body: c.MemoryMeasure) -> None:
@@ -276,7 +296,7 @@ class Driver:
     async def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
         """Every durable event after `after_seq`, in order and without a gap."""
         while True:
-            page = await trio.to_thread.run_sync(_page, self._path, after_seq)
+            page = await self._store.records(after_seq)
             for record in page:
                 yield record
                 after_seq = record.seq
@@ -347,16 +367,11 @@ class Driver:
             self._changed = trio.Event()
             await self._changed.wait()
 
-    def log_resumed(self, blocked_ns: int, error: str) -> None:
-        """The store writes again."""
+    def _log_resumed(self, blocked_ns: int, error: str) -> None:
+        """The store writes again: say so in it, and how many were refused meanwhile."""
         refused, self._refused = self._refused, 0
-        self.submit(c.LogResumed(refused, blocked_ns, error))
-
-
-def _page(path: Path, after_seq: int) -> list[Record]:
-    """The next records of the log, at most WATCH_PAGE."""
-    with Reader(path) as reader:
-        return list(islice(reader.records(after_seq), WATCH_PAGE))
+        with suppress(StepFailed):
+            self.submit(c.LogResumed(refused, blocked_ns, error))
 
 
 def launch_of(runner: Runner) -> Launch:

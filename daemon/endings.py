@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from events.catalogue import Decision, RequestCancelled, RequestFailed, RequestRejected, RequestTimedOut
-from events.limits import S
 from daemon.ports import Ended
+from events.catalogue import RequestCancelled, RequestFailed, RequestRejected, RequestTimedOut
+from events.limits import S
 from statemachines.state import State
 
 BUSY = "server busy, please try again. maximum pending requests exceeded"
@@ -16,7 +16,10 @@ STATUS: dict[str, tuple[int, str]] = {
     "queue_full": (503, BUSY),
     "concurrency_limit": (429, "too many requests for model '{model}' at once"),
     "cooling_down": (503, "model '{model}' failed to load and is not tried again yet: {message}"),
-    "quarantined": (500, "requests for model '{model}' are refused for a while: one of them broke the daemon"),
+    "quarantined": (
+        500,
+        "requests for model '{model}' are refused for a while: one of them broke the daemon",
+    ),
     "stopping": (503, "the server is stopping"),
     "load_failed": (502, "model '{model}' failed to load: {message}"),
     "upstream_failed": (502, "the runner of model '{model}' failed: {detail}"),
@@ -44,11 +47,19 @@ def ending(state: State, body: Ending, model: str, caller: str) -> Ended:
     retry_ns = body.retry_after_ns if isinstance(body, RequestRejected) else 0
     retry_s = -(-retry_ns // S) or RETRY_S.get(body.reason, 0)
     detail = getattr(body, "detail", "")
-    return describe(state, str(tag), body.reason, model, detail, retry_s, local=is_local(caller))
+    local = is_local(caller)
+    return describe(state, str(tag), body.reason, model, detail=detail, retry_s=retry_s, local=local)
 
 
 def describe(
-    state: State, kind: str, reason: str, model: str, detail: str = "", retry_s: int = 0, *, local: bool = True
+    state: State,
+    kind: str,
+    reason: str,
+    model: str,
+    *,
+    detail: str = "",
+    retry_s: int = 0,
+    local: bool = True,
 ) -> Ended:
     """The status and sentence for a reason; `model` names what it is about."""
     status, sentence = STATUS.get(reason, (500, f"the request ended: {reason}"))
@@ -63,8 +74,3 @@ def describe(
 def is_local(caller: str) -> bool:
     """Whether a caller is on this machine: its address is a loopback address, or it came by a Unix socket."""
     return not caller or caller.startswith("127.") or caller in ("::1", "unix")
-
-
-def is_ending(body: Decision) -> bool:
-    """Whether a decision ends a request with an error."""
-    return isinstance(body, Ending)

@@ -58,7 +58,9 @@ def fold_log(path: Path) -> tuple[State, Clock]:
 def recorded(state: State) -> Sequence[tuple[Process, Launch]]:
     """Every process that the log believes alive, with what it was started as."""
     return [
-        (process, launch_of(runner)) for runner in state.runners.values() for process in runner.processes.values()
+        (process, launch_of(runner))
+        for runner in state.runners.values()
+        for process in runner.processes.values()
     ]
 
 
@@ -111,5 +113,3 @@ def digest_key(directory: Path) -> bytes:
         with open(descriptor, "wb") as file:
             file.write(key)
     return key
-
-

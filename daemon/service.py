@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import trio
 
 from daemon import guardian
+from daemon.catalog import Catalog
 from daemon.config import Config
 from daemon.control.server import ControlServer
 from daemon.driver import Driver
@@ -25,7 +27,7 @@ from daemon.meter import MachineMeter
 from daemon.processes.supervisor import Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from events import catalogue as c
-from events.limits import STOP_LOG_MS
+from events.limits import HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
@@ -54,26 +56,47 @@ class StopFailed(Exception):
 async def serve(config: Config, places: Places) -> None:
     """Run until stopped. Raises LogError and its kin, StepFailed, OSError (a socket that cannot be bound)."""
     places.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    listeners = await trio.open_tcp_listeners(places.port, host=places.host)
+    listener = open_listener(places.host, places.port)
     async with open_store(places.log, durability=config.durability) as store:
         state, clock = await trio.to_thread.run_sync(fold_log, places.log)
         driver = Driver(store, Scheduler(state), clock, places.log)
         view = config.view(digest_key(places.state_dir))
-        async with _machinery(driver, config, places, store), driver.run():
+        async with _machinery(driver, config, places, store):
             await begin(driver, store, view, places.log)
-            guardian.start(places.log, store.log_id)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
-                nursery.start_soon(_signals, driver)
-                front = FrontDoor(driver, config)
-                await nursery.start(front.serve, listeners)
-                control = ControlServer(driver, config)
-                await nursery.start(control.serve, places.control)
-                log.info("listening on http://%s:%d, control socket %s", places.host, places.port, places.control)
-            with suppress(OSError):
-                places.control.unlink()
-            if driver.state.stopping != "leave":
-                guardian.stop(places.log)
+            async with driver.run():
+                await _serve_until_stopped(driver, config, places, store, listener)
+
+
+async def _serve_until_stopped(
+    driver: Driver, config: Config, places: Places, store: EventStore, listener: socket.socket
+) -> None:
+    guardian.start(str(places.log), store.log_id, ORPHAN_GRACE_S)
+    await _open_doors(driver, Catalog(config), places, listener)
+    if driver.state.stopping != "leave":
+        guardian.stop(str(places.log))
+
+
+async def _open_doors(driver: Driver, catalog: Catalog, places: Places, listener: socket.socket) -> None:
+    """Serve HTTP and the control socket until a stop is done."""
+    front = FrontDoor(driver, catalog)
+    driver.moved = front.moved
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
+        nursery.start_soon(_signals, driver)
+        nursery.start_soon(front.serve, [listener])
+        nursery.start_soon(ControlServer(driver, catalog).serve, places.control)
+        host, port = listener.getsockname()[:2]
+        log.info("listening on http://%s:%d, control socket %s", host, port, places.control)
+    listener.close()
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """The front door's listening socket. Raises OSError, saying where."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=HTTP_BACKLOG)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 @asynccontextmanager
@@ -82,7 +105,7 @@ async def _machinery(
 ) -> AsyncIterator[None]:
     """Processes and meters, wired to the driver."""
     driver.meter = MachineMeter()
-    supervisor = Supervisor(driver.submit, config.command, places.state_dir, store.log_id, boot_id())
+    supervisor = Supervisor(driver.report, config.command, places.state_dir, store.log_id, boot_id())
     async with supervisor:
         driver.machinery = supervisor
         yield

@@ -15,6 +15,7 @@ from typing import Protocol
 import trio
 
 from events.commit import is_temporary
+from events.envelope import LogError
 from events.limits import (
     WAL_HARD_BYTES,
     WAL_PACE_S,
@@ -46,6 +47,7 @@ class Checkpointer:
         self._wal = f"{log}-wal"
         self._writer = writer
         self._grown_pages = 0
+        self._over = False
         self._due = trio.Event()
         self.checkpoints = 0
         self.yields = 0
@@ -55,7 +57,7 @@ class Checkpointer:
     def grew(self, rows: int) -> None:
         """A transaction of so many rows was written. Its pages are estimated: asking would cost more."""
         self._grown_pages += WAL_PAGES_PER_GROUP + rows // WAL_ROWS_PER_PAGE
-        if self._grown_pages >= WAL_SOFT_PAGES:
+        if self._grown_pages >= WAL_SOFT_PAGES or self._over:
             self._due.set()
 
     def wal_bytes(self) -> int:
@@ -82,14 +84,14 @@ class Checkpointer:
         await self._pass()
         if self._grown_pages:
             await self._pass_while_held()
-        while self.wal_bytes() > WAL_HARD_BYTES and self._grown_pages:
+        self._over = self.wal_bytes() > WAL_HARD_BYTES
+        if self._over:
             self.paced += 1
             await self._writer.hold()
             try:
                 await trio.sleep(WAL_PACE_S)
             finally:
                 self._writer.release()
-            await self._pass()
 
     async def _pass_while_held(self) -> None:
         self.yields += 1
@@ -113,4 +115,6 @@ class Checkpointer:
         self.wal_bytes()
 
     def _checkpoint(self) -> None:
-        self._connection.raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        _, pages, _ = self._connection.raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages < 0:  # SQLite's answer on a connection that has not met the WAL yet
+            raise LogError("the log is not in WAL mode")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import chain
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 from events.envelope import LogError, Row
 from events.limits import INSERT_ROWS, RETRY_CAP_S, RETRY_FIRST_S
@@ -66,7 +67,7 @@ class Committer:
         self._head = head
         self.give_up = threading.Event()
         """Set when a failed commit is not to be tried again, because the store is closing."""
-        text = str(sa.insert(EVENTS).compile(dialect=sa.create_engine("sqlite://").dialect))
+        text = str(sa.insert(EVENTS).compile(dialect=sqlite.dialect(paramstyle="qmark")))
         begin, values, row = text.rpartition("VALUES ")
         self._inserts = [f"{begin}{values}{', '.join([row] * size)}" for size in range(INSERT_ROWS + 1)]
 

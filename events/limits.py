@@ -19,8 +19,9 @@ LOG_BLOCKED_MS = 250
 """After this long without a commit, arrivals are refused (503) before they become facts: long enough for a
 slow fsync or a checkpoint, short enough that a client is not left hanging."""
 
-WAL_SOFT_PAGES = 1000
-"""SQLite's own default checkpoint distance; above it the writer yields so that a checkpoint can finish."""
+WAL_SOFT_PAGES = 4096
+"""8 MiB of 2 KiB pages; above it the writer yields so that a checkpoint can finish. At full rate that is six
+times a second for 1 to 3 ms each (two fsyncs); SQLite's own 1000 pages would make it 25 times."""
 
 WAL_HARD_BYTES = 64 * MIB
 """Above this the writer paces itself: a WAL grew to 1.5 GB in 12 s with passive checkpoints alone."""
@@ -32,16 +33,17 @@ of SQLite's default writes half as much WAL."""
 READ_PAGE_ROWS = 1000
 """Rows that a reader takes in one transaction: a few milliseconds, so that it never holds up a checkpoint."""
 
-READ_TIMEOUT_S = 5.0
-"""How long a reader waits for a lock: only the recovery of a crashed writer's WAL takes one, for less."""
+LOCK_S = 5.0
+"""How long opening or reading a log waits for SQLite's locks: only the recovery of a crashed writer's WAL takes
+one against readers, and for less."""
 
 GROUP_ROWS = 512
 """Rows in one transaction, unless a single step has more: about 2 ms of writing, so that what arrives
 meanwhile does not wait long."""
 
 INSERT_ROWS = 32
-"""Rows in one INSERT, and the largest group that needs no BEGIN and COMMIT around it. Beyond that the gain in
-speed is small, and each prepared size costs memory."""
+"""Rows in one INSERT, and the largest group that needs no BEGIN and COMMIT around it. All sizes prepared cost
+1 MiB; up to 64 they cost 3, for a gain within the noise."""
 
 RETRY_FIRST_S = 0.002
 """The first wait after a failed commit: another program's transaction is mostly over by then."""
@@ -166,9 +168,6 @@ SAMPLE_STEP_BYTES = 64 * MIB
 
 # --- the service -----------------------------------------------------------------------------------------
 
-WATCH_PAGE = 500
-"""Records read at once for a watcher: a read transaction of about a millisecond."""
-
 STOP_LOG_MS = 2_000
 """A stop that cannot be logged within this ends the runners anyway, and the daemon exits non-zero."""
 
@@ -182,6 +181,12 @@ EXIT_LOG_FAILED = 74
 
 HTTP_CONNECTIONS = 10_000
 """Clients connected at once; one more gets 503. Each idle one costs about 8 KiB."""
+
+HTTP_ACCEPTS = 64
+"""Connections accepted in a row before the others get their turn."""
+
+HTTP_ACCEPT_PAUSE_S = 0.1
+"""Before the next try when the machine has no descriptor left: listening sockets stay readable meanwhile."""
 
 HTTP_HEAD_BYTES = 64 * 1024
 """Request line and headers; the parser has no limit of its own. nginx's largest is 32 KiB."""
@@ -237,3 +242,109 @@ UPSTREAM_IDLE_CONNECTIONS = 64
 
 HTTP_OPTION_BYTES = 1024
 """The text of one launch option in a request (an adapter's path): it enters the log."""
+
+# --- configuration ---------------------------------------------------------------------------------------
+
+CONFIG_MAX_BYTES = 1 * MIB
+"""The largest configuration file: a thousand long model entries; more than that is not a configuration."""
+
+CONFIG_DEPTH = 32
+"""The deepest nesting in the file: the schema needs four levels, `metadata` of a model perhaps ten."""
+
+CONFIG_NODES = 100_000
+"""Values in the file with all aliases expanded: a thousand models of a hundred values; stops YAML bombs."""
+
+CONFIG_MODELS = 1_000
+"""Models in one configuration: far more than a box holds, and its view still fits into one event."""
+
+CONFIG_MACROS = 200
+"""Macros at the top, and again in each model: large files in use have some tens."""
+
+CONFIG_EXPANDED_CHARS = 8 * MIB
+"""Text that macros may expand to in all: eight times the largest file; stops macros that double each other."""
+
+CONFIG_NAME_CHARS = 256
+"""The longest model id, alias or host: they are shown in tables and in every event of a model."""
+
+CONFIG_MACRO_NAME_CHARS = 63
+"""The longest macro name: llama-swap's own limit."""
+
+CONFIG_SHOWN_CHARS = 80
+"""How much of a wrong value a message shows: enough to find it, and the message stays on one line."""
+
+CONFIG_PROBLEMS_SHOWN = 50
+"""Problems listed at once: a screenful; the rest are counted."""
+
+CONFIG_DURATION_MAX_S = 10 * 365 * 24 * 3600
+"""Ten years: the longest duration. In nanoseconds it is far from the end of 64 bits."""
+
+CONFIG_SIZE_MAX_BYTES = 1 << 50
+"""One PiB: the largest size; sums of a thousand of them still fit into 64 bits."""
+
+CONFIG_INTEGER_MAX = (1 << 53) - 1
+"""The largest whole number of an option: every JSON reader keeps it exactly."""
+
+SLOTS_MAX = 1024
+"""Requests that one runner may serve at once: the largest batch that servers are run with."""
+
+REQUESTS_MAX = 1_000_000
+"""The largest `maxQueue` and `concurrencyLimit`: above it a step with a full queue was never measured."""
+
+PRIORITY_MAX = 1000
+"""The largest priority, either way: with a step of age a minute, more would mean waiting for ever."""
+
+LISTEN = "127.0.0.1:8080"
+"""Loopback only, and llama-swap's port."""
+
+LOAD_NS = 120 * S
+"""`healthCheckTimeout`: llama-swap's default."""
+
+LOAD_LEAST_S = 15
+"""llama-swap raises a shorter `healthCheckTimeout` to this; here it holds as written, with a warning."""
+
+UNLOAD_NS = 30 * S
+"""`unloadTimeout`: longer than llama-swap's 10 s, which start at the signal; ours start with the drain."""
+
+HEADROOM_BYTES = 512 * MIB
+"""`memoryHeadroom`: what drivers and other programs grow by without asking; about a CUDA context."""
+
+PORT_FIRST = 5800
+"""`startPort`: llama-swap's default."""
+
+PORT_COUNT = 1000
+"""Ports that may be leased from `startPort` on: a thousand runners at once."""
+
+SOCKET_PATH_BYTES = 107
+"""The longest path of a Unix socket: sun_path of Linux, less its NUL."""
+
+# --- processes -------------------------------------------------------------------------------------------
+
+READY_POLL_S = 0.01
+"""Between two looks at a loading runner: readiness is found within this of its being true."""
+
+PROBE_S = 5.0
+"""How long a runner may take to answer one health probe; Ollama's ping waits ten, and two must fit in that."""
+
+PROBE_LONGEST_S = 30.0
+"""The same while it loads: some loaders answer between two tensors only."""
+
+PROBE_REPLY_BYTES = 4096
+"""As much of a health answer as is read: its status line is at the beginning."""
+
+STOP_COMMAND_S = 8.0
+"""How long `cmdStop` may take before a signal is sent instead: within STOP_NS."""
+
+RUNNER_LOG_MAX_BYTES = 16 * MIB
+"""A runner's output file is truncated at this: a day of llama-server's own verbosity."""
+
+OUTPUT_LOOK_S = 1.0
+"""Between two looks at the size of a runner's output: a stat costs a microsecond."""
+
+SHARD = 0
+"""The only process of an unsharded runner."""
+
+ORPHAN_GRACE_S = 60.0
+"""How long runners outlive a daemon that nobody restarts: longer than any restart of systemd's."""
+
+HTTP_BACKLOG = 1024
+"""Connections that may wait to be accepted: a burst of clients after a restart."""

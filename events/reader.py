@@ -18,8 +18,8 @@ import msgspec
 
 from events import schema
 from events.catalogue import Event
-from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode
-from events.limits import READ_PAGE_ROWS, READ_TIMEOUT_S
+from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode, first_hash
+from events.limits import LOCK_S, READ_PAGE_ROWS
 
 COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
 
@@ -137,7 +137,7 @@ class Reader:
         if 0 < after < self.base.seq - 1:
             raise CursorPruned(f"the log begins at event {self.base.seq}")
         last = self.head().seq if upto is None else upto
-        return self._pages(after, "seq <= :last", {"last": last})
+        return self._pages(max(after, self.base.seq - 1), "seq <= :last", {"last": last})
 
     def events(self, after: int = 0, upto: int | None = None) -> Iterator[Event]:
         """As `records`, decoded."""
@@ -163,8 +163,13 @@ class Reader:
 
     def verify_chain(self) -> int:
         """Check every event against the chain; how many there are. Raises ChainBroken for the first bad."""
-        first = self.base.seq
-        return verify(self._connection, first - 1, self.base.hash, self.head().seq)
+        base = self.base
+        lowest = self._connection.execute("SELECT min(seq) FROM events").fetchone()[0]
+        if lowest is not None and lowest < base.seq:
+            raise ChainBroken(lowest, f"it lies before the log's base, {base.seq}")
+        if base.seq == 1 and base.hash != first_hash(base.log_id):
+            raise ChainBroken(1, "the log's base is not that of its id")
+        return verify(self._connection, base.seq - 1, base.hash, self.head().seq)
 
     def _pages(self, after: int, where: str, values: dict[str, int | str]) -> Iterator[Record]:
         sql = (
@@ -208,7 +213,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _connect(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=READ_TIMEOUT_S)
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=LOCK_S)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import msgspec
 import sqlalchemy as sa
@@ -27,7 +27,6 @@ import trio
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util.concurrency import greenlet_spawn
 
-from events import schema
 from events.catalogue import Event
 from events.checkpoint import Checkpointer
 from events.commit import EVENTS, Committer, StoreBroken
@@ -35,21 +34,17 @@ from events.envelope import LogError, Record, Row, encode
 from events.limits import (
     CLOSE_S,
     GROUP_ROWS,
+    LOCK_S,
     LOG_BLOCKED_MS,
-    LOG_PAGE_BYTES,
     MS,
     READ_PAGE_ROWS,
-    TAIL_ROWS,
-    WAL_SOFT_PAGES,
     WITNESS_S,
 )
 from events.lock import LogInUse, hold_lock, is_held, lock_path
-from events.reader import Base, ChainBroken, CursorPruned, Head, read_base, read_head, verify
+from events.opening import Durability, Found, configure, inspect
+from events.reader import CursorPruned, Head
 from events.trio_sqlite import TrioSqlite
-from events.witness import TailLost, boot_id, read_witness, write_witness
-
-Durability = Literal["process", "machine"]
-"""What an acknowledged event survives: a crash of the daemon, or of the machine too (an fsync a group)."""
+from events.witness import TailLost, write_witness
 
 
 class OutOfOrder(LogError):
@@ -106,7 +101,7 @@ class EventStore:
     """An open log. Made by `open_store`; everything here belongs to the trio thread."""
 
     def __init__(
-        self, log: Path, found: _Found, writer: TrioSqlite, helper: TrioSqlite, engine: sa.Engine
+        self, log: Path, found: Found, writer: TrioSqlite, helper: TrioSqlite, engine: sa.Engine
     ) -> None:
         self.base = found.base
         self.head = found.head
@@ -351,14 +346,6 @@ class EventStore:
                 await self._note(self.head)
 
 
-class _Found(msgspec.Struct, frozen=True):
-    """What a log held when it was opened."""
-
-    base: Base
-    head: Head
-    tail_lost: tuple[int, int] | None
-
-
 @asynccontextmanager
 async def open_store(
     path: str | os.PathLike[str], *, durability: Durability = "process"
@@ -375,45 +362,35 @@ async def open_store(
             os.open(log, os.O_RDWR | os.O_CREAT, 0o600)
         )  # before SQLite has locks on it: this would drop them
         log.chmod(0o600)
-        engine = _engine(log, durability)
-        async with _connection(engine) as writer, _connection(engine) as helper:
-            found = await writer.run(partial(_inspect, log, writer.raw, durability))
-            store = EventStore(log, found, writer, helper, engine)
-            trio.lowlevel.spawn_system_task(store._keep, name="event log")
-            try:
-                with store._body:
-                    yield store
-            finally:
-                await store._close()
-            if store.broken is not None:
-                raise StoreBroken(f"the event log broke: {store.broken}") from store.broken
+        engine = _engine(log)
+        async with _connection(engine) as writer:
+            found = await writer.run(partial(inspect, log, writer.raw, durability))
+            async with _connection(engine) as helper:
+                await helper.run(partial(configure, helper.raw, durability))
+                store = EventStore(log, found, writer, helper, engine)
+                trio.lowlevel.spawn_system_task(store._keep, name="event log")
+                try:
+                    with store._body:
+                        yield store
+                finally:
+                    await store._close()
+                if store.broken is not None:
+                    raise StoreBroken(f"the event log broke: {store.broken}") from store.broken
     finally:
         os.close(lock)
 
 
-def _engine(log: Path, durability: Durability) -> sa.Engine:
+def _engine(log: Path) -> sa.Engine:
     """Each connection lives in a thread of its own and is closed when it is given back."""
 
     def connect(path: str, **_: object) -> TrioSqlite:
-        return TrioSqlite(partial(_connect, path, durability))
+        return TrioSqlite(partial(sqlite3.connect, path, isolation_level=None, timeout=LOCK_S))
 
     return sa.create_engine(
         sa.URL.create("sqlite+aiosqlite", database=str(log)),
         poolclass=NullPool,
         connect_args={"async_creator_fn": connect},
     )
-
-
-def _connect(path: str, durability: Durability) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=0)  # a busy log is waited for elsewhere
-    for pragma in (
-        f"synchronous={'FULL' if durability == 'machine' else 'NORMAL'}",
-        "wal_autocheckpoint=0",
-        f"journal_size_limit={2 * WAL_SOFT_PAGES * LOG_PAGE_BYTES}",
-        "recursive_triggers=on",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
 
 
 @asynccontextmanager
@@ -424,41 +401,6 @@ async def _connection(engine: sa.Engine) -> AsyncIterator[TrioSqlite]:
     finally:
         with trio.CancelScope(shield=True):
             await greenlet_spawn(lent.close)
-
-
-def _inspect(log: Path, connection: sqlite3.Connection, durability: Durability) -> _Found:
-    """In the writer's thread: migrate, and check the tail against the chain and the witness."""
-    schema.migrate(connection)
-    base = read_base(connection)
-    head = read_head(connection, base)
-    start = max(head.seq - TAIL_ROWS, base.seq - 1)
-    verify(connection, start, _hash_at(connection, base, start), head.seq)
-    return _Found(base, head, _check_witness(log, connection, base, head, durability))
-
-
-def _hash_at(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
-    if seq == base.seq - 1:
-        return base.hash
-    row = connection.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
-    if row is None:
-        raise ChainBroken(seq, "missing")
-    return bytes(row[0])
-
-
-def _check_witness(
-    log: Path, connection: sqlite3.Connection, base: Base, head: Head, durability: Durability
-) -> tuple[int, int] | None:
-    """(expected, found) where the tail was lost as the durability allows. Raises TailLost elsewhere."""
-    witness = read_witness(log)
-    if witness is None or witness.seq < base.seq - 1:
-        return None
-    if witness.seq > head.seq:
-        if durability == "process" and witness.boot_id != boot_id():
-            return witness.seq, head.seq
-        raise TailLost(witness.seq, head.seq, "the log has lost its tail")
-    if _hash_at(connection, base, witness.seq).hex() != witness.hash:
-        raise TailLost(witness.seq, head.seq, "the log is not the one that was written")
-    return None
 
 
 __all__ = [

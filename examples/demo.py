@@ -57,7 +57,9 @@ def runner_commands(directory: Path) -> tuple[dict[str, str], str]:
             gguf = directory / f"{name}.gguf"
             maker = [sys.executable, str(ROOT / "scripts/make_tiny_gguf.py"), str(gguf), "--seed", str(seed)]
             subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
-            commands[name] = f"{llama} --model {gguf} --port ${{PORT}} --parallel 2 --ctx-size 2048 --threads 1"
+            commands[name] = (
+                f"{llama} --model {gguf} --port ${{PORT}} --parallel 2 --ctx-size 2048 --threads 1"
+            )
         return commands, "llama-server"
     runner = f"{sys.executable} {ROOT / 'examples/ngram_runner.py'} --port ${{PORT}} --slots 2"
     pace = "--memory 200MiB --load-seconds 1.5 --tokens-per-second 40"
@@ -81,7 +83,11 @@ class Daemon:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.socket, self.log, self.journal = directory / "control.sock", directory / "events.db", directory / "journal"
+        self.socket, self.log, self.journal = (
+            directory / "control.sock",
+            directory / "events.db",
+            directory / "journal",
+        )
         self.command = [
             str(BIN / "runnerd"), "serve", "--config", str(config), "--listen", f"127.0.0.1:{self.port}",
             "--socket", str(self.socket), "--log", str(self.log),
@@ -104,7 +110,12 @@ class Daemon:
 
     def chat(self, model: str, text: str, *, tokens: int = 24, show: bool = False) -> str:
         """One streamed chat completion; prints the words as they come."""
-        body = {"model": model, "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": text}]}
+        body = {
+            "model": model,
+            "stream": True,
+            "max_tokens": tokens,
+            "messages": [{"role": "user", "content": text}],
+        }
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/chat/completions", json.dumps(body).encode(),
             {"Content-Type": "application/json"},

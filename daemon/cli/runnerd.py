@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"runnerd {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the daemon in the foreground (or under systemd)")
-    serve.add_argument("--config", type=Path, required=True, metavar="FILE", help="llama-swap's YAML, and our keys")
+    serve.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="llama-swap's YAML and ours"
+    )
     serve.add_argument("--listen", metavar="HOST:PORT", help="overrides the file's `listen`")
     serve.add_argument("--socket", type=Path, metavar="PATH", help="the control socket")
     serve.add_argument("--log", type=Path, metavar="PATH", help="the event log")

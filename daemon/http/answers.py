@@ -40,6 +40,14 @@ class Answer(msgspec.Struct, frozen=True):
         return head if head_only else head + self.body
 
 
+class Refused(Exception):
+    """A request cannot be served; `answer` says why."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
 def json(value: Any) -> Answer:
     """200 with a JSON body."""
     return Answer(200, msgspec.json.encode(value))

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Collection
 
 import msgspec
 
-from daemon.http.head import Refusal
+from daemon.http.answers import Refused, error
 from events.catalogue import Option
 from events.limits import HTTP_OPTION_BYTES
 
-Buffer = bytes  # or any object with the buffer protocol, such as a map of a file
-
-
-class Refused(Exception):
-    """The body cannot be served; `refusal` says why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.refusal = Refusal(400, code, message)
+Buffer = bytes | mmap.mmap
 
 
 class _Model(msgspec.Struct, gc=False):
@@ -27,7 +20,7 @@ class _Model(msgspec.Struct, gc=False):
 
 _MODEL = msgspec.json.Decoder(_Model)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_VALUE = msgspec.json.Decoder(Option | None)
+_VALUE: msgspec.json.Decoder[Option | None] = msgspec.json.Decoder(Option | None)
 
 _INVALID = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Deep nesting and bad UTF-8 raise errors that are not msgspec's."""
@@ -37,12 +30,12 @@ def model_name(body: Buffer) -> str:
     """The "model" of the body. Raises Refused."""
     try:
         name = _MODEL.decode(body).model
-    except msgspec.ValidationError as error:
-        raise Refused("invalid_body", f"The request body is not as expected: {error}.") from None
-    except _INVALID as error:
-        raise Refused("invalid_json", f"The request body is not valid JSON: {error}.") from None
+    except msgspec.ValidationError as invalid:
+        raise _refused("invalid_body", f"The request body is not as expected: {invalid}.") from None
+    except _INVALID as invalid:
+        raise _refused("invalid_json", f"The request body is not valid JSON: {invalid}.") from None
     if not name:
-        raise Refused("missing_model", 'The request body has no "model".')
+        raise _refused("missing_model", 'The request body has no "model".')
     return name
 
 
@@ -52,10 +45,10 @@ def launch_options(body: Buffer, declared: Collection[str]) -> dict[str, Option]
     try:
         members = _MEMBERS.decode(body)
         inner = members.get("options")
-        if inner is not None and bytes(inner[:1] if isinstance(inner, bytes) else inner)[:1] == b"{":
+        if inner is not None and memoryview(inner)[:1].tobytes() == b"{":
             members.update(_MEMBERS.decode(inner))
-    except _INVALID as error:
-        raise Refused("invalid_json", f"The request body is not valid JSON: {error}.") from None
+    except _INVALID as invalid:
+        raise _refused("invalid_json", f"The request body is not valid JSON: {invalid}.") from None
     found = {name: _option(name, members[name]) for name in declared if name in members}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -65,9 +58,13 @@ def _option(name: str, raw: msgspec.Raw) -> Option | None:
     try:
         value = _VALUE.decode(raw)
     except _INVALID:
-        raise Refused("invalid_option", f'The option "{name}" must be an integer, text or boolean.') from None
+        raise _refused(
+            "invalid_option", f'The option "{name}" must be an integer, text or boolean.'
+        ) from None
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise _refused("invalid_option", f'The option "{name}" does not fit into 64 bits.')
     if len(memoryview(raw)) > HTTP_OPTION_BYTES:
-        raise Refused("invalid_option", f'The option "{name}" is longer than {HTTP_OPTION_BYTES} bytes.')
+        raise _refused("invalid_option", f'The option "{name}" is longer than {HTTP_OPTION_BYTES} bytes.')
     return value
 
 
@@ -76,3 +73,7 @@ def renamed(body: Buffer, name: str) -> bytes:
     members = _MEMBERS.decode(body)
     members["model"] = msgspec.Raw(msgspec.json.encode(name))
     return msgspec.json.encode(members)
+
+
+def _refused(code: str, message: str) -> Refused:
+    return Refused(error(400, code, message))

@@ -1,4 +1,4 @@
-"""Request bodies: received whole, small ones in memory, large ones in an unlinked file, all of them counted."""
+"""Request bodies: received whole, small ones in memory, large ones in an unlinked file, all counted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Body:
         return True
 
     def add(self, piece: bytes) -> None:
-        """Append what has come. It has been reserved before."""
+        """Append what has come; it has been reserved before. Raises OSError where the disk has no room."""
         self.size += len(piece)
         if self._file is None:
             self._pieces.append(piece)
@@ -50,10 +50,21 @@ class Body:
                 self._spill()
         else:
             self._file.write(piece)
+            self._file.flush()
+
+    def replace(self, whole: bytes) -> None:
+        """Put another text in its place. It stays counted as before: the two differ by a name."""
+        counted = self._counted
+        self._counted = 0
+        self.close()
+        self._counted = counted
+        self._pieces.append(whole)
+        self.size = len(whole)
 
     def _spill(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="runnerd-body-")  # noqa: SIM115 (closed by `close`)
         self._file.writelines(self._pieces)
+        self._file.flush()
         self._pieces.clear()
 
     @property
@@ -68,7 +79,6 @@ class Body:
                 self._pieces[:] = [b"".join(self._pieces)]
             return self._pieces[0] if self._pieces else b""
         if self._map is None:
-            self._file.flush()
             self._map = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
         return self._map
 

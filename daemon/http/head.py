@@ -1,9 +1,9 @@
 """Reading a request: httptools (llhttp) parses, this counts, refuses and keeps what a relay needs.
 
-llhttp in its strict mode refuses by itself: two Content-Lengths or one that is no plain number, Content-Length
-with Transfer-Encoding, bare CR and bare LF, folded headers, space before a colon, invalid names, control
-characters, malformed chunks, data after `Connection: close`. What it lets through and we do not: HTTP/0.9 and
-2.0, codings before `chunked`, any number and size of headers, more than one Host.
+llhttp in its strict mode refuses by itself: two Content-Lengths or one that is no plain number,
+Content-Length with Transfer-Encoding, bare CR and bare LF, folded headers, space before a colon, invalid
+names, control characters, malformed chunks, data after `Connection: close`. What it lets through and we do
+not: HTTP/0.9 and 2.0, codings before `chunked`, any number and size of headers, more than one Host.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ REPLACED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect
 
 NOTED = HOP_BY_HOP | REPLACED
 
+PERSISTENCE = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
+"""What Connection mostly says; the headers of these names are dropped anyway."""
+
 
 class Refusal(msgspec.Struct, frozen=True):
     """Why a request cannot be served: what `daemon.http.answers.error` takes."""
@@ -40,8 +43,9 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_limits", "_named", "_parser", "body", "chunked", "done", "excess", "expects_continue", "headed", "host",
-        "hosts", "keep_alive", "length", "lines", "method", "refusal", "url", "version",
+        "_fed", "_limits", "_named", "_parser", "body", "chunked", "done", "excess",
+        "expects_continue", "headed", "host", "hosts", "keep_alive", "length", "lines",
+        "method", "refusal", "url", "version",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, body: Body) -> None:
@@ -69,9 +73,12 @@ class RequestReader:
         """Bytes came behind the request before it was answered: the connection is closed after the answer."""
         self.refusal: Refusal | None = None
         self._named: list[bytes] = []
+        self._fed = 0
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent."""
+        if not self.headed:
+            self._fed += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -83,6 +90,8 @@ class RequestReader:
                 self.excess = True
             else:
                 self._refuse(400, "malformed_request", f"The request is not valid HTTP/1.1: {error}.")
+        if not self.headed and self._fed > self._limits.head_bytes:
+            self._refuse_head()
 
     def close(self) -> None:
         """Break the reference cycle with the parser, so that memory does not wait for a collection."""
@@ -95,10 +104,13 @@ class RequestReader:
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Go on with HTTP/1.1, as RFC 9110 allows: some clients (Java's) offer h2c with every request. The
         parser has stopped behind the head, so another one reads the same head without the offer."""
-        if self.method == b"CONNECT":
+        if self.method == b"CONNECT" or self.refusal is not None:
+            self.excess = True
             return
         self.done = self.headed = False
-        framing = b"Transfer-Encoding: chunked\r\n" if self.chunked else b"Content-Length: %d\r\n" % self.length
+        framing = (
+            b"Transfer-Encoding: chunked\r\n" if self.chunked else b"Content-Length: %d\r\n" % self.length
+        )
         connection = b"" if self.keep_alive else b"Connection: close\r\n"
         lines, url, host, version = self.lines, self.url, self.host, self.version
         self.lines, self.url, self.host, self.hosts = [], b"", b"", 0
@@ -134,11 +146,13 @@ class RequestReader:
         elif name == b"transfer-encoding":
             self.chunked = True
             if value.lower() != b"chunked":
-                self._refuse(501, "unsupported_transfer_encoding", "The only transfer coding here is chunked.")
+                self._refuse(
+                    501, "unsupported_transfer_encoding", "The only transfer coding here is chunked."
+                )
         elif name == b"expect":
             self.expects_continue = value.lower() == b"100-continue"
         elif name == b"connection":
-            self._named += [token.strip().lower() for token in value.split(b",")]
+            self._named += connection_names(value)
 
     def on_headers_complete(self) -> None:
         if self.headed:
@@ -162,15 +176,14 @@ class RequestReader:
             self._refuse(414, "url_too_long", f"The URL is longer than {limits.url_bytes} bytes.")
         elif len(self.lines) > limits.headers:
             self._refuse(431, "head_too_large", f"The request has more than {limits.headers} headers.")
-        elif sum(map(len, self.lines)) > limits.head_bytes:
-            self.refuse_head()
+        elif self._fed > limits.head_bytes and sum(map(len, self.lines)) > limits.head_bytes:
+            self._refuse_head()
         elif self.length > limits.body_bytes:
             self._refuse_size()
         elif self.length and not self.body.reserve(self.length):
             self._refuse_held()
 
-    def refuse_head(self) -> None:
-        """The head has not ended within its limit."""
+    def _refuse_head(self) -> None:
         self._refuse(431, "head_too_large", f"The request's head exceeds {self._limits.head_bytes} bytes.")
 
     def _refuse_size(self) -> None:
@@ -188,12 +201,23 @@ class RequestReader:
                 return self._refuse_size()
             if not self.body.reserve(size):
                 return self._refuse_held()
-        self.body.add(piece)
+        try:
+            self.body.add(piece)
+        except OSError as error:
+            self._refuse(
+                503, "no_room_for_body", f"The server cannot keep the request body: {error.strerror}."
+            )
 
     def on_message_complete(self) -> None:
         if not self.done:
             self.done = True
             self.keep_alive = self._parser.should_keep_alive()
+
+
+def connection_names(value: bytes) -> list[bytes]:
+    """The headers that a Connection header declares to be for one hop only."""
+    tokens = [token.strip().lower() for token in value.split(b",")]
+    return [token for token in tokens if token not in PERSISTENCE]
 
 
 def without(lines: list[bytes], named: list[bytes]) -> list[bytes]:

@@ -1,0 +1,76 @@
+# Each target stands alone on a machine with Python 3.11 or newer, pip, gcc and make.
+#
+#   make demo         two models, memory for one: the main job shown from start to recovery
+#   make test         all tests, but those that need a real llama-server
+#   make test-llama   those, with a llama-server that is found or built
+#   make check        style, types, import rules, generated documents
+#   make bench        speed and memory, as ratios and figures
+#   make venv         .venv/ with the project and its test tools, as the other targets use it
+#   make clean        remove what was made, but not the built llama-server
+#
+# PYTHON=/path/to/python chooses the interpreter that .venv/ is made with.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := test
+.PHONY: demo test test-llama check bench venv clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
+
+demo: venv
+	@$(BIN)/python examples/demo.py
+
+test: venv
+	@$(BIN)/python -m pytest --ignore=tests/llama
+
+test-llama: venv
+	@server=$$(bash scripts/get_llama.sh | tail -n 1)
+	RUNNERD_LLAMA_SERVER=$$server $(BIN)/python -m pytest tests/llama
+
+check: venv
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python -m pytest tests/unit/test_tidy.py
+
+bench: venv
+	@$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_store.py
+	$(BIN)/python benchmarks/bench_relay.py
+
+venv: $(INSTALLED)
+
+# Debian's Python comes without ensurepip: there the environment is made bare, and the system's pip fills it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@python=
+	for candidate in $(CANDIDATES); do
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+	        python=$$candidate
+	        break
+	    fi
+	done
+	if [ -z "$$python" ]; then
+	    echo "runnerd needs Python 3.11 or newer; tried: $(CANDIDATES). Set PYTHON=/path/to/python" >&2
+	    exit 1
+	fi
+	echo "making $(VENV) with $$("$$python" --version)" >&2
+	if "$$python" -c 'import ensurepip' 2>/dev/null; then
+	    "$$python" -m venv $(VENV)
+	else
+	    "$$python" -m venv --without-pip $(VENV)
+	    "$$python" -m pip --python $(BIN)/python install -qq pip
+	fi
+	install="$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt"
+	$$install setuptools
+	$$install --no-build-isolation --editable '.[dev]'
+	touch $@
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.llama/*' -prune -exec rm -rf {} +

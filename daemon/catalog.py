@@ -1,0 +1,35 @@
+"""What the front door and the control socket need of the configuration, which a reload may replace."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from daemon.config import Config
+from daemon.http.routes import ModelRow
+
+
+class Catalog:
+    """See `daemon.http.routes.Catalog`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def resolve(self, name: str) -> str | None:
+        """The model's id for an id or alias."""
+        return self.config.resolve(name)
+
+    def models(self) -> Sequence[ModelRow]:
+        """The rows of /v1/models, in the file's order; without unlisted models."""
+        rows = []
+        for id, model in self.config.models.items():
+            if not model.unlisted:
+                aliases = tuple(model.aliases)
+                rows.append(ModelRow(id, aliases, model.name, model.description))
+                if self.config.include_aliases:
+                    rows += [ModelRow(alias, (), model.name, model.description) for alias in aliases]
+        return rows
+
+    def launch_options(self, model: str) -> Collection[str]:
+        """The names of the launch options that a request may fix."""
+        spec = self.config.models.get(model)
+        return spec.options if spec is not None else ()

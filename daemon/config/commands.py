@@ -1,0 +1,88 @@
+"""Commands: splitting what the file says into arguments, and filling in what a runner gets when it starts.
+
+A command is split before ports, paths and options are filled in, and no shell ever sees it: an option's
+value is part of one argument, whatever it contains.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+import msgspec
+
+from daemon.config.macros import fill
+from daemon.ports import Address
+from events.catalogue import Option
+
+_PARALLEL_FLAGS = ("--parallel", "-np", "--max-num-seqs")
+
+
+class Command(msgspec.Struct, frozen=True):
+    """Everything that starts, checks, reaches and stops one runner; every macro but `${PID}` filled in.
+
+    `env` goes over the daemon's own environment. `url`: `http://127.0.0.1:5800` or `unix:/path`.
+    `prefix`: put before each request's path. `check_path`: what to GET for its health; "": ready when it
+    listens. `model_name`: replaces a request's "model" ("": does not). `trust_probe`: its listening socket
+    belongs to no process of ours (a container's).
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str
+    prefix: str = ""
+    check_path: str = ""
+    model_name: str = ""
+    trust_probe: bool = False
+    stop_template: tuple[str, ...] = ()
+
+    def stop_argv(self, pid: int) -> tuple[str, ...] | None:
+        """The command that stops the runner whose first process is `pid`; None: a signal does."""
+        if not self.stop_template:
+            return None
+        return tuple(fill(word, {"PID": str(pid)}) for word in self.stop_template)
+
+    def address(self, runner: str) -> Address:
+        """Where requests for this runner go."""
+        return Address(runner, self.url, self.prefix, self.model_name)
+
+
+def strip_comments(text: str) -> str:
+    """A command without its lines that begin with `#`."""
+    return "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The arguments of a command: a shell's quoting rules, lines joined with or without a `\\` at their end.
+
+    Raises ValueError for a quotation that does not end.
+    """
+    lines = []
+    for line in strip_comments(text).split("\n"):
+        bare = line.rstrip()
+        lines.append(bare[:-1] if bare.endswith("\\") else line)
+    return tuple(shlex.split("\n".join(lines)))
+
+
+def parallel_flag(argv: Sequence[str]) -> int:
+    """How many requests the command says that it serves at once (the last such flag); 0: it does not say."""
+    found = 0
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag in _PARALLEL_FLAGS:
+            number = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+            if re.fullmatch(r"[1-9][0-9]{0,3}", number):
+                found = int(number)
+    return found
+
+
+def option_text(value: Option) -> str:
+    """A launch option as a command has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def fill_path(template: str, values: Mapping[str, str]) -> str:
+    """As `fill`, for the path of a URL: values are percent-encoded, so that they cannot end the path."""
+    return fill(template, {name: quote(value, safe="/") for name, value in values.items()})

@@ -1,0 +1,173 @@
+"""A configuration that has been checked: what the daemon reads, and what the scheduler is told of it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from daemon.config.commands import Command, fill_path, option_text
+from daemon.config.endpoint import Endpoint
+from daemon.config.errors import Problem
+from daemon.config.macros import fill
+from daemon.ports import Launch
+from events.catalogue import NEVER, ConfigView, DeviceView, ModelView, Option
+from events.limits import HEADROOM_BYTES, LISTEN, LOAD_NS, PORT_COUNT, PORT_FIRST, QUEUE_MAX, UNLOAD_NS
+
+DIGEST_CHARS = 32
+"""Of a digest's 64: 128 bits, which is more than enough to tell specs apart."""
+
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+
+
+class SpecChanged(Exception):
+    """A launch asks for a model, or an option, that this configuration does not have, or not so."""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """One model. Words of `argv`, `env`, `stop_argv` and `check_path` still hold `${PORT}` and its like.
+
+    `memory_bytes` per device, "" for "wherever there is room"; empty: unknown. Times in nanoseconds;
+    `queue_ns` and `request_ns` 0: no limit; `keep_alive_ns` may be NEVER. `metadata` may hold `${PORT}`.
+    """
+
+    argv: tuple[str, ...]
+    endpoint: Endpoint
+    env: dict[str, str] = {}
+    stop_argv: tuple[str, ...] = ()
+    check_path: str = "/health"
+    trust_probe: bool = False
+    use_model_name: str = ""
+    options: dict[str, Option] = {}
+    slots: int = 1
+    memory_bytes: dict[str, int] = {}
+    keep_alive_ns: int = NEVER
+    load_ns: int = LOAD_NS
+    unload_ns: int = UNLOAD_NS
+    queue_ns: int = 0
+    request_ns: int = 0
+    concurrency_limit: int = 0
+    priority: int = 0
+    aliases: tuple[str, ...] = ()
+    unlisted: bool = False
+    name: str = ""
+    description: str = ""
+    metadata: dict[str, Json] = {}
+
+    def takes(self, option: str, value: Option) -> bool:
+        """Whether a launch option exists and can have this value: its default's type, fit for a command."""
+        default = self.options.get(option)
+        return type(value) is type(default) and not (isinstance(value, str) and "\0" in value)
+
+    def digest(self, key: bytes) -> str:
+        """What fixes its processes (but for the values of options), so that a change of it shows."""
+        spec = (self.argv, self.env, self.stop_argv, self.endpoint, self.check_path, self.trust_probe)
+        encoded = msgspec.json.encode(spec, order="deterministic")
+        return hmac.new(key, encoded, hashlib.sha256).hexdigest()[:DIGEST_CHARS]
+
+    def view(self, key: bytes) -> ModelView:
+        """What the scheduler knows of it."""
+        return ModelView(
+            digest=self.digest(key),
+            slots=self.slots,
+            memory_bytes=self.memory_bytes,
+            keep_alive_ns=self.keep_alive_ns,
+            options=self.options,
+            lease=self.endpoint.lease,
+            fixed_port=self.endpoint.fixed_port,
+            load_ns=self.load_ns,
+            unload_ns=self.unload_ns,
+            concurrency_limit=self.concurrency_limit,
+            queue_ns=self.queue_ns,
+            request_ns=self.request_ns,
+            priority=self.priority,
+        )
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole configuration. `devices`: the budget of each in bytes, None: whatever the machine reports."""
+
+    file: Path
+    models: dict[str, Model]
+    aliases: dict[str, str] = {}
+    listen: str = LISTEN
+    control_socket: Path | None = None
+    event_log: Path | None = None
+    durability: Literal["process", "machine"] = "process"
+    max_queue: int = QUEUE_MAX
+    max_loaded: int = 0
+    devices: dict[str, int | None] = {}
+    headroom_bytes: int = HEADROOM_BYTES
+    port_first: int = PORT_FIRST
+    port_last: int = PORT_FIRST + PORT_COUNT - 1
+    unload_ns: int = UNLOAD_NS
+    include_aliases: bool = False
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know, one line each."""
+        return tuple(problem.show(self.file) for problem in self.problems)
+
+    def resolve(self, name: str) -> str | None:
+        """The id of the model with this id or alias (both as they are written, case and all)."""
+        return name if name in self.models else self.aliases.get(name)
+
+    def view(self, key: bytes) -> ConfigView:
+        """What the scheduler knows of it. Without `key` nobody can tell anything from the digests."""
+        return ConfigView(
+            models={id: model.view(key) for id, model in self.models.items()},
+            devices={name: DeviceView(budget, name != "host") for name, budget in self.devices.items()},
+            max_queue=self.max_queue,
+            max_loaded=self.max_loaded,
+            port_first=self.port_first,
+            port_last=self.port_last,
+            headroom_bytes=self.headroom_bytes,
+            unload_ns=self.unload_ns,
+        )
+
+    def command(self, model: str, launch: Launch, socket_path: str) -> Command:
+        """What starts a runner. Raises SpecChanged where the model or an option is not configured so."""
+        spec = self.models.get(model)
+        if spec is None:
+            raise SpecChanged(f"{model} is not configured any more")
+        for name, value in launch.options.items():
+            if not spec.takes(name, value):
+                raise SpecChanged(f"{model} has no launch option {name} that can have this value")
+        options = {**spec.options, **launch.options}
+        values = {name: option_text(value) for name, value in options.items()}
+        values |= {"PORT": str(launch.port), "SOCKET": socket_path}
+        return Command(
+            argv=tuple(fill(word, values) for word in spec.argv),
+            env={name: fill(text, values) for name, text in spec.env.items()},
+            url=_url(spec.endpoint, launch.port, socket_path),
+            prefix=spec.endpoint.prefix,
+            check_path=fill_path(spec.check_path, values),
+            model_name=spec.use_model_name,
+            trust_probe=spec.trust_probe,
+            stop_template=tuple(fill(word, values) for word in spec.stop_argv),
+        )
+
+    def metadata(self, model: str, port: int | None = None) -> Mapping[str, Json]:
+        """A model's metadata, as lists of models show it; `${PORT}` is null while it has none."""
+        return {key: _fill_port(value, port) for key, value in self.models[model].metadata.items()}
+
+
+def _url(endpoint: Endpoint, port: int, socket_path: str) -> str:
+    if endpoint.socket:
+        return "unix:" + fill(endpoint.socket, {"SOCKET": socket_path})
+    return f"http://{endpoint.host}:{endpoint.port or port}"
+
+
+def _fill_port(value: Json, port: int | None) -> Json:
+    if isinstance(value, dict):
+        return {key: _fill_port(item, port) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_port(item, port) for item in value]
+    if value == "${PORT}":
+        return port
+    return fill(value, {"PORT": "null" if port is None else str(port)}) if isinstance(value, str) else value

@@ -1,0 +1,99 @@
+"""What is wrong with a configuration: each problem with its line and path, all of them together."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from events.limits import CONFIG_PROBLEMS_SHOWN, CONFIG_SHOWN_CHARS
+
+_SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing that is wrong. `line` counts from 1; 0: the file as a whole. `path`: `models.qwen.ttl`."""
+
+    line: int
+    path: str
+    text: str
+
+    def show(self, file: Path) -> str:
+        """`FILE:LINE: PATH: TEXT`, without the parts that it has not."""
+        where = f"{file}:{self.line}" if self.line else f"{file}"
+        return f"{where}: {self.path}: {self.text}" if self.path else f"{where}: {self.text}"
+
+
+class ConfigError(Exception):
+    """The file cannot be used. Its text has one line for each problem; mend them all and try again."""
+
+    def __init__(self, file: Path, problems: Iterable[Problem]) -> None:
+        self.file = file
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
+        lines = [problem.show(file) for problem in self.problems[:CONFIG_PROBLEMS_SHOWN]]
+        if len(self.problems) > CONFIG_PROBLEMS_SHOWN:
+            lines.append(f"{file}: and {len(self.problems) - CONFIG_PROBLEMS_SHOWN} more problems")
+        super().__init__("\n".join(lines))
+
+
+class Unusable(Exception):
+    """Nothing more can be learned from this file; the problem that says why has been collected."""
+
+
+class Problems:
+    """Collects errors and warnings while a file is read."""
+
+    def __init__(self) -> None:
+        self.errors: list[Problem] = []
+        self.warnings: list[Problem] = []
+
+    def add(self, line: int, path: str, text: str) -> None:
+        """An error; reading goes on, so that all of them are found at once."""
+        self.errors.append(Problem(line, path, text))
+
+    def warn(self, line: int, path: str, text: str) -> None:
+        """Something that the user should know, and that does not prevent a start."""
+        self.warnings.append(Problem(line, path, text))
+
+    def sorted_warnings(self) -> tuple[Problem, ...]:
+        """The warnings in the order of the file."""
+        return tuple(sorted(self.warnings, key=lambda problem: problem.line))
+
+    def give_up(self, line: int, path: str, text: str) -> Unusable:
+        """An error after which there is nothing to read: raise what this returns."""
+        self.add(line, path, text)
+        return Unusable(text)
+
+
+def join_path(path: str, key: str | int) -> str:
+    """The path of a value inside another: `models.qwen`, `env[0]`, `models."qwen2.5"`."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    name = key if _SIMPLE_KEY.fullmatch(key) else shown(key)
+    return f"{path}.{name}" if path else name
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, quoted where it is text, and not too long."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    text = "".join(c if c.isprintable() else "�" for c in text[: CONFIG_SHOWN_CHARS + 1])
+    return text if len(text) <= CONFIG_SHOWN_CHARS else text[:CONFIG_SHOWN_CHARS] + "…"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The choice that looks most like `word`, whatever its case; "" where none does."""
+    if len(word) > CONFIG_SHOWN_CHARS:
+        return ""
+    by_fold = {choice.casefold(): choice for choice in choices}
+    found = difflib.get_close_matches(word.casefold(), by_fold, 1)
+    return by_fold[found[0]] if found else ""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; the nearest is "ttl"`, or nothing."""
+    near = nearest(word, choices)
+    return f"; the nearest is {shown(near)}" if near else ""

@@ -1,0 +1,237 @@
+"""One entry under `models`: its keys, its macros, its command."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from daemon.config.commands import parallel_flag, split, strip_comments
+from daemon.config.config import Json, Model
+from daemon.config.endpoint import read_endpoint
+from daemon.config.errors import Problems, join_path, shown
+from daemon.config.fields import A_SIZE, Section, describe
+from daemon.config.macros import MACRO_NAME, RESERVED, Expander, Scope, used
+from daemon.config.units import size_bytes
+from daemon.config.yaml_source import Mapping, Node, Scalar, Sequence
+from events.catalogue import NEVER, Option
+from events.limits import CONFIG_INTEGER_MAX, CONFIG_NAME_CHARS, PRIORITY_MAX, REQUESTS_MAX, SLOTS_MAX
+
+_DEVICE = re.compile(r"host|gpu(0|[1-9][0-9]{0,2})")
+_ENV_ENTRY = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_OWN_ENV = "RUNNERD_"
+
+UNSUPPORTED = {"filters": "requests go to the runner as they come"}
+HARMLESS = {
+    "timeouts": "requests and loads have limits of their own (requestTimeout, healthCheckTimeout)",
+    "compat": "websockets are not relayed",
+    "sendLoadingState": "no loading messages are added to answers",
+    "capabilities": "they are not shown",
+}
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """What the top of the file says for every model that says nothing itself."""
+
+    keep_alive_ns: int
+    load_ns: int
+    unload_ns: int
+    queue_ns: int
+    request_ns: int
+
+
+class ModelReader:
+    """Reads models, all with the same defaults and global macros (not expanded: a model may replace some)."""
+
+    def __init__(self, macros: Scope, defaults: Defaults, expander: Expander, problems: Problems) -> None:
+        self._macros = macros
+        self._defaults = defaults
+        self._expander = expander
+        self._problems = problems
+
+    def read(self, id: str, node: Node, path: str) -> Model | None:
+        """The model; None, or one with defaults in the wrong places, once problems have been reported."""
+        if not isinstance(node, Mapping):
+            text = f"expected a mapping with the key `cmd`, found {describe(node)}"
+            self._problems.add(node.line, path, text)
+            return None
+        section = Section(self._expanded(id, node, path), path, self._problems)
+        section.node("macros")
+        options = self._options(section)
+        argv, stop_argv = self._command(section, "cmd"), self._command(section, "cmdStop")
+        env = self._env(section)
+        known = used(" ".join([*argv, *env.values()]))
+        if argv:
+            self._check_options_used(section, options, known)
+        limit = section.integer("concurrencyLimit", 0, 0, REQUESTS_MAX)
+        load_ns, unload_ns = self._defaults.load_ns, self._defaults.unload_ns
+        model = Model(
+            argv=argv,
+            endpoint=read_endpoint(section, known if argv else None),
+            env=env,
+            stop_argv=stop_argv,
+            check_path=self._check_path(section),
+            trust_probe=section.flag("trustProbe"),
+            use_model_name=section.text("useModelName", max_chars=CONFIG_NAME_CHARS),
+            options=options,
+            slots=section.integer("slots", _slots(argv, limit), 1, SLOTS_MAX),
+            memory_bytes=self._memory(section),
+            keep_alive_ns=self._keep_alive_ns(section),
+            load_ns=section.duration_ns("healthCheckTimeout", load_ns) or load_ns,
+            unload_ns=section.duration_ns("unloadTimeout", unload_ns) or unload_ns,
+            queue_ns=section.duration_ns("queueTimeout", self._defaults.queue_ns),
+            request_ns=section.duration_ns("requestTimeout", self._defaults.request_ns),
+            concurrency_limit=limit,
+            priority=section.integer("priority", 0, -PRIORITY_MAX, PRIORITY_MAX),
+            aliases=tuple(alias.text for alias, _ in section.texts("aliases")),
+            unlisted=section.flag("unlisted"),
+            name=section.text("name"),
+            description=section.text("description"),
+            metadata={key: _plain(value) for key, (value, _, _) in section.members("metadata").items()},
+        )
+        section.refuse(UNSUPPORTED)
+        section.ignore(HARMLESS)
+        section.finish()
+        return model
+
+    def _expanded(self, id: str, node: Mapping, path: str) -> Mapping:
+        """The model with every macro replaced but those of its start."""
+        own = self._expander.define(node.items.get("macros"), join_path(path, "macros"))
+        definitions = {"MODEL_ID": Scalar(node.line, id, id)} | self._macros | own
+        scope = self._expander.scope(definitions, join_path(path, "macros"))
+        start = {"PORT", "SOCKET"} | self._option_names(node, path, scope)
+        later = {
+            "cmd": start, "cmdStop": start | {"PID"}, "env": start, "checkEndpoint": start,
+            "proxy": {"PORT", "SOCKET"}, "metadata": {"PORT"},
+        }  # fmt: skip
+        items = {
+            key: self._expander.expand(_bare(key, value), join_path(path, key), scope, later.get(key, ()))
+            for key, value in node.items.items()
+            if key != "macros"
+        }
+        return Mapping(node.line, items, node.key_lines)
+
+    def _option_names(self, node: Mapping, path: str, scope: Scope) -> set[str]:
+        """The launch options, which `cmd` uses like macros; so none may be a macro as well."""
+        options = node.items.get("options")
+        if not isinstance(options, Mapping):
+            return set()
+        for name in options.items:
+            if name in scope:
+                where = join_path(join_path(path, "options"), name)
+                text = "expected a name that is not also a macro's"
+                self._problems.add(options.key_lines[name], where, text)
+        return set(options.items)
+
+    def _command(self, section: Section, key: str) -> tuple[str, ...]:
+        found = section.scalar(key, "a command")
+        if found is None:
+            if key == "cmd" and section.node(key) is None:
+                section.wrong(key, "the command that starts the runner", None)
+            return ()
+        try:
+            argv = split(found.text)
+        except ValueError as error:
+            section.report(key, f"expected a command, found: {error}")
+            return ()
+        if key == "cmd" and (not argv or not argv[0]):
+            section.report(key, "expected a command, found none")
+        return argv
+
+    def _env(self, section: Section) -> dict[str, str]:
+        env: dict[str, str] = {}
+        for entry, path in section.texts("env"):
+            match = _ENV_ENTRY.fullmatch(entry.text)
+            if match is None:
+                self._problems.add(entry.line, path, "expected NAME=value, found something else")
+            elif match[1].startswith(_OWN_ENV):
+                self._problems.add(entry.line, path, f"expected another name: {_OWN_ENV}* is runnerd's own")
+            else:
+                env[match[1]] = match[2]
+        return env
+
+    def _options(self, section: Section) -> dict[str, Option]:
+        """Launch options and their defaults: text, whole numbers and booleans."""
+        options: dict[str, Option] = {}
+        for name, (node, line, path) in section.members("options").items():
+            value = node.value if isinstance(node, Scalar) else None
+            if not MACRO_NAME.fullmatch(name) or name in RESERVED or len(name) > CONFIG_NAME_CHARS:
+                self._problems.add(line, path, "expected an option's name: letters, digits, `_` and `-`")
+            elif value is None or isinstance(value, float) or "\0" in str(value):
+                text = f"expected a default: text, a whole number, true or false; found {describe(node)}"
+                self._problems.add(node.line, path, text)
+            elif isinstance(value, int) and abs(value) > CONFIG_INTEGER_MAX:
+                text = f"expected a whole number up to {CONFIG_INTEGER_MAX}, found {describe(node)}"
+                self._problems.add(node.line, path, text)
+            else:
+                options[name] = value
+        return options
+
+    def _check_options_used(self, section: Section, options: dict[str, Option], known: set[str]) -> None:
+        """An option that the command does not use could be asked for, and would be served wrongly."""
+        for name, (_, line, path) in section.members("options").items():
+            if name in options and name not in known:
+                self._problems.add(line, path, f"expected ${{{name}}} in `cmd` or `env`, which do not use it")
+
+    def _check_path(self, section: Section) -> str:
+        path = section.text("checkEndpoint", "/health")
+        if path == "none":
+            return ""
+        if not re.fullmatch(r"/[!-~]*", path):
+            section.wrong(
+                "checkEndpoint", 'a path that begins with "/", or "none"', section.node("checkEndpoint")
+            )
+        return path
+
+    def _memory(self, section: Section) -> dict[str, int]:
+        """Bytes per device; "" for wherever there is room."""
+        found = section.node("memory")
+        if found is None:
+            return {}
+        if isinstance(found, Sequence):
+            section.wrong("memory", f"{A_SIZE}, or a mapping of devices to sizes", found)
+            return {}
+        if isinstance(found, Scalar):
+            return {"": section.size_bytes("memory", 0)}
+        sizes: dict[str, int] = {}
+        for device, (node, line, path) in section.members("memory").items():
+            check_device(device, line, path, self._problems)
+            size = size_bytes(node.value) if isinstance(node, Scalar) else None
+            if size is None:
+                self._problems.add(node.line, path, f"expected {A_SIZE}, found {describe(node)}")
+            sizes[device] = size or 0
+        return sizes
+
+    def _keep_alive_ns(self, section: Section) -> int:
+        """`ttl`: 0 never, -1 as `globalTTL` says."""
+        found = section.scalar("ttl", "a duration")
+        if found is None or found.value == -1:
+            return self._defaults.keep_alive_ns
+        return section.duration_ns("ttl", 0) or NEVER
+
+
+def check_device(name: str, line: int, path: str, problems: Problems) -> None:
+    """Report a device that cannot be one."""
+    if not _DEVICE.fullmatch(name):
+        problems.add(line, path, f'expected "host", "gpu0", "gpu1" or the like, found {shown(name)}')
+
+
+def _slots(argv: tuple[str, ...], concurrency_limit: int) -> int:
+    """What `slots` is where the file does not say: what the command says, else `concurrencyLimit`, else 1."""
+    return min(parallel_flag(argv) or concurrency_limit or 1, SLOTS_MAX)
+
+
+def _bare(key: str, value: Node) -> Node:
+    """A command without its comments: a macro in a comment is not expanded."""
+    if key in ("cmd", "cmdStop") and isinstance(value, Scalar) and isinstance(value.value, str):
+        text = strip_comments(value.value)
+        return Scalar(value.line, text, text, value.plain, value.secret)
+    return value
+
+
+def _plain(node: Node) -> Json:
+    if isinstance(node, Scalar):
+        return node.value
+    if isinstance(node, Sequence):
+        return [_plain(item) for item in node.items]
+    return {key: _plain(item) for key, item in node.items.items()}

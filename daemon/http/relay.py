@@ -1,0 +1,255 @@
+"""One exchange with a runner: the request goes there, its answer comes back chunk by chunk, unchanged.
+
+The runner's bytes are parsed only to know where its answer ends. Its head is written anew without the headers
+that describe its connection; the body is never looked at, never held back.
+"""
+
+from __future__ import annotations
+
+import mmap
+from time import monotonic_ns
+
+from daemon.http.head import RequestReader
+from daemon.http.upstream import Pool, Reply, Upstream
+from daemon.http.wire import FAILURES, Wire
+from daemon.ports import Dispatched
+from events.catalogue import UpstreamEnded
+from events.limits import HTTP_REPLY_HEAD_BYTES
+
+END_OF_HEAD = b"\r\n\r\n"
+
+
+class UpstreamFailed(Exception):
+    """The runner did not give a whole answer."""
+
+
+class ClientLost(Exception):
+    """The client cannot be written to any more."""
+
+
+class Exchange:
+    """What one dispatch sends and receives. `run` it once, then read its outcome."""
+
+    __slots__ = (
+        "_aborted", "_began_ns", "_client", "_pool", "_prefix", "_reply", "_request",
+        "_upstream", "bytes_to_client", "client_lost", "complete", "error", "first_byte_ns",
+        "keep_alive", "sent", "started", "status",
+    )  # fmt: skip
+
+    def __init__(self, client: Wire, request: RequestReader, pool: Pool, prefix: str) -> None:
+        self._client = client
+        self._request = request
+        self._pool = pool
+        self._prefix = prefix
+        self._upstream: Upstream | None = None
+        self._aborted = False
+        self._began_ns = 0
+        self.sent = False
+        """Something was done for the dispatch: it is not that the request had ended before."""
+        self.started = False
+        """The client may have got bytes of the answer: nothing else can be answered any more."""
+        self.complete = False
+        """The whole answer went to the client."""
+        self.client_lost = False
+        """The client is to be counted as gone: it cannot be written to, or its task was cancelled."""
+        self.keep_alive = request.keep_alive and not request.excess
+        """The client's connection can be used again."""
+        self.status = 0
+        self.bytes_to_client = 0
+        self.first_byte_ns = 0
+        self.error = ""
+
+    async def run(self) -> None:
+        """Send the request and relay its answer. What goes wrong is told by the outcome."""
+        self.sent = self.client_lost = True
+        self._began_ns = monotonic_ns()
+        try:
+            data = await self._ask()
+            reply = await self._relay_head(data)
+            if not reply.done:
+                await self._relay_rest(reply)
+            if reply.excess:
+                self.keep_alive = False
+            self.complete = True
+            self.client_lost = False
+        except UpstreamFailed as failure:
+            self.client_lost = False
+            self.error = str(failure)
+        except ClientLost:
+            self.error = "the client went away"
+        finally:
+            self._leave_upstream()
+
+    def abort(self) -> None:
+        """End it from another task: the request has ended, or its client went away."""
+        self._aborted = True
+        if self._upstream is not None:
+            self._upstream.close()
+        if self.started:
+            self._client.close()
+
+    def expire(self, stalled: float) -> None:
+        """Give up on a runner that has taken nothing since the time `stalled`."""
+        upstream = self._upstream
+        if upstream is not None and upstream.waiting_since is not None and upstream.waiting_since <= stalled:
+            upstream.close()
+
+    def ended(self, request: str, turn: Dispatched) -> UpstreamEnded:
+        """The fact that the exchange ends with."""
+        return UpstreamEnded(
+            request=request,
+            runner=turn.address.runner,
+            complete=self.complete,
+            bytes_to_client=self.bytes_to_client,
+            status=self.status,
+            sent=self.sent,
+            first_byte_ns=self.first_byte_ns,
+            error=self.error,
+        )
+
+    async def _ask(self) -> bytes:
+        """Send the request and wait for the first bytes of an answer. A reused connection may have been
+        closed by the runner just now, which is no failure: then once more, on a fresh one."""
+        payload = self._request.body.view()
+        upstream = self._pool.take()
+        if upstream is not None:
+            data = await self._ask_on(upstream, payload)
+            if data:
+                return data
+            upstream.close()
+        upstream = await self._connect()
+        data = await self._ask_on(upstream, payload)
+        if not data:
+            raise UpstreamFailed("it closed the connection without an answer")
+        return data
+
+    async def _connect(self) -> Upstream:
+        if self._aborted:
+            raise UpstreamFailed("aborted")
+        try:
+            upstream, address = await self._pool.open()
+            self._upstream = upstream
+            if self._aborted:
+                raise UpstreamFailed("aborted")
+            await upstream.connect(address)
+        except FAILURES as failure:
+            raise UpstreamFailed(f"it cannot be connected to: {describe(failure)}") from None
+        return upstream
+
+    async def _ask_on(self, upstream: Upstream, payload: bytes | mmap.mmap) -> bytes:
+        """b"" where the connection ends first and another may be tried."""
+        self._upstream = upstream
+        upstream.reply.plain = self._request.version == "1.0"
+        try:
+            if isinstance(payload, bytes):
+                await upstream.send(self._head(len(payload)) + payload)
+            else:
+                await upstream.send(self._head(len(payload)))
+                await upstream.send(memoryview(payload))
+            data = await upstream.recv()
+        except FAILURES as failure:
+            if upstream.reused and not self._aborted:
+                return b""
+            raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
+        if data:
+            self.first_byte_ns = monotonic_ns() - self._began_ns
+        return data
+
+    def _head(self, size: int) -> bytes:
+        request = self._request
+        target = self._prefix.encode() + request.url if self._prefix else request.url
+        return b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+            request.method, target, self._pool.host_line, b"".join(request.lines), size,
+        )  # fmt: skip
+
+    async def _relay_head(self, data: bytes) -> Reply:
+        """Take the answer's head and send it on, with what came behind it, in one piece."""
+        assert self._upstream is not None
+        reply = self._upstream.reply
+        taken = data
+        self._feed(reply, data)
+        while not reply.headed:
+            if len(taken) > HTTP_REPLY_HEAD_BYTES:
+                raise UpstreamFailed("its answer's head is too large")
+            data = await self._recv()
+            if not data:
+                raise UpstreamFailed("it closed the connection in the head of its answer")
+            self._feed(reply, data)
+            taken += data
+        start = 0
+        for _ in range(reply.interim):
+            start = taken.index(END_OF_HEAD, start) + 4
+        end = taken.index(END_OF_HEAD, start) + 4
+        self.status = reply.status
+        status_line = taken[start : taken.index(b"\r\n", start) + 2]
+        head = self._answer_head(reply, status_line)
+        self._request.body.close()  # from here on there is no other attempt
+        await self._send(head + (b"".join(reply.pieces) if reply.plain else taken[end:]))
+        reply.pieces.clear()
+        return reply
+
+    def _answer_head(self, reply: Reply, status_line: bytes) -> bytes:
+        """The head for the client, which also settles whether its connection persists."""
+        if reply.plain and reply.chunked:
+            self.keep_alive = False
+            reply.lines = [line for line in reply.lines if not line.lower().startswith(b"transfer-encoding:")]
+        else:
+            reply.plain = False
+        if reply.ends_with_connection or reply.excess:
+            self.keep_alive = False
+        if not self.keep_alive:
+            reply.lines.append(b"Connection: close\r\n")
+        elif self._request.version == "1.0":
+            reply.lines.append(b"Connection: keep-alive\r\n")
+        return b"%b%b\r\n" % (status_line, b"".join(reply.lines))
+
+    async def _relay_rest(self, reply: Reply) -> None:
+        while not reply.done:
+            data = await self._recv()
+            if not data:
+                if reply.ends_with_connection:
+                    return
+                raise UpstreamFailed("it closed the connection before the end of its answer")
+            self._feed(reply, data)
+            if reply.plain:
+                data = b"".join(reply.pieces)
+                reply.pieces.clear()
+                if not data:
+                    continue
+            await self._send(data)
+
+    def _feed(self, reply: Reply, data: bytes) -> None:
+        self._pool.moved += len(data)
+        try:
+            reply.feed(data)
+        except ValueError as error:
+            raise UpstreamFailed(f"its answer is not valid HTTP: {error}") from None
+
+    async def _recv(self) -> bytes:
+        assert self._upstream is not None
+        try:
+            return await self._upstream.recv()
+        except FAILURES as failure:
+            raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
+
+    async def _send(self, data: bytes) -> None:
+        self.started = True
+        try:
+            await self._client.send(data)
+        except FAILURES:
+            raise ClientLost from None
+        self.bytes_to_client += len(data)
+
+    def _leave_upstream(self) -> None:
+        upstream = self._upstream
+        if upstream is None:
+            return
+        if self.complete and not upstream.closed and upstream.reply.keep_alive and not upstream.reply.excess:
+            self._pool.give(upstream)
+        else:
+            upstream.close()
+
+
+def describe(failure: BaseException) -> str:
+    """A failure of a wire in a few words, the same on every machine."""
+    return (getattr(failure, "strerror", None) or "it was closed").lower()

@@ -1,0 +1,117 @@
+"""The front door: listeners, connections, and what they share."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from daemon.http import answers
+from daemon.http.body import Held
+from daemon.http.connection import Connection, Shared
+from daemon.http.hosts import Hosts
+from daemon.http.limits import Limits
+from daemon.http.reaper import HangUps, reap
+from daemon.http.routes import Catalog, Local
+from daemon.http.upstream import Pools
+from daemon.http.wire import Clock
+from daemon.ports import Desk
+from events.limits import HTTP_ACCEPT_PAUSE_S, HTTP_ACCEPTS
+
+log = logging.getLogger(__name__)
+
+SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""The machine has no room for another socket. Waiting helps; ending the daemon does not."""
+
+TOO_MANY = answers.error(
+    503, "too_many_connections", "The server has too many connections.", {"Retry-After": "1"}
+)
+
+
+class FrontDoor:
+    """Serves HTTP. Make it inside trio; `hosts` are names that it answers to beside loopback's own."""
+
+    def __init__(
+        self, desk: Desk, catalog: Catalog, *, limits: Limits | None = None, hosts: Iterable[str] = ()
+    ) -> None:
+        limits = limits or Limits()
+        clock = Clock()
+        self._host_names = tuple(hosts)
+        self._connections: set[Connection] = set()
+        self._shared = Shared(
+            desk=desk,
+            catalog=catalog,
+            local=Local(desk=desk, catalog=catalog, started_s=int(time.time())),
+            limits=limits,
+            clock=clock,
+            pools=Pools(clock, limits.upstream_idle_s),
+            held=Held(limits.bodies_held_bytes),
+            hang_ups=HangUps(),
+        )
+
+    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+        """Serve on listening sockets until cancelled; then every connection is closed, and the listeners are
+        the caller's again. Each dispatch that was under way is reported as ended."""
+        shared = self._shared
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(shared.hang_ups.run)
+                nursery.start_soon(reap, shared.clock, shared.limits.tick_s, self._connections, self._tidy)
+                for listener in listeners:
+                    listener.setblocking(False)
+                    nursery.start_soon(self._accept, listener, nursery)
+        finally:
+            shared.pools.close()
+            shared.hang_ups.close()
+
+    def moved(self, runner: str) -> int:
+        """Bytes that the runner has sent in answers so far: whether it moves, for its health probe."""
+        return self._shared.pools.moved(runner)
+
+    @property
+    def connections(self) -> int:
+        """Clients connected now."""
+        return len(self._connections)
+
+    def _tidy(self) -> None:
+        self._shared.pools.tidy(self._shared.desk.state.runners)
+
+    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        hosts = Hosts(listener, self._host_names)
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(HTTP_ACCEPTS):
+                try:
+                    sock, _ = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in SCARCE:
+                        log.warning("cannot accept a connection: %s", error)
+                        await trio.sleep(HTTP_ACCEPT_PAUSE_S)
+                    break
+                self._admit(sock, hosts, nursery)
+
+    def _admit(self, sock: socket.socket, hosts: Hosts, nursery: trio.Nursery) -> None:
+        try:
+            if len(self._connections) >= self._shared.limits.connections:
+                sock.setblocking(False)
+                sock.send(TOO_MANY.encode(keep_alive=False, version="1.1"))
+                sock.close()
+                return
+            connection = Connection(sock, self._shared, hosts)
+        except OSError:  # it was reset before it was accepted
+            sock.close()
+            return
+        self._connections.add(connection)
+        nursery.start_soon(self._run, connection)
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)

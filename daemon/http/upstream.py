@@ -1,0 +1,220 @@
+"""Connections to runners: kept alive, one pool for each runner, and the parser of their answers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Container
+from urllib.parse import urlsplit
+
+import httptools
+import trio
+
+from daemon.http.head import connection_names, without
+from daemon.http.wire import Clock, Wire
+from daemon.ports import Address
+from events.limits import UPSTREAM_IDLE_CONNECTIONS
+
+DROPPED = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
+"""Headers about the connection to the runner; the one to the client is ours to describe."""
+
+
+class Reply:
+    """One runner's answers, one after the other: where they begin and end. `httptools` calls `on_…`.
+
+    The bytes go to the client as they came; only the head is written anew, from `lines`.
+    """
+
+    __slots__ = (
+        "_named", "_parser", "chunked", "done", "excess", "headed", "interim", "keep_alive",
+        "lines", "pieces", "plain", "sized", "status",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the answer that was relayed."""
+        self.status = 0
+        self.lines: list[bytes] = []
+        self.sized = self.chunked = self.headed = self.done = self.excess = self.keep_alive = False
+        self.interim = 0
+        """1xx heads before the real one."""
+        self.plain = False
+        """Collect the body without its framing in `pieces`: an HTTP/1.0 client knows no chunks."""
+        self.pieces: list[bytes] = []
+        self._named: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take what the runner sent. Raises ValueError where it is no HTTP."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise ValueError("it switches protocols, unasked") from None
+        except httptools.HttpParserError as error:
+            if not self.done:
+                raise ValueError(str(error)) from None
+            self.excess = True
+
+    def close(self) -> None:
+        """Break the reference cycle with the parser."""
+        del self._parser
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """The end of the stream is the end of the answer."""
+        return self.headed and not (self.sized or self.chunked or self.done)
+
+    def on_message_begin(self) -> None:
+        if self.done:
+            self.excess = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.headed:
+            return
+        lower = name.lower()
+        if lower in DROPPED:
+            if lower == b"connection":
+                self._named += connection_names(value)
+            return
+        if lower == b"content-length":
+            self.sized = True
+        elif lower == b"transfer-encoding":
+            self.chunked = value.lower().endswith(b"chunked")
+        self.lines.append(b"%b: %b\r\n" % (name, value))
+
+    def on_headers_complete(self) -> None:
+        if self.headed:
+            return
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            self.interim += 1
+            self.lines.clear()
+            return
+        self.headed = True
+        if self._named:
+            self.lines = without(self.lines, self._named)
+
+    def on_body(self, piece: bytes) -> None:
+        if self.plain and not self.done:
+            self.pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        if self.headed and not self.done:
+            self.done = True
+            self.keep_alive = self._parser.should_keep_alive()
+
+
+class Upstream(Wire):
+    """A connection to a runner."""
+
+    __slots__ = ("idle_since", "reply", "reused")
+
+    def __init__(self, sock: socket.socket, clock: Clock) -> None:
+        super().__init__(sock, clock)
+        self.reply = Reply()
+        self.reused = False
+        """It has carried an exchange before, so that it may have been closed at the other end since."""
+        self.idle_since = 0.0
+
+    def close(self) -> None:
+        """Close it, and wake the task that waits on it."""
+        if not self.closed:
+            super().close()
+            self.reply.close()
+
+
+class Pool:
+    """The connections to one runner that are idle, and how to open another."""
+
+    __slots__ = ("_clock", "_closed", "_host", "_idle", "_idle_s", "_path", "_port", "host_line", "moved")
+
+    def __init__(self, address: Address, clock: Clock, idle_s: float) -> None:
+        url = urlsplit(address.url)
+        self._path = url.path if url.scheme == "unix" else ""
+        self._host = url.hostname or "localhost"
+        self._port = url.port or 80
+        self.host_line = b"Host: %b\r\n" % (url.netloc or "localhost").encode("latin-1", "replace")
+        self.moved = 0
+        """Bytes that the runner has sent in answers."""
+        self._clock = clock
+        self._idle_s = idle_s
+        self._idle: list[Upstream] = []
+        self._closed = False
+
+    def take(self) -> Upstream | None:
+        """The connection that was used last, if it is young enough."""
+        idle = self._idle
+        while idle:
+            upstream = idle.pop()
+            if self._clock.now - upstream.idle_since <= self._idle_s:
+                return upstream
+            upstream.close()
+        return None
+
+    def give(self, upstream: Upstream) -> None:
+        """Keep a connection whose exchange has ended well."""
+        if self._closed or len(self._idle) >= UPSTREAM_IDLE_CONNECTIONS:
+            upstream.close()
+            return
+        upstream.reply.reset()
+        upstream.reused = True
+        upstream.idle_since = self._clock.now
+        self._idle.append(upstream)
+
+    async def open(self) -> tuple[Upstream, object]:
+        """A new connection, not yet connected, and the address to connect it to. Raises OSError."""
+        if self._path:
+            return Upstream(socket.socket(socket.AF_UNIX), self._clock), self._path
+        found = await trio.socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        return Upstream(socket.socket(family, kind, protocol), self._clock), address
+
+    def tidy(self) -> None:
+        """Close the connections that have been idle for too long."""
+        oldest = self._clock.now - self._idle_s
+        for upstream in self._idle:
+            if upstream.idle_since < oldest:
+                upstream.close()
+        self._idle = [upstream for upstream in self._idle if not upstream.closed]
+
+    def close(self) -> None:
+        """Close every idle connection, and whatever is given back later."""
+        self._closed = True
+        for upstream in self._idle:
+            upstream.close()
+        self._idle.clear()
+
+
+class Pools:
+    """One pool for each runner that has been sent something."""
+
+    def __init__(self, clock: Clock, idle_s: float) -> None:
+        self._clock = clock
+        self._idle_s = idle_s
+        self._pools: dict[str, Pool] = {}
+
+    def of(self, address: Address) -> Pool:
+        """The runner's pool. Runners are incarnations: their address never changes."""
+        pool = self._pools.get(address.runner)
+        if pool is None:
+            pool = self._pools[address.runner] = Pool(address, self._clock, self._idle_s)
+        return pool
+
+    def moved(self, runner: str) -> int:
+        """Bytes that the runner has sent in answers so far."""
+        pool = self._pools.get(runner)
+        return pool.moved if pool is not None else 0
+
+    def tidy(self, alive: Container[str]) -> None:
+        """Drop the pools of runners that are not in `alive`, and stale connections of the others."""
+        for runner in [runner for runner in self._pools if runner not in alive]:
+            self._pools.pop(runner).close()
+        for pool in self._pools.values():
+            pool.tidy()
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()

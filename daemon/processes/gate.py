@@ -1,0 +1,68 @@
+"""Starting a runner's process in two stages, so that none ever runs that the log does not know.
+
+A gate (`/bin/sh`) is started first: it has the pid, start time, session and marker that the runner will have,
+and waits for a line on its standard input. Only when `process.spawned` is durable is that line written, and
+the gate becomes the runner. If the daemon dies before, the gate reads end of file and exits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from daemon.processes.identity import MARKER
+
+GATE = ("/bin/sh", "-c", 'read g && exec "$@" </dev/null', "gate")
+NOT_INHERITED = ("NOTIFY_", "LISTEN_", "WATCHDOG_")
+"""What systemd tells the daemon is not meant for its runners."""
+
+
+def environment(overlay: Mapping[str, str], marker: str) -> dict[str, str]:
+    """The daemon's environment without systemd's messages, the model's own variables, and the marker."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
+    return {**inherited, **overlay, MARKER: marker}
+
+
+def start(argv: Sequence[str], env: Mapping[str, str], output: Path) -> subprocess.Popen[bytes]:
+    """Start the gate, in a session of its own, its output appended to a file. Raises OSError.
+
+    Takes one to two milliseconds (vfork). The main thread is the parent, which lives as long as the daemon.
+    """
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        process = subprocess.Popen(
+            [*GATE, *argv],
+            env=dict(env),
+            stdin=subprocess.PIPE,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+            bufsize=0,
+        )
+    finally:
+        os.close(descriptor)
+    _reset_oom(process.pid)
+    return process
+
+
+def _reset_oom(pid: int) -> None:
+    """The daemon may be protected from the out-of-memory killer; its runners are not."""
+    with suppress(OSError, ValueError):
+        if int(Path("/proc/self/oom_score_adj").read_text()) < 0:
+            Path(f"/proc/{pid}/oom_score_adj").write_text("0")
+
+
+def open_gate(process: subprocess.Popen[bytes]) -> None:
+    """Let the runner run."""
+    if process.stdin is not None and not process.stdin.closed:
+        with suppress(BrokenPipeError):
+            process.stdin.write(b"go\n")
+        process.stdin.close()
+
+
+def shut(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the gate is still shut."""
+    return process.stdin is not None and not process.stdin.closed

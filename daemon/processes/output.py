@@ -1,0 +1,45 @@
+"""What runners print: a file for each, which the runner appends to and the daemon reads and bounds.
+
+Never a pipe: a runner that outlives its daemon would die at its next line.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from events.limits import OUTPUT_MAX_BYTES, RUNNER_LOG_MAX_BYTES
+
+TAIL_BYTES = 64 * 1024
+"""How much of a file's end is read for its last lines."""
+
+
+def last_lines(path: Path, lines: int) -> list[str]:
+    """The last lines of a runner's output, cleaned: valid text, no control characters."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return ["".join(c for c in line if c.isprintable() or c == "\t") for line in text.splitlines()[-lines:]]
+
+
+def last_words(path: Path) -> str:
+    """The end of a failed runner's output, at most OUTPUT_MAX_BYTES, whole lines where that is possible."""
+    text = "\n".join(line for line in last_lines(path, 20) if line.strip())
+    data = text.encode()
+    if len(data) <= OUTPUT_MAX_BYTES:
+        return text
+    return (
+        data[-OUTPUT_MAX_BYTES:].decode("utf-8", "ignore").partition("\n")[2]
+        or text[-OUTPUT_MAX_BYTES // 4 :]
+    )
+
+
+def bound(path: Path) -> None:
+    """Truncate the file in place once it is too large: the runner, which appends, does not notice."""
+    with suppress(OSError):
+        if path.stat().st_size > RUNNER_LOG_MAX_BYTES:
+            os.truncate(path, 0)

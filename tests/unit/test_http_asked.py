@@ -1,0 +1,36 @@
+"""What is read of a body: its model, its declared launch options, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon.http import asked
+from daemon.http.answers import Refused
+
+
+def test_the_model() -> None:
+    assert asked.model_name(b'{"messages": [{"model": "inner"}], "model": "m", "x": 1e99}') == "m"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"options":[1]}', b'{"options":"x"}', b'{"options":null}', b"{}", b'{"n":null}']
+)
+def test_open_options(body: bytes) -> None:
+    assert asked.launch_options(body, ["n"]) == {}
+
+
+def test_options_of_each_kind() -> None:
+    body = b'{"n": 1, "s": "a", "b": true, "undeclared": 5, "options": {"n": 2, "m": 7}}'
+    assert asked.launch_options(body, ["n", "s", "b"]) == {"n": 2, "s": "a", "b": True}
+
+
+@pytest.mark.parametrize("value", [b"1.5", b"[]", b"{}", b'"%b"' % (b"a" * 2000), b"9223372036854775808"])
+def test_bad_options(value: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        asked.launch_options(b'{"n": %b}' % value, ["n"])
+    assert refused.value.answer.status == 400
+
+
+def test_renamed_keeps_the_bytes_of_the_rest() -> None:
+    body = b'{"a" : [1.50,  {"b": "\\u00e9"}], "model":"x", "c":1E5, "model":"y"}'
+    assert asked.renamed(body, 'n"') == b'{"a":[1.50,  {"b": "\\u00e9"}],"model":"n\\"","c":1E5}'

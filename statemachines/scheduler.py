@@ -50,6 +50,14 @@ class Scheduler:
         self._fire(t)
         return events
 
+    def advance_one(self, t: int) -> list[Event]:
+        """Fire the first deadline alone, if it is due at `t`: one step of `advance`, for replay."""
+        self.events = events = []
+        first = self.state.deadlines.first()
+        if first is not None and first[0] <= t:
+            self._take(c.DeadlinePassed(first[1], first[2]), max(first[0], self.state.t))
+        return events
+
     def next_due(self) -> int | None:
         """When the next deadline is due, in scheduler time; None: there is none."""
         first = self.state.deadlines.first()

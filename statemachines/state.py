@@ -274,4 +274,4 @@ def canonical(state: State) -> bytes:
     plain = {name: getattr(state, name) for name in State.__slots__ if name not in ("deadlines", "models")}
     plain["models"] = {model: list(runners) for model, runners in state.models.items()}
     plain["deadlines"] = sorted((due, kind, id) for (kind, id), due in state.deadlines.due.items())
-    return msgspec.json.encode(plain, order="deterministic")
+    return msgspec.json.encode(msgspec.to_builtins(plain, str_keys=True), order="deterministic")

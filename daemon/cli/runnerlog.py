@@ -20,7 +20,7 @@ from daemon.version import VERSION
 from events.envelope import LogError, Record, decode
 from events.reader import ChainBroken, Reader
 from statemachines.fold import apply
-from statemachines.replay import Divergence, verify_log
+from statemachines.replay import Divergence, verify as rederive
 from statemachines.state import State, canonical
 
 RUNNER_STORY = ("runner.", "process.", "spawn.", "lease.", "model.", "claim.", "turn.", "daemon.", "operator.")
@@ -106,7 +106,7 @@ def verify(settings: Settings) -> None:
             with output.progress("chain"):
                 count = reader.verify_chain()
             with output.progress("decisions"):
-                report = verify_log(decode(record) for record in reader.records())
+                report, _ = rederive(reader.events())
         except (ChainBroken, LogError) as error:
             failing(output, seq=getattr(error, "seq", 0), error=str(error))
         except Divergence as error:

@@ -1,0 +1,105 @@
+"""Replay: folding a log again, and re-deriving every decision in it.
+
+`fold` is what recovery does: facts *and* decisions are applied, nothing is decided. `verify` is the audit: it
+feeds each recorded fact to a fresh `Scheduler` and compares what follows with what was recorded, step by step.
+Decisions of a start with other rules than this program's cannot be re-derived; they are folded, which checks
+that every transition is legal, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from events.catalogue import DaemonStarted, DeadlinePassed, Event, Fact
+from statemachines.fold import apply
+from statemachines.scheduler import RULES, Scheduler
+from statemachines.state import State
+
+
+class Divergence(Exception):
+    """This program would have decided otherwise, or the log was altered. `seq` is the first event that
+    differs; `expected` what follows from the facts (None: nothing), `found` what the log holds."""
+
+    def __init__(self, seq: int, expected: Event | None, found: Event | None) -> None:
+        super().__init__(f"event {seq}: {_shown(found)} is recorded, {_shown(expected)} follows from the facts")
+        self.seq = seq
+        self.expected = expected
+        self.found = found
+
+
+class Report(msgspec.Struct):
+    """What `verify` has done."""
+
+    steps: int = 0
+    decisions: int = 0
+    """Decisions that were reproduced."""
+    not_rederived: dict[int, int] = {}
+    """Steps that were only folded, by the rules that they were made under."""
+
+
+def _shown(event: Event | None) -> str:
+    if event is None:
+        return "nothing"
+    return f"{event.subject} {msgspec.json.encode(event.body).decode()}".strip()[:300]
+
+
+def fold(events: Iterable[Event], state: State | None = None) -> State:
+    """Apply events. Raises Breach, IllegalTransition or KeyError for a log that no program of this kind wrote."""
+    state = state or State()
+    for event in events:
+        apply(state, event)
+    return state
+
+
+def steps(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """The events by step: a fact and the decisions that follow from it."""
+    step: list[Event] = []
+    for event in events:
+        if step and isinstance(event.body, Fact):
+            yield step
+            step = []
+        step.append(event)
+    if step:
+        yield step
+
+
+def verify(events: Iterable[Event], state: State | None = None) -> tuple[Report, State]:
+    """Re-derive every step. Raises Divergence at the first event that differs."""
+    scheduler = Scheduler(state)
+    report = Report()
+    own = True
+    for step in steps(events):
+        first = step[0]
+        if type(first.body) is DaemonStarted:
+            own = first.body.rules == RULES
+        report.steps += 1
+        if own:
+            _compare(rederive(scheduler, first), step)
+            report.decisions += len(step) - 1
+        else:
+            rules = scheduler.state.rules
+            report.not_rederived[rules] = report.not_rederived.get(rules, 0) + 1
+            fold(step, scheduler.state)
+    return report, scheduler.state
+
+
+def rederive(scheduler: Scheduler, first: Event) -> list[Event]:
+    """What follows from a recorded fact: from a deadline that passed, the deadline that is due."""
+    if not isinstance(first.body, Fact):
+        raise Divergence(first.seq, None, first)
+    if type(first.body) is DeadlinePassed:
+        return scheduler.advance_one(first.t)
+    return scheduler.step(first.body, first.t)
+
+
+def _compare(expected: list[Event], found: list[Event]) -> None:
+    if expected == found:
+        return
+    for ours, theirs in zip(expected, found, strict=False):
+        if ours != theirs:
+            raise Divergence(theirs.seq, ours, theirs)
+    if len(expected) > len(found):
+        raise Divergence(found[-1].seq + 1, expected[len(found)], None)
+    raise Divergence(found[len(expected)].seq, None, found[len(expected)])

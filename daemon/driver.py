@@ -11,6 +11,7 @@ says that their events are durable; closing ones (an error answer) need not wait
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -102,6 +103,8 @@ class Driver:
         self.meter: Meter
         self.moved: Callable[[str], int] = lambda runner: 0
         """Bytes that a runner has sent in answers so far."""
+        self.leave: Callable[[str], None] = lambda runner: None
+        """Close idle connections to a runner that is about to be stopped."""
         store.on_durable = self._durable
         store.on_resumed = self._log_resumed
 
@@ -177,13 +180,14 @@ class Driver:
         return ticket
 
     def gone(self, ticket: Ticket) -> None:
-        """The client went away."""
-        if ticket.request in self._tickets:
+        """The client went away; unless it is we who go: then the request is for the next start to end."""
+        if ticket.request in self._tickets and not _cancelled():
             self.submit(c.ClientGone(ticket.request))
 
     def ended(self, fact: c.UpstreamEnded) -> None:
         """An upstream exchange has ended."""
-        self.submit(fact)
+        if fact.complete or not _cancelled():
+            self.submit(fact)
 
     # --- effects -----------------------------------------------------------------------------------------
 
@@ -247,6 +251,7 @@ class Driver:
         self.machinery.release(body.process)
 
     def _stop(self, event: Event, body: c.RunnerStop) -> None:
+        self.leave(body.runner)
         self.machinery.stop(body.runner)
 
     def _kill(self, event: Event, body: c.RunnerKill) -> None:
@@ -372,6 +377,11 @@ class Driver:
         refused, self._refused = self._refused, 0
         with suppress(StepFailed):
             self.submit(c.LogResumed(refused, blocked_ns, error))
+
+
+def _cancelled() -> bool:
+    """Whether the running task is being cancelled, which happens to connections only when the daemon ends."""
+    return trio.current_effective_deadline() == -math.inf
 
 
 def launch_of(runner: Runner) -> Launch:

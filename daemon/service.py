@@ -79,7 +79,7 @@ async def _serve_until_stopped(
 async def _open_doors(driver: Driver, catalog: Catalog, places: Places, listener: socket.socket) -> None:
     """Serve HTTP and the control socket until a stop is done."""
     front = FrontDoor(driver, catalog)
-    driver.moved = front.moved
+    driver.moved, driver.leave = front.moved, front.leave
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
         nursery.start_soon(_signals, driver)

@@ -71,7 +71,8 @@ class ModelView(Part, frozen=True, gc=False):
     digest: str
     slots: int = 1
     memory_bytes: dict[str, int] = {}
-    """Configured footprint per device. Empty: unknown, so learned from a load, and loaded alone until then."""
+    """Configured footprint per device ("": whichever device serves). Empty: unknown, so loaded alone until a
+    load has been measured."""
     keep_alive_ns: int = NEVER
     options: dict[str, Option] = {}
     """Launch options and their defaults. An option that is not here cannot be asked for."""
@@ -169,7 +170,7 @@ class LogTailLost(Fact, frozen=True, gc=False, tag="log.tail_lost"):
 
 
 class BreachRecorded(Fact, frozen=True, gc=False, tag="breach.recorded"):
-    """An earlier start met a fact that breached an invariant; a request of that shape is refused for a while."""
+    """An earlier start met a fact that broke an invariant; requests of that shape are refused for a while."""
 
     fact: str
     model: str

@@ -121,7 +121,7 @@ COOL_MAX_NS = 300 * S
 """The longest cool-down: a person who mends the model's file should not wait longer."""
 
 LEASE_TRIES = 16
-"""Ports that are tried for one load before it fails: more than this means a range in use by another program."""
+"""Ports that are tried for one load before it fails: beyond that, another program uses the range."""
 
 STEP_DECISIONS = 10
 """Waiters answered in one step; the rest follow in steps of their own, due at once. Keeps a step under
@@ -164,7 +164,7 @@ SAMPLE_NS = 5 * S
 """Between two samples of memory while runners are loaded; one reading costs well under a millisecond."""
 
 SAMPLE_STEP_BYTES = 64 * MIB
-"""A sample becomes a fact only when free memory moved by this much: telemetry without consequence stays out."""
+"""A sample becomes a fact only when free memory moved by this much: the log is no telemetry."""
 
 # --- the service -----------------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ EXIT_LOG_FAILED = 74
 # --- HTTP ------------------------------------------------------------------------------------------------
 
 HTTP_CONNECTIONS = 10_000
-"""Clients connected at once; one more gets 503. Each idle one costs about 8 KiB."""
+"""Clients connected at once; one more gets 503. Each idle one costs about 6 KiB."""
 
 HTTP_ACCEPTS = 64
 """Connections accepted in a row before the others get their turn."""
@@ -222,7 +222,7 @@ HTTP_BODY_S = 60
 """A request body must move within this: nginx's `client_body_timeout`."""
 
 HTTP_IDLE_S = 300
-"""A client connection without a request is closed after this; Python's and Go's clients reuse for 90 s or less."""
+"""A client connection without a request is closed after this; common clients reuse one for 90 s or less."""
 
 HTTP_STALL_S = 60
 """A peer that is being written to (or connected to) must take a byte within this: nginx's `send_timeout`."""
@@ -261,7 +261,7 @@ CONFIG_MACROS = 200
 """Macros at the top, and again in each model: large files in use have some tens."""
 
 CONFIG_EXPANDED_CHARS = 8 * MIB
-"""Text that macros may expand to in all: eight times the largest file; stops macros that double each other."""
+"""Text that macros may expand to in all: eight times the largest file; it stops macros that double."""
 
 CONFIG_NAME_CHARS = 256
 """The longest model id, alias or host: they are shown in tables and in every event of a model."""
@@ -323,7 +323,7 @@ READY_POLL_S = 0.01
 """Between two looks at a loading runner: readiness is found within this of its being true."""
 
 PROBE_S = 5.0
-"""How long a runner may take to answer one health probe; Ollama's ping waits ten, and two must fit in that."""
+"""How long a runner may take to answer one health probe; two must fit into PROBE_NS."""
 
 PROBE_LONGEST_S = 30.0
 """The same while it loads: some loaders answer between two tensors only."""

@@ -1,7 +1,7 @@
 """Replay: folding a log again, and re-deriving every decision in it.
 
-`fold` is what recovery does: facts *and* decisions are applied, nothing is decided. `verify` is the audit: it
-feeds each recorded fact to a fresh `Scheduler` and compares what follows with what was recorded, step by step.
+`fold` is what recovery does: facts *and* decisions are applied, nothing is decided. `verify` is the audit:
+it feeds each recorded fact to a fresh `Scheduler` and compares what follows with what was recorded.
 Decisions of a start with other rules than this program's cannot be re-derived; they are folded, which checks
 that every transition is legal, and counted.
 """
@@ -23,7 +23,8 @@ class Divergence(Exception):
     differs; `expected` what follows from the facts (None: nothing), `found` what the log holds."""
 
     def __init__(self, seq: int, expected: Event | None, found: Event | None) -> None:
-        super().__init__(f"event {seq}: {_shown(found)} is recorded, {_shown(expected)} follows from the facts")
+        what = f"{_shown(found)} is recorded, {_shown(expected)} follows from the facts"
+        super().__init__(f"event {seq}: {what}")
         self.seq = seq
         self.expected = expected
         self.found = found
@@ -46,7 +47,7 @@ def _shown(event: Event | None) -> str:
 
 
 def fold(events: Iterable[Event], state: State | None = None) -> State:
-    """Apply events. Raises Breach, IllegalTransition or KeyError for a log that no program of this kind wrote."""
+    """Apply events. Raises Breach, IllegalTransition or KeyError for a log that no program like this wrote."""
     state = state or State()
     for event in events:
         apply(state, event)
@@ -69,17 +70,16 @@ def verify(events: Iterable[Event], state: State | None = None) -> tuple[Report,
     """Re-derive every step. Raises Divergence at the first event that differs."""
     scheduler = Scheduler(state)
     report = Report()
-    own = True
+    rules = RULES
     for step in steps(events):
         first = step[0]
         if type(first.body) is DaemonStarted:
-            own = first.body.rules == RULES
+            rules = first.body.rules
         report.steps += 1
-        if own:
+        if rules == RULES:
             _compare(rederive(scheduler, first), step)
             report.decisions += len(step) - 1
         else:
-            rules = scheduler.state.rules
             report.not_rederived[rules] = report.not_rederived.get(rules, 0) + 1
             fold(step, scheduler.state)
     return report, scheduler.state

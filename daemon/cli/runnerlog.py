@@ -20,10 +20,11 @@ from daemon.version import VERSION
 from events.envelope import LogError, Record, decode
 from events.reader import ChainBroken, Reader
 from statemachines.fold import apply
-from statemachines.replay import Divergence, verify as rederive
+from statemachines.replay import Divergence
+from statemachines.replay import verify as rederive
 from statemachines.state import State, canonical
 
-RUNNER_STORY = ("runner.", "process.", "spawn.", "lease.", "model.", "claim.", "turn.", "daemon.", "operator.")
+RUNNER_STORY = ("runner.", "process.", "spawn.", "lease.", "model.", "claim.", "turn.", "daemon.", "operat")
 """The types that tell what became of the runners, without each request."""
 
 
@@ -57,12 +58,17 @@ def cli(context: click.Context, path: Path | None, as_json: bool) -> None:
 @cli.command()
 @click.option("--after", default=0, metavar="SEQ", help="Begin after this event.")
 @click.option("--upto", type=int, metavar="SEQ", help="End with this event.")
-@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only this type, or `runner.` for a family.")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only this type, or `runner.` for all such.")
 @click.option("--runners", is_flag=True, help="Only what became of the runners, without each request.")
 @click.argument("subjects", nargs=-1)
 @click.pass_obj
 def show(
-    settings: Settings, after: int, upto: int | None, types: tuple[str, ...], runners: bool, subjects: tuple[str, ...]
+    settings: Settings,
+    after: int,
+    upto: int | None,
+    types: tuple[str, ...],
+    runners: bool,
+    subjects: tuple[str, ...],
 ) -> None:
     """Print events, oldest first; with SUBJECTS (q12, r17, a model's name) only theirs."""
     wanted = types + (RUNNER_STORY if runners else ())
@@ -76,9 +82,7 @@ def _records(reader: Reader, subjects: tuple[str, ...], after: int, upto: int | 
     if not subjects:
         yield from reader.records(after, upto)
         return
-    seen: dict[int, Record] = {}
-    for subject in subjects:
-        seen.update((record.seq, record) for record in reader.of(subject))
+    seen = {record.seq: record for subject in subjects for record in reader.of(subject)}
     for seq in sorted(seen):
         if seq > after and (upto is None or seq <= upto):
             yield seen[seq]
@@ -88,8 +92,8 @@ def _print_event(output: Output, record: Record) -> None:
     payload: dict[str, Any] = json.loads(record.payload)
     payload.pop("type", None)
     if output.machine:
-        fields = {"seq": record.seq, "at": record.at, "t": record.t, "type": record.type, "cause": record.cause}
-        output.line({**fields, "subject": record.subject, "payload": payload})
+        numbers = {"seq": record.seq, "at": record.at, "t": record.t, "cause": record.cause}
+        output.line({**numbers, "type": record.type, "subject": record.subject, "payload": payload})
         return
     mark = "  └ " if record.cause else ""
     what = describe(record.type, record.subject, payload)
@@ -147,9 +151,8 @@ def _print_state(output: Output, folded: State) -> None:
         for r in folded.runners.values()
     ]  # fmt: skip
     output.table(["runner", "model", "state", "slots", "memory", "age", "port"], rows)
-    waiting = [
-        [q.id, q.model, q.state.value, duration(folded.t - q.arrived_t), q.runner] for q in folded.requests.values()
-    ]
+    requests = folded.requests.values()
+    waiting = [[q.id, q.model, q.state.value, duration(folded.t - q.arrived_t), q.runner] for q in requests]
     output.table(["request", "model", "state", "age", "runner"], waiting)
 
 

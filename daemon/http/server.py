@@ -72,6 +72,10 @@ class FrontDoor:
         """Bytes that the runner has sent in answers so far: whether it moves, for its health probe."""
         return self._shared.pools.moved(runner)
 
+    def leave(self, runner: str) -> None:
+        """Close idle connections to a runner that is to be stopped: llama-server waits 100 ms for them."""
+        self._shared.pools.leave(runner)
+
     @property
     def connections(self) -> int:
         """Clients connected now."""

@@ -206,6 +206,12 @@ class Pools:
         pool = self._pools.get(runner)
         return pool.moved if pool is not None else 0
 
+    def leave(self, runner: str) -> None:
+        """The runner is about to be stopped: an idle connection would only make it wait for its client."""
+        pool = self._pools.get(runner)
+        if pool is not None:
+            pool.close()
+
     def tidy(self, alive: Container[str]) -> None:
         """Drop the pools of runners that are not in `alive`, and stale connections of the others."""
         for runner in [runner for runner in self._pools if runner not in alive]:

@@ -1,4 +1,4 @@
-"""Who a process is: never its pid alone, but (boot, pid, start time); and whose, by the marker that it carries.
+"""Who a process is: never its pid alone, but (boot, pid, start time); and whose, by the marker it carries.
 
 A runner's processes are found by their group (the gate starts a session of its own) and by the environment
 variable RUNNERD_RUNNER, which children inherit: `<log id>/<runner>/<shard>`.

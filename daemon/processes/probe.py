@@ -62,7 +62,7 @@ async def _ask(stream: trio.SocketStream, url: str, path: str) -> tuple[bool, st
 
 
 def listens(url: str, pids: Iterable[int]) -> bool:
-    """Whether the socket at `url` is listened to by one of these processes. A Unix socket is ours by its path."""
+    """Whether one of these processes listens on the socket at `url`. A Unix socket is ours by its path."""
     if url.startswith("unix:"):
         return True
     inodes = _listening(urlsplit(url).port or 80)

@@ -50,6 +50,8 @@ class FakeDesk:
         self.tickets: list[FakeTicket] = []
         self.gones: list[Ticket] = []
         self.facts: list[UpstreamEnded] = []
+        self.told: list[str] = []
+        """The order of both."""
         self.blocked = False
         self.on_arrive: Callable[[FakeTicket], None] = lambda ticket: None
         self.retry: list[Dispatched | Ended] = []
@@ -67,11 +69,13 @@ class FakeDesk:
     def gone(self, ticket: Ticket) -> None:
         assert isinstance(ticket, FakeTicket)
         self.gones.append(ticket)
+        self.told.append("gone")
         ticket.give(CANCELLED)
         self._change()
 
     def ended(self, fact: UpstreamEnded) -> None:
         self.facts.append(fact)
+        self.told.append("ended")
         if not fact.complete:
             [ticket] = [ticket for ticket in self.tickets if ticket.request == fact.request]
             ticket.give(self.retry.pop(0) if self.retry else FAILED)

@@ -1,0 +1,197 @@
+"""A whole daemon for tests: real processes, real sockets, a real log, in a directory of the test's own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from events.catalogue import Event
+from events.reader import Reader
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE_S = 60
+"""Far longer than anything here takes; reaching it is a failure."""
+
+
+def ngram(*switches: str) -> str:
+    """The command of the project's own small runner."""
+    return " ".join([sys.executable, str(ROOT / "examples/ngram_runner.py"), "--port ${PORT}", *switches])
+
+
+class Live:
+    """`runnerd serve` on a configuration given as text."""
+
+    def __init__(self, directory: Path, config: str) -> None:
+        self.directory = directory
+        self.config = directory / "config.yaml"
+        self.config.write_text(config)
+        self.log = directory / "state" / "events.db"
+        self.socket = directory / "control.sock"
+        self.port = 0
+        self.process: subprocess.Popen[str]
+        self.journal: list[str] = []
+        self._drain: threading.Thread
+
+    def start(self) -> None:
+        """Start it, and return when it listens."""
+        command = [
+            str(BIN / "runnerd"), "serve", "--config", str(self.config), "--listen", f"127.0.0.1:{self.port}",
+            "--socket", str(self.socket), "--log", str(self.log),
+        ]  # fmt: skip
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.journal.append(line)
+            if "listening on" in line:
+                self.port = int(line.split("http://")[1].split(",")[0].rpartition(":")[2])
+                break
+        else:
+            raise AssertionError("runnerd did not start:\n" + "".join(self.journal))
+        self._drain = threading.Thread(target=self.journal.extend, args=(self.process.stderr,), daemon=True)
+        self._drain.start()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it and wait; its exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait(PATIENCE_S)
+        self._drain.join(PATIENCE_S)
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.wait()
+
+    # --- talking to it -----------------------------------------------------------------------------------
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection to the front door."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """(status, JSON body, headers)."""
+        connection = self.connect()
+        try:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), dict(response.getheaders())
+        finally:
+            connection.close()
+
+    def chat(self, model: str, **more: Any) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """One chat completion, not streamed."""
+        message = {"role": "user", "content": "Tell me about the sea."}
+        return self.post(
+            "/v1/chat/completions", {"model": model, "max_tokens": 8, "messages": [message], **more}
+        )
+
+    @contextmanager
+    def stream(self, model: str, tokens: int = 1000) -> Iterator[http.client.HTTPResponse]:
+        """A streamed chat whose first bytes have come; leaving closes the connection."""
+        connection = self.connect()
+        message = {"role": "user", "content": "Tell me about the sea."}
+        body = {"model": model, "stream": True, "max_tokens": tokens, "messages": [message]}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        response = connection.getresponse()
+        response.readline()
+        try:
+            yield response
+        finally:
+            response.close()
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        """A JSON document."""
+        connection = self.connect()
+        try:
+            connection.request("GET", path)
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    # --- what it left ------------------------------------------------------------------------------------
+
+    def events(self) -> list[Event]:
+        """Everything in the log."""
+        with Reader(self.log) as reader:
+            return list(reader.events())
+
+    def tags(self, subject: str | None = None) -> list[str]:
+        """The types of the events, of one subject or of all."""
+        return [
+            str(event.body.__struct_config__.tag)
+            for event in self.events()
+            if subject is None or event.subject == subject
+        ]
+
+    def leftovers(self) -> list[int]:
+        """Live processes that carry this log's marker."""
+        with Reader(self.log) as reader:
+            marker = f"RUNNERD_RUNNER={reader.log_id}/".encode()
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    if marker in Path("/proc", name, "environ").read_bytes():
+                        found.append(int(name))
+                except OSError:
+                    continue
+        return found
+
+    def runnerlog(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The log tool on this log."""
+        command = [str(BIN / "runnerlog"), "--log", str(self.log), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+    def runnerctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The client on this daemon."""
+        command = [str(BIN / "runnerctl"), "--socket", str(self.socket), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+@contextmanager
+def daemon(directory: Path, config: str) -> Iterator[Live]:
+    """A started daemon; at the end it is stopped, nothing of it may be left, and its log must verify."""
+    live = Live(directory, config)
+    live.start()
+    try:
+        yield live
+        if live.process.poll() is None:
+            code = live.stop()
+            assert code == 0, "".join(live.journal)
+        assert live.leftovers() == []
+        verified = live.runnerlog("verify")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+    finally:
+        if live.process.poll() is None:
+            live.kill()
+        for pid in live.leftovers():
+            os.kill(pid, signal.SIGKILL)
+
+
+def gone(pid: int) -> None:
+    """Wait for the end of a process that is not our child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([descriptor], [], [], PATIENCE_S)
+        assert ready, f"process {pid} does not end"
+    finally:
+        os.close(descriptor)

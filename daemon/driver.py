@@ -80,6 +80,18 @@ class Ticket:
         return unseen if isinstance(unseen, Dispatched) else None
 
 
+class Operation:
+    """What an operator waits for."""
+
+    __slots__ = ("about", "answer", "done")
+
+    def __init__(self, about: str) -> None:
+        self.about = about
+        """The model or request that it is about, for the words of its answer."""
+        self.answer: Ended | None = None
+        self.done = trio.Event()
+
+
 class Driver:
     """See the module. `machinery` and `meter` carry out effects; their facts come back by `submit`."""
 
@@ -90,8 +102,7 @@ class Driver:
         self._path = path
         self._tickets: dict[str, Ticket] = {}
         self._addresses: dict[str, Address] = {}
-        self._operations: dict[str, tuple[trio.Event, str]] = {}
-        self._answers: dict[str, Ended | None] = {}
+        self._operations: dict[str, Operation] = {}
         self._moved_bytes: dict[str, int] = {}
         self._refused = 0
         self._failed: StepFailed | None = None
@@ -112,6 +123,21 @@ class Driver:
     def state(self) -> State:
         """The folded state, to read."""
         return self._scheduler.state
+
+    @property
+    def path(self) -> Path:
+        """The log."""
+        return self._path
+
+    @property
+    def log_id(self) -> str:
+        """The log's identity."""
+        return self._store.log_id
+
+    @property
+    def log_blocked(self) -> str:
+        """Why the log cannot be written now; "" while it can."""
+        return self._store.blocked_error
 
     def now(self) -> int:
         """Scheduler time, ns."""
@@ -146,7 +172,8 @@ class Driver:
             self._wake.set()
             raise self._failed from error
         if events:
-            self._store.append(events, time.time_ns())
+            urgent = len(events) != 2 or type(events[1].body) is not c.RequestCompleted
+            self._store.append(events, time.time_ns(), urgent=urgent)
             due = self._scheduler.next_due()
             if due is not None and due < self._wake_t:
                 self._wake.set()
@@ -269,14 +296,12 @@ class Driver:
         self._measure.set()
 
     def _operation_ended(self, event: Event, body: c.OperationEnded) -> None:
-        waiter = self._operations.pop(body.operation, None)
-        if waiter is not None:
-            done, model = waiter
-            answer = None
+        operation = self._operations.pop(body.operation, None)
+        if operation is not None:
             if not body.ok:
-                answer = endings.describe(self.state, "operation.ended", body.reason, model)
-            self._answers[body.operation] = answer
-            done.set()
+                about = operation.about
+                operation.answer = endings.describe(self.state, "operation.ended", body.reason, about)
+            operation.done.set()
 
     # --- the control socket's side -----------------------------------------------------------------------
 
@@ -284,19 +309,20 @@ class Driver:
         """Wait until the event `seq` is durable."""
         await self._store.wait(seq)
 
-    async def operation(self, fact: Fact) -> Ended | None:
-        """Submit an operator's fact and wait for its durable answer; None: done as asked."""
+    def operate(self, fact: Fact) -> Operation:
+        """Submit an operator's fact; its answer comes when it is durable."""
         events = self._step(lambda: self._scheduler.step(fact, self._clock()), fact)
         id = next(event.subject for event in events if event.body is fact)
-        done = trio.Event()
-        self._operations[id] = (done, getattr(fact, "model", "") or getattr(fact, "request", ""))
+        about = getattr(fact, "model", "") or getattr(fact, "request", "")
+        operation = self._operations[id] = Operation(about)
         self._close(events)
-        try:
-            await done.wait()
-            return self._answers[id]
-        finally:
-            self._operations.pop(id, None)
-            self._answers.pop(id, None)
+        return operation
+
+    async def operation(self, fact: Fact) -> Ended | None:
+        """Submit an operator's fact and wait for its durable answer; None: done as asked."""
+        operation = self.operate(fact)
+        await operation.done.wait()
+        return operation.answer
 
     async def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
         """Every durable event after `after_seq`, in order and without a gap."""

@@ -20,7 +20,7 @@ import trio
 from daemon import guardian
 from daemon.catalog import Catalog
 from daemon.config import Config
-from daemon.control.server import ControlServer
+from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
 from daemon.http.server import FrontDoor
 from daemon.meter import MachineMeter
@@ -71,12 +71,15 @@ async def _serve_until_stopped(
     driver: Driver, config: Config, places: Places, store: EventStore, listener: socket.socket
 ) -> None:
     guardian.start(str(places.log), store.log_id, ORPHAN_GRACE_S)
-    await _open_doors(driver, Catalog(config), places, listener)
+    control = listen(places.control)
+    await _open_doors(driver, Catalog(config), places, listener, control)
     if driver.state.stopping != "leave":
         guardian.stop(str(places.log))
 
 
-async def _open_doors(driver: Driver, catalog: Catalog, places: Places, listener: socket.socket) -> None:
+async def _open_doors(
+    driver: Driver, catalog: Catalog, places: Places, listener: socket.socket, control: socket.socket
+) -> None:
     """Serve HTTP and the control socket until a stop is done."""
     front = FrontDoor(driver, catalog)
     driver.moved, driver.leave = front.moved, front.leave
@@ -84,10 +87,12 @@ async def _open_doors(driver: Driver, catalog: Catalog, places: Places, listener
         nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
         nursery.start_soon(_signals, driver)
         nursery.start_soon(front.serve, [listener])
-        nursery.start_soon(ControlServer(driver, catalog).serve, places.control)
+        nursery.start_soon(ControlServer(driver, catalog).serve, control)
         host, port = listener.getsockname()[:2]
         log.info("listening on http://%s:%d, control socket %s", host, port, places.control)
+    places.control.unlink(missing_ok=True)
     listener.close()
+    control.close()
 
 
 def open_listener(host: str, port: int) -> socket.socket:

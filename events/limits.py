@@ -19,6 +19,10 @@ LOG_BLOCKED_MS = 250
 """After this long without a commit, arrivals are refused (503) before they become facts: long enough for a
 slow fsync or a checkpoint, short enough that a client is not left hanging."""
 
+FLUSH_S = 0.002
+"""How long the end of a request may wait for company on its way into the log: well within what a crash of the
+daemon loses anyway, and a watcher does not notice it."""
+
 WAL_SOFT_PAGES = 4096
 """8 MiB of 2 KiB pages; above it the writer yields so that a checkpoint can finish. At full rate that is six
 times a second for 1 to 3 ms each (two fsyncs); SQLite's own 1000 pages would make it 25 times."""
@@ -348,3 +352,20 @@ ORPHAN_GRACE_S = 60.0
 
 HTTP_BACKLOG = 1024
 """Connections that may wait to be accepted: a burst of clients after a restart."""
+
+# --- the control socket ----------------------------------------------------------------------------------
+
+CONTROL_MESSAGE_BYTES = MIB
+"""A call: a name and a handful of words; a thousand times what any needs."""
+
+CONTROL_READ_BYTES = 64 * 1024
+"""Read at once: the size of a Unix socket's buffer."""
+
+CONTROL_CONNECTIONS = 256
+"""Clients at once: people, scripts and watchers of one machine."""
+
+CONTROL_SEND_S = 10.0
+"""A client that takes longer than this to read a reply is dropped."""
+
+LOAD_PROGRESS_S = 0.25
+"""Between two progress replies of a load: a person sees it move."""

@@ -33,6 +33,7 @@ from events.commit import EVENTS, Committer, StoreBroken
 from events.envelope import LogError, Record, Row, encode
 from events.limits import (
     CLOSE_S,
+    FLUSH_S,
     GROUP_ROWS,
     LOCK_S,
     LOG_BLOCKED_MS,
@@ -121,7 +122,8 @@ class EventStore:
         self._seq, self._hash = found.head.seq, found.head.hash
         self._queue: deque[_Step] = deque()
         self._group: _Group | None = None
-        self._held = self._closing = False
+        self._held = self._closing = self._urgent = False
+        self._unhurried = trio.Event()
         self._moved = trio.Event()
         self._waiters: list[tuple[int, int, trio.Event]] = []
         self._committer = Committer(writer.raw, found.head)
@@ -140,8 +142,11 @@ class EventStore:
 
     # --- appending ---------------------------------------------------------------------------------------
 
-    def append(self, events: Sequence[Event], at: int) -> None:
+    def append(self, events: Sequence[Event], at: int, *, urgent: bool = True) -> None:
         """Queue the events of one step, which are written in one transaction. `at`: UTC, ns. Never waits.
+
+        What is not `urgent` goes with the next step that is, or after FLUSH_S: nobody waits for the end of a
+        request, and a transaction of its own would only be in the way of the next one's.
 
         Raises OutOfOrder if they do not follow the last ones appended, StoreBroken after the store's end,
         and what `encode` raises; then nothing was queued.
@@ -161,8 +166,8 @@ class EventStore:
             return
         self._seq, self._hash = seq, hash
         self._queue.append(_Step(events, rows))
-        if self._group is None and not self._held:
-            self._write_next()
+        self._urgent |= urgent
+        self._proceed()
 
     async def wait(self, seq: int) -> None:
         """Wait until event `seq` is durable. Raises StoreBroken if it will not be."""
@@ -171,6 +176,7 @@ class EventStore:
                 raise StoreBroken("the event log is closed") from self.broken
             event = trio.Event()
             heappush(self._waiters, (seq, id(event), event))
+            self._hurry()
             await event.wait()
             if seq > self.head.seq:
                 raise StoreBroken(f"event {seq} was not written") from self.broken
@@ -228,8 +234,22 @@ class EventStore:
 
     # --- writing -----------------------------------------------------------------------------------------
 
+    def _proceed(self) -> None:
+        """Write what is queued, unless that is under way, or is in no hurry."""
+        if self._queue and self._group is None and not self._held and self.broken is None:
+            if self._urgent:
+                self._write_next()
+            else:
+                self._unhurried.set()
+
+    def _hurry(self) -> None:
+        """Write what is queued as soon as that is possible."""
+        self._urgent = True
+        self._proceed()
+
     def _write_next(self) -> None:
         group = self._group = _Group(self._queue)
+        self._urgent = bool(self._queue)
         self._writer.submit(partial(self._write, group))
 
     def _write(self, group: _Group) -> None:
@@ -255,8 +275,7 @@ class EventStore:
     def _committed(self, group: _Group) -> None:
         self._group = None
         self.head = Head(group.rows[-1][0], group.rows[-1][8])
-        if self._queue and not self._held:
-            self._write_next()  # first of all: the disk works while the events' effects are seen to
+        self._proceed()  # first of all: the disk works while the events' effects are seen to
         self._groups += 1
         self._events += len(group.rows)
         self._largest = max(self._largest, len(group.rows))
@@ -298,8 +317,7 @@ class EventStore:
     def release(self) -> None:
         """Go on writing."""
         self._held = False
-        if self._queue and self._group is None and self.broken is None:
-            self._write_next()
+        self._proceed()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds, or the store is broken; it is looked at after each commit."""
@@ -315,10 +333,18 @@ class EventStore:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._checkpointer.run)
                     nursery.start_soon(self._witness)
+                    nursery.start_soon(self._flush)
         except Exception as error:
             self._break(error)
         finally:
             self._kept.set()
+
+    async def _flush(self) -> None:
+        while True:
+            await self._unhurried.wait()
+            await trio.sleep(FLUSH_S)
+            self._unhurried = trio.Event()
+            self._hurry()
 
     async def _witness(self) -> None:
         while True:
@@ -335,6 +361,7 @@ class EventStore:
         """Write what is queued, unless that is impossible; then end everything."""
         self._closing = True
         with trio.CancelScope(shield=True):
+            self._hurry()
             with trio.move_on_after(CLOSE_S):
                 await self._until(lambda: not self._queue and self._group is None)
             self._committer.give_up.set()

@@ -496,6 +496,10 @@ def _load_requested(state: State, event: Event, f: c.LoadRequested) -> None:
         operation.demand = demand.key
 
 
+def _cancel_requested(state: State, event: Event, f: c.CancelRequested) -> None:
+    state.operations[event.subject] = Operation(event.subject, "cancel", "")
+
+
 def _unload_requested(state: State, event: Event, f: c.UnloadRequested) -> None:
     operation = Operation(event.subject, "unload", f.model)
     for runner in state.runners.values():
@@ -605,7 +609,7 @@ HANDLERS: dict[type, Callable[[State, Event, Any], None]] = {
     c.RequestRejected: _ender("reject"),
     c.RequestInterrupted: _ender("interrupt"),
     c.ClientGone: _ignored,
-    c.CancelRequested: _ignored,
+    c.CancelRequested: _cancel_requested,
     c.RunnerLoad: _load,
     c.RunnerLeased: _leased,
     c.ProcessSpawned: _spawned,

@@ -58,7 +58,9 @@ def cli(context: click.Context, path: Path | None, as_json: bool) -> None:
 @cli.command()
 @click.option("--after", default=0, metavar="SEQ", help="Begin after this event.")
 @click.option("--upto", type=int, metavar="SEQ", help="End with this event.")
-@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only this type, or `runner.` for all such.")
+@click.option(
+    "--type", "types", multiple=True, metavar="TYPE", help="Only this type, or `runner.` for all such."
+)
 @click.option("--runners", is_flag=True, help="Only what became of the runners, without each request.")
 @click.argument("subjects", nargs=-1)
 @click.pass_obj

@@ -229,7 +229,8 @@ async def test_a_body_is_held_until_the_answer_begins(tmp_path: Path) -> None:
         assert (await second.chat(x="a" * 1000)).status == 503
         runner.go[0].set()
         await first.until(chunk(b"one"))
-        await second.send(chat(x="a" * 1000))
+        third = await here.client()
+        await third.send(chat(x="a" * 1000))
         await here.desk.until(lambda: len(here.desk.tickets) == 2)
 
 
@@ -254,14 +255,17 @@ async def test_http_1_0_gets_no_chunks(tmp_path: Path) -> None:
         assert "transfer-encoding" not in answer.headers and answer.body == b"onetwo"
 
 
-async def test_a_dead_idle_connection_is_no_failure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["closed", "reset"])
+async def test_a_dead_idle_connection_is_no_failure(tmp_path: Path, how: str) -> None:
     connections = []
 
     async def serve(peer: Client) -> None:
         connections.append(peer)
         await once(OK)(peer)
         if len(connections) == 1:
-            await peer.until(b"\r\n\r\n")  # the next request comes, and the connection is closed on it
+            await read_request(peer)  # the next request comes, and the connection is closed on it
+            if how == "reset":
+                peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", serve))
@@ -477,7 +481,7 @@ async def test_the_front_door_stops_under_it(tmp_path: Path, state: str) -> None
         await here.stop()
         assert await client.closed()
         assert len(here.desk.gones) == 1
-        assert here.desk.told == ["gone"] if state == "queued" else ["gone", "ended"]
+        assert here.desk.told == (["gone"] if state == "queued" else ["gone", "ended"])
         assert here.door.connections == 0
 
 

@@ -22,7 +22,7 @@ import msgspec
 import outcome
 import trio
 
-from daemon import endings, journal
+from daemon import endings, journal, ports
 from daemon.clock import Clock
 from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter
 from events import catalogue as c
@@ -206,7 +206,7 @@ class Driver:
         self._close(events)
         return ticket
 
-    def gone(self, ticket: Ticket) -> None:
+    def gone(self, ticket: ports.Ticket) -> None:
         """The client went away; unless it is we who go: then the request is for the next start to end."""
         if ticket.request in self._tickets and not _cancelled():
             self.submit(c.ClientGone(ticket.request))

@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import trio
@@ -121,7 +122,7 @@ async def _signals(driver: Driver) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) as received:
         async for number in received:
             again = driver.state.stopping in ("drain", "now")
-            how = "now" if again or number == signal.SIGQUIT else "drain"
+            how: Literal["drain", "now"] = "now" if again or number == signal.SIGQUIT else "drain"
             name = signal.Signals(number).name
             log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
             driver.submit(c.StopRequested(how, f"{name}, pid {os.getpid()}"))

@@ -62,7 +62,7 @@ def first_hash(log_id: str) -> bytes:
     return sha256(log_id.encode()).digest()
 
 
-def chain_hash(  # noqa: PLR0917 - the fields of the hash, in their order
+def chain_hash(
     previous: bytes,
     seq: int,
     at: int,

@@ -38,8 +38,8 @@ READ_PAGE_ROWS = 1000
 """Rows that a reader takes in one transaction: a few milliseconds, so that it never holds up a checkpoint."""
 
 LOCK_S = 5.0
-"""How long opening or reading a log waits for SQLite's locks: only the recovery of a crashed writer's WAL takes
-one against readers, and for less."""
+"""How long opening or reading a log waits for SQLite's locks: only the recovery of a crashed writer's WAL
+takes one against readers, and for less."""
 
 GROUP_ROWS = 512
 """Rows in one transaction, unless a single step has more: about 2 ms of writing, so that what arrives

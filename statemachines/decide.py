@@ -103,7 +103,7 @@ def _free_runner(s: Scheduler, f: c.RequestArrived, runners: dict[str, Runner]) 
 
 
 def _reason_to_wait(s: Scheduler, f: c.RequestArrived) -> str:
-    """What a request waits for, for people: the state that has the deadline is the runner's or the claim's."""
+    """What a request waits for, for people: the state with the deadline is the runner's or the claim's."""
     for runner in s.state.models.get(f.model, {}).values():
         if runner.live and all(runner.options.get(name) == value for name, value in f.options.items()):
             if runner.state is RunnerState.loading:
@@ -376,7 +376,11 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
             s.dismiss(model, "unloaded")
     if not targets:
         known = not f.runner and (not f.model or state.model(f.model) is not None)
-        s.emit(c.OperationEnded(id, known, "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"))
+        s.emit(
+            c.OperationEnded(
+                id, known, "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"
+            )
+        )
 
 
 # --- the daemon ------------------------------------------------------------------------------------------
@@ -406,7 +410,9 @@ def config_changed(s: Scheduler, f: c.ConfigChanged, id: str) -> None:
         view = state.model(runner.model)
         if view is None or view.digest != runner.digest:
             s.retire(runner, "configuration", state.t + (view.unload_ns if view else f.view.unload_ns))
-    gone = dict.fromkeys(demand.model for demand in state.demands.values() if state.model(demand.model) is None)
+    gone = dict.fromkeys(
+        demand.model for demand in state.demands.values() if state.model(demand.model) is None
+    )
     for model in gone:
         s.dismiss(model, "unknown_model")
     place(s)

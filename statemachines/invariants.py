@@ -27,7 +27,9 @@ def require(holds: bool, what: str) -> None:
 def check_dispatch(request: Request, runner: Runner) -> None:
     """A slot of a ready, unsuspected runner with a free one; a request that holds none."""
     if runner.state is not RunnerState.ready or runner.suspect:
-        raise Breach(f"{request.id} dispatched to {runner.id}, which is {runner.state} (suspect: {runner.suspect})")
+        raise Breach(
+            f"{request.id} dispatched to {runner.id}, which is {runner.state} (suspect: {runner.suspect})"
+        )
     if len(runner.held) >= runner.slots:
         raise Breach(f"{request.id} dispatched to {runner.id}, whose {runner.slots} slots are in use")
     if request.slot:
@@ -72,14 +74,20 @@ def check_all(state: State) -> None:
 def _check_slots(state: State) -> None:
     for runner in state.runners.values():
         require(len(runner.held) <= runner.slots, f"{runner.id} has more slots in use than it has")
-        require(not runner.held or runner.state is not RunnerState.loading, f"{runner.id} is loading, with slots")
+        require(
+            not runner.held or runner.state is not RunnerState.loading, f"{runner.id} is loading, with slots"
+        )
         for id in runner.held:
             request = state.requests.get(id)
             require(request is not None and request.slot and request.runner == runner.id, f"slot of {id}")
     for request in state.requests.values():
         holder = state.runners.get(request.runner) if request.slot else None
-        require(not request.slot or (holder is not None and request.id in holder.held), f"{request.id}'s slot")
-        require(request.slot or request.state is RequestState.queued, f"{request.id} is {request.state}, kept")
+        require(
+            not request.slot or (holder is not None and request.id in holder.held), f"{request.id}'s slot"
+        )
+        require(
+            request.slot or request.state is RequestState.queued, f"{request.id} is {request.state}, kept"
+        )
         require(request.state is not RequestState.dispatched or request.slot, f"{request.id} has no slot")
 
 
@@ -104,10 +112,14 @@ def _check_waiters(state: State) -> None:
         if state.stopping or ("resume", "") in due or demand.model in state.dismissing:
             continue
         if demand.servers:
-            require(_served_cause(state, demand), f"{demand.key} waits for its runner, which waits for nothing")
+            require(
+                _served_cause(state, demand), f"{demand.key} waits for its runner, which waits for nothing"
+            )
             continue
         leaving = any(not runner.live for runner in state.runners.values())
-        loading = any(runner.suspect or runner.state is RunnerState.loading for runner in state.runners.values())
+        loading = any(
+            runner.suspect or runner.state is RunnerState.loading for runner in state.runners.values()
+        )
         turn = demand.turn_due != -1 or any(d.turn_due != -1 for d in state.demands.values())
         cooling = demand.model in state.cooling and ("cool", demand.model) in due
         cause = state.measuring or leaving or loading or turn or cooling or state.claim is not None

@@ -1,7 +1,7 @@
 """Memory as the scheduler counts it: bytes per device, what is held, what is free, what a model needs.
 
     hold(r) = max(reserved, peak measured)
-    free    = min(budget - Σ hold, reported free - Σ over loading runners of max(0, hold - used now)) - headroom
+    free    = min(budget - Σ hold, reported free - Σ loading max(0, hold - used now)) - headroom
 
 Reported memory and the ledger's own prediction are both there because each is wrong at times: the smaller
 is trusted.
@@ -91,3 +91,8 @@ def back(state: State, runner: Runner) -> bool:
         if not grown and not there:
             return False
     return True
+
+
+def mib(size_bytes: int) -> str:
+    """A size for people, in whole MiB, rounded up: "needs 0 MiB" would explain nothing."""
+    return f"{-(-size_bytes // 2**20)} MiB"

@@ -29,7 +29,7 @@ from events.limits import (
     MODELS_PER_GPU,
     WATCH_NS,
 )
-from statemachines.ledger import budget_bytes, free_bytes, needs_bytes
+from statemachines.ledger import budget_bytes, free_bytes, mib, needs_bytes
 from statemachines.policy import POLICIES, cost_to_lose, rank
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Runner, State
@@ -107,7 +107,10 @@ def _place_one(s: Scheduler, demand: Demand) -> bool:
 def _shortage(state: State, need: Need, device: str) -> str:
     """What it needs, what there is, and what would have to change; sizes in bytes."""
     budget, headroom = budget_bytes(state, device) or 0, state.config.headroom_bytes
-    return f"needs {need.bytes[device]} bytes on {device}; its budget is {budget}, of which {headroom} are headroom"
+    return (
+        f"needs {mib(need.bytes[device])} on {device}; its budget is {mib(budget)}, "
+        f"of which {mib(headroom)} are headroom"
+    )
 
 
 def _stale(state: State) -> bool:
@@ -191,7 +194,9 @@ def free_port(state: State, view: c.ModelView) -> int:
     config = state.config
     taken = {runner.port: None for runner in state.runners.values()}
     size = config.port_last - config.port_first + 1
-    start = state.next_port - config.port_first if config.port_first <= state.next_port <= config.port_last else 0
+    start = (
+        state.next_port - config.port_first if config.port_first <= state.next_port <= config.port_last else 0
+    )
     for i in range(size):
         port = config.port_first + (start + i) % size
         if port not in taken and port not in state.refused_ports:
@@ -258,9 +263,7 @@ def _minimal(
     return chosen
 
 
-def _claim(
-    s: Scheduler, demand: Demand, need: Need, chosen: list[Runner], candidates: list[Runner]
-) -> bool:
+def _claim(s: Scheduler, demand: Demand, need: Need, chosen: list[Runner], candidates: list[Runner]) -> bool:
     """Claim the victims, or wait until the busy ones among them have had their turn."""
     state = s.state
     picked = {runner.id: None for runner in chosen}

@@ -21,7 +21,7 @@ class IllegalTransition(Exception):
 
 
 def declare(states: type[S], initial: S, rows: Sequence[tuple[Sequence[S], str, S]]) -> Machine:
-    """A machine without a model, callbacks or automatic transitions. rows: (sources, trigger, destination)."""
+    """A machine without a model, callbacks or automatic transitions; rows: (sources, trigger, target)."""
     machine = Machine(model=None, states=states, initial=initial, auto_transitions=False)
     for sources, trigger, dest in rows:
         machine.add_transition(trigger, list(sources), dest)
@@ -33,9 +33,10 @@ def compile_table(machine: Machine, states: type[S]) -> dict[tuple[S, str], S]:
     table: dict[tuple[S, str], S] = {}
     for trigger, event in machine.events.items():
         for source, transitions in event.transitions.items():
-            if len(transitions) != 1 or transitions[0].conditions:
+            dest = transitions[0].dest
+            if len(transitions) != 1 or transitions[0].conditions or dest is None:
                 raise AssertionError(f"{source} on {trigger}: not exactly one unconditional transition")
-            table[states[source], trigger] = states[transitions[0].dest]
+            table[states[source], trigger] = states[dest]
     return table
 
 

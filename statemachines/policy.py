@@ -61,6 +61,6 @@ def cost_to_lose(state: State, runner: Runner) -> tuple[int, int, int, str]:
     busy = 1 if runner.held else 0
     cost = state.load_cost_ns.get(runner.model, LOAD_GUESS_NS)
     last_used = runner.idle_t if runner.idle_t != NEVER else state.t
-    # Idle for longer than it costs to load: its cost has been paid off by others' use (Landlord, in integers).
+    # Idle for longer than a load costs: others' use has paid its cost off (Landlord, in integers).
     credit = max(0, cost - (state.t - last_used))
     return (busy, credit, last_used, runner.id)

@@ -47,7 +47,7 @@ def _shown(event: Event | None) -> str:
 
 
 def fold(events: Iterable[Event], state: State | None = None) -> State:
-    """Apply events. Raises Breach, IllegalTransition or KeyError for a log that no program like this wrote."""
+    """Apply events. Raises Breach, IllegalTransition or KeyError for a log not written by it."""
     state = state or State()
     for event in events:
         apply(state, event)

@@ -1,7 +1,7 @@
 """The runner machine: one incarnation of a model's process(es), from the load decision to its end.
 
 Rules for its readers:
-1. A runner is terminal only when no process of it is left; until then it holds its reservation, port and name.
+1. A runner is terminal only when no process of it is left; till then it holds its memory, port and name.
 2. Only `ready` runners get work. `draining` has admitted its last; it is never revived.
 3. `stopping` carries the verdict that the runner will end with; a kill does not change it, nor the state.
 4. `reclaiming` means: no process is left, but its memory has not been seen to come back yet.

@@ -37,7 +37,8 @@ class Scheduler:
     def step(self, fact: Fact, t: int) -> list[Event]:
         """Fire every deadline before `t`, then take the fact. `t`: scheduler time, ns; never earlier than
         the last."""
-        self.events = events = []
+        events: list[Event] = []
+        self.events = events
         state = self.state
         if state.deadlines.due and type(fact) is not c.DaemonStarted:
             self._fire(t)
@@ -46,13 +47,15 @@ class Scheduler:
 
     def advance(self, t: int) -> list[Event]:
         """Fire every deadline up to `t`."""
-        self.events = events = []
+        events: list[Event] = []
+        self.events = events
         self._fire(t)
         return events
 
     def advance_one(self, t: int) -> list[Event]:
         """Fire the first deadline alone, if it is due at `t`: one step of `advance`, for replay."""
-        self.events = events = []
+        events: list[Event] = []
+        self.events = events
         first = self.state.deadlines.first()
         if first is not None and first[0] <= t:
             self._take(c.DeadlinePassed(first[1], first[2]), max(first[0], self.state.t))
@@ -134,6 +137,8 @@ CREATES: dict[type, str] = {
 SUBJECT_FIELD: dict[type, str] = {
     kind: name
     for kind in (*c.FACTS, *c.DECISIONS)
-    for name in [next((f for f in ("request", "operation", "model", "runner", "demand", "id") if hasattr(kind, f)), "")]
+    for name in [
+        next((f for f in ("request", "operation", "model", "runner", "demand", "id") if hasattr(kind, f)), "")
+    ]
     if name and kind not in CREATES and kind not in (c.TurnWaits, c.BreachRecorded)
 }

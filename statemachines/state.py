@@ -46,7 +46,7 @@ class Runner(msgspec.Struct):
     drain_due: int = 0
     """When a drain may cut the requests that still run; 0: never."""
     held: dict[str, int] = msgspec.field(default_factory=dict)
-    """Slots in use: request id to the time of its dispatch. A request may have ended while its slot is held."""
+    """Slots in use: request id to the time of dispatch. A request may have ended while its slot is held."""
     served: int = 0
     """Requests completed."""
     suspect: bool = False
@@ -112,7 +112,7 @@ class Demand(msgspec.Struct):
     servers: int = 0
     """Live runners that satisfy it. At 0 it starves: it needs a load."""
     turn_due: int = NEVER
-    """When it will be looked at again: the busy runner in its way has had its quantum, or memory may be back."""
+    """When it is looked at again: the busy runner in its way has had its quantum, or memory may be back."""
     short_t: int = NEVER
     """Since when it has been waiting for memory that other programs hold."""
 
@@ -192,11 +192,10 @@ class State:
     """Everything that a decision may depend on."""
 
     __slots__ = (
-        "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands", "dismissing", "drain_cost_ns",
-        "footprints",
-        "load_cost_ns", "measured_t", "measuring", "models", "next_port", "node", "operations", "policy", "quarantine",
-        "queued", "readings", "refused_ports", "requests", "rules", "runners", "seq", "starving", "stopping",
-        "t",
+        "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands", "dismissing",
+        "drain_cost_ns", "footprints", "load_cost_ns", "measured_t", "measuring", "models", "next_port",
+        "node", "operations", "policy", "quarantine", "queued", "readings", "refused_ports", "requests",
+        "rules", "runners", "seq", "starving", "stopping", "t",
     )  # fmt: skip
 
     def __init__(self) -> None:

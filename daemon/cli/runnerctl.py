@@ -27,7 +27,7 @@ STATE_COLOURS = {
 
 
 def sockets(given: Path | None) -> list[Path]:
-    """Where to look for the daemon: what was given, else $RUNNERD_SOCKET, else the system's, else the user's."""
+    """Where to look for the daemon: the given one, else $RUNNERD_SOCKET, the system's, the user's."""
     if given is not None:
         return [given]
     if path := os.environ.get("RUNNERD_SOCKET"):
@@ -158,8 +158,8 @@ def status(context: Context) -> None:
         f"runnerd {reply['version']}, pid {reply['pid']}, up {duration(reply['uptime_ns'])}{stopping}"
     )
     output.text(f"log {reply['log']}: {reply['seq']} events{blocked}")
-    output.text(f"{reply['runners']} runners, {reply['running']} requests running, {reply['queued']} of at most "
-                f"{reply['max_queue']} queued")  # fmt: skip
+    queued = f"{reply['queued']} of at most {reply['max_queue']} queued"
+    output.text(f"{reply['runners']} runners, {reply['running']} requests running, {queued}")
     output.table(
         ["DEVICE", "HELD", "BUDGET", "FREE FOR A LOAD", ""], [_device(row) for row in reply["devices"]]
     )
@@ -251,15 +251,17 @@ def _done(context: Context, text: str) -> None:
 def watch(context: Context, after: int | None) -> None:
     """Print events as they become durable, without a gap."""
     output = context.output
-    for reply in context.client().calls("Watch", **({} if after is None else {"after": after})):
+    since: dict[str, Any] = {} if after is None else {"after": after}
+    for reply in context.client().calls("Watch", **since):
         event = reply["event"]
         if output.machine:
             output.line(event)
             continue
         payload = {key: value for key, value in event["payload"].items() if key != "type"}
         what = describe(event["type"], event["subject"], payload)
-        output.text(f"{clock_time(event['at_ns'])}  {event['seq']:>6}  {'  └ ' if event['cause'] else ''}{what}",
-                    dim=event["type"] in ("deadline.passed", "memory.measured"))  # fmt: skip
+        arrow = "  └ " if event["cause"] else ""
+        dim = event["type"] in ("deadline.passed", "memory.measured")
+        output.text(f"{clock_time(event['at_ns'])}  {event['seq']:>6}  {arrow}{what}", dim=dim)
 
 
 MESSAGES: dict[str, Callable[[Row], str]] = {

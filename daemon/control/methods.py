@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Literal
 
 import msgspec
@@ -109,15 +109,15 @@ class Service:
         defaults = self.catalog.config.models[model].options
         options: dict[str, c.Option] = {}
         for name, text in given.items():
-            default = defaults.get(name)
+            if name not in defaults:
+                raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=f"options.{name}")
+            default = defaults[name]
             try:
                 options[name] = (
-                    msgspec.convert(text, type(default), strict=False) if name in defaults else text
+                    text if default is None else msgspec.convert(text, type(default), strict=False)
                 )
             except msgspec.ValidationError:
                 raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=f"options.{name}") from None
-            if name not in defaults:
-                raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=f"options.{name}")
         return options
 
 
@@ -177,7 +177,7 @@ def _check(ended: Ended | None) -> None:
         raise VarlinkError(f"{INTERFACE}.OperationFailed", reason=ended.reason, message=ended.message)
 
 
-async def load(s: Service, p: LoadParameters, by: str) -> AsyncIterator[Reply]:
+async def load(s: Service, p: LoadParameters, by: str) -> AsyncGenerator[Reply, None]:
     """Load: replies now and then, until the runner is ready."""
     model = s.model_id(p.model)
     options = s.options_of(model, p.options)
@@ -203,7 +203,7 @@ def _progress(s: Service, model: str, began: int, *, done: bool) -> Reply:
     }
 
 
-async def watch(s: Service, p: WatchParameters, by: str) -> AsyncIterator[Reply]:
+async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply, None]:
     """Watch: one reply an event, without end."""
     after = s.driver.state.seq if p.after is None else p.after
     try:
@@ -236,7 +236,7 @@ ONCE: dict[str, tuple[type[msgspec.Struct], Callable[[Service, Any, str], Awaita
 }
 """Methods that answer once."""
 
-MANY: dict[str, tuple[type[msgspec.Struct], Callable[[Service, Any, str], AsyncIterator[Reply]]]] = {
+MANY: dict[str, tuple[type[msgspec.Struct], Callable[[Service, Any, str], AsyncGenerator[Reply, None]]]] = {
     "Load": (LoadParameters, load),
     "Watch": (WatchParameters, watch),
 }

@@ -10,7 +10,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -124,7 +124,7 @@ class ControlServer:
             if not call.oneway:
                 await _send(stream, error_reply(error))
 
-    async def _replies(self, call: Call, by: str) -> AsyncIterator[tuple[Any, bool]]:
+    async def _replies(self, call: Call, by: str) -> AsyncGenerator[tuple[Any, bool], None]:
         """The replies to a call, each with whether more follow."""
         interface, _, name = call.method.rpartition(".")
         if interface == SERVICE:

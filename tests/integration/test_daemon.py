@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import threading
@@ -111,10 +112,11 @@ def test_a_runner_that_dies_under_its_first_request_is_a_failed_load(tmp_path: P
 def test_a_broken_stream_is_reported_and_its_runner_probed(tmp_path: Path) -> None:
     command = ngram("--truncate-after", "300")
     with daemon(tmp_path, f"models: {{one: {{cmd: '{command}', memory: 1MiB}}}}") as live:
-        with pytest.raises(Exception):  # noqa: B017 - what http.client raises for a truncated body varies
+        try:
             status, _, _ = live.chat("one", max_tokens=400)
-            assert status == 502
-            raise ValueError
+        except (http.client.HTTPException, OSError):
+            status = 502  # the answer had begun: its connection was cut
+        assert status == 502
     tags = live.tags()
     assert "request.failed" in tags
     assert "runner.probe" in tags

@@ -202,7 +202,11 @@ def sql(statement: str) -> Callable[[sqlite3.Connection], None]:
         (sql("DELETE FROM events WHERE seq BETWEEN 8 AND 14"), 8, "missing"),
         (swap, 12, "hash"),
         (sql(f"INSERT INTO events SELECT 41, {COLUMNS} FROM events WHERE seq = 40"), 41, "hash"),
-        (sql(f"INSERT INTO events SELECT 0, {COLUMNS} FROM events WHERE seq = 1"), 0, "before the log's base"),
+        (
+            sql(f"INSERT INTO events SELECT 0, {COLUMNS} FROM events WHERE seq = 1"),
+            0,
+            "before the log's base",
+        ),
         (sql("UPDATE log_base SET hash = zeroblob(32)"), 1, "not that of its id"),
         (sql("UPDATE log_base SET log_id = 'another'"), 1, "not that of its id"),
         (sql("UPDATE log_base SET seq = 2"), 1, "before the log's base"),

@@ -1,4 +1,4 @@
-"""`runnerlog verify` on logs that somebody has been at: each is refused, with the first bad sequence number."""
+"""`runnerlog verify` on logs that somebody has altered: each is refused, with its first bad number."""
 
 from __future__ import annotations
 

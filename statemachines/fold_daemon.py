@@ -1,0 +1,188 @@
+"""Folding what happens around them: memory, claims, operators, configuration, starts, deadlines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from events import catalogue as c
+from events.catalogue import NEVER, Event
+from events.limits import MEASURE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
+from statemachines.invariants import require
+from statemachines.moves import Handlers, demand_of, drop_if_empty, hasten, release, watched
+from statemachines.runner import RunnerState
+from statemachines.state import Claim, Operation, Runner, State, demand_key
+
+
+def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
+    state.readings = dict(f.devices)
+    state.measured_t = event.t
+    state.measuring = False
+    state.deadlines.disarm("measure", "")
+    for runner in state.runners.values():
+        runner.used_bytes = dict(f.runners.get(runner.id, {}))
+        for device, used in runner.used_bytes.items():
+            runner.peak_bytes[device] = max(used, runner.peak_bytes.get(device, 0))
+
+
+def _measure(state: State, event: Event, d: c.MemoryMeasure) -> None:
+    state.measuring = True
+    state.deadlines.arm("measure", "", event.t + MEASURE_NS)
+
+
+def _claim_made(state: State, event: Event, d: c.ClaimMade) -> None:
+    require(state.claim is None, "two claims at once")
+    state.claim = Claim(d.demand, dict(d.need_bytes), d.victims)
+
+
+def _claim_ended(state: State, event: Event, d: c.ClaimEnded) -> None:
+    state.claim = None
+
+
+def _turn_waits(state: State, event: Event, d: c.TurnWaits) -> None:
+    demand = state.demands[d.demand]
+    demand.turn_due = d.until_ns
+    if d.reason == "memory" and demand.short_t == NEVER:
+        demand.short_t = event.t
+    state.deadlines.arm("turn", d.demand, d.until_ns)
+
+
+def _reclaim_waits(state: State, event: Event, d: c.ReclaimWaits) -> None:
+    state.deadlines.arm("poll", d.runner, d.until_ns)
+
+
+def _dismissed(state: State, event: Event, d: c.ModelDismissed) -> None:
+    if any(demand.model == d.model for demand in state.demands.values()):
+        state.dismissing[d.model] = d
+
+
+def _continues(state: State, event: Event, d: c.StepContinues) -> None:
+    state.deadlines.arm("resume", "", event.t)
+
+
+def _load_requested(state: State, event: Event, f: c.LoadRequested) -> None:
+    operation = Operation(event.subject, "load", f.model)
+    state.operations[operation.id] = operation
+    if state.model(f.model) is not None and not state.stopping:
+        demand = demand_of(state, demand_key(f.model, f.options, 0), f.model, f.options, 0)
+        demand.operations[operation.id] = None
+        operation.demand = demand.key
+
+
+def _cancel_requested(state: State, event: Event, f: c.CancelRequested) -> None:
+    state.operations[event.subject] = Operation(event.subject, "cancel", "")
+
+
+def _unload_requested(state: State, event: Event, f: c.UnloadRequested) -> None:
+    operation = Operation(event.subject, "unload", f.model)
+    for runner in state.runners.values():
+        if f.runner == runner.id or (not f.runner and f.model in ("", runner.model)):
+            operation.runners[runner.id] = None
+            if f.now and runner.state is RunnerState.draining:
+                hasten(state, runner)
+    state.operations[operation.id] = operation
+
+
+def _operation_ended(state: State, event: Event, d: c.OperationEnded) -> None:
+    operation = state.operations.pop(d.operation)
+    demand = state.demands.get(operation.demand)
+    if demand is not None:
+        demand.operations.pop(operation.id, None)
+        drop_if_empty(state, demand)
+
+
+def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
+    """A new start: exchanges and operators died with the old; waits for the world are re-armed in full."""
+    state.boot_id, state.node, state.rules, state.policy = f.boot_id, f.node, f.rules, f.policy
+    state.stopping = ""
+    state.readings, state.measured_t, state.measuring = {}, NEVER, False
+    state.deadlines.disarm("measure", "")
+    state.claim = None
+    for operation in list(state.operations.values()):
+        _operation_ended(state, event, c.OperationEnded(operation.id, False))
+    for request in list(state.requests.values()):
+        if request.slot:
+            release(state, request)
+    for runner in state.runners.values():
+        _rearm(state, runner)
+
+
+def _rearm(state: State, runner: Runner) -> None:
+    t, arm = state.t, state.deadlines.arm
+    if runner.state is RunnerState.loading:
+        arm("load", runner.id, t + runner.load_ns)
+    elif runner.state is RunnerState.ready or runner.state is RunnerState.draining:
+        runner.suspect = True
+        if runner.drain_due:
+            view = state.model(runner.model)
+            runner.drain_due = t + (view.unload_ns if view else STOP_NS)
+            arm("drain", runner.id, runner.drain_due)
+    elif runner.state is RunnerState.stopping:
+        arm("stop", runner.id, t + STOP_NS)
+        state.deadlines.disarm("kill", runner.id)
+    else:
+        arm("memory", runner.id, t + RECLAIM_NS)
+
+
+def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
+    state.config = f.view
+    state.refused_ports = {}
+
+
+def _stop_requested(state: State, event: Event, f: c.StopRequested) -> None:
+    state.stopping = f.how
+    if f.how == "now":
+        for runner in state.runners.values():
+            if runner.state is RunnerState.draining:
+                hasten(state, runner)
+
+
+def _breach_recorded(state: State, event: Event, f: c.BreachRecorded) -> None:
+    if f.fact == "request.arrived":
+        state.quarantine[f.model] = event.t + QUARANTINE_NS
+        state.deadlines.arm("quarantine", f.model, event.t + QUARANTINE_NS)
+
+
+def _deadline_passed(state: State, event: Event, f: c.DeadlinePassed) -> None:
+    state.deadlines.disarm(f.kind, f.id)
+    if f.kind == "close":
+        request = state.requests[f.id]
+        state.runners[request.runner].suspect = not state.runners[request.runner].exited
+        release(state, request)
+    elif f.kind == "measure":
+        state.measuring = False
+        state.measured_t = event.t
+    elif f.kind == "quarantine":
+        del state.quarantine[f.id]
+    elif f.kind == "turn":
+        state.demands[f.id].turn_due = NEVER
+    elif f.kind == "probe" and not state.runners[f.id].suspect:
+        watched(state, state.runners[f.id], False)
+
+
+def _ignored(state: State, event: Event, body: Any) -> None:
+    """A fact whose meaning is all in the decisions that follow from it."""
+
+
+HANDLERS: Handlers = {
+    c.ClientGone: _ignored,
+    c.CancelRequested: _cancel_requested,
+    c.MemoryMeasured: _measured,
+    c.MemoryMeasure: _measure,
+    c.ClaimMade: _claim_made,
+    c.ClaimEnded: _claim_ended,
+    c.TurnWaits: _turn_waits,
+    c.ReclaimWaits: _reclaim_waits,
+    c.ModelDismissed: _dismissed,
+    c.StepContinues: _continues,
+    c.LoadRequested: _load_requested,
+    c.UnloadRequested: _unload_requested,
+    c.OperationEnded: _operation_ended,
+    c.DaemonStarted: _daemon_started,
+    c.DaemonStopped: _ignored,
+    c.ConfigChanged: _config_changed,
+    c.StopRequested: _stop_requested,
+    c.DeadlinePassed: _deadline_passed,
+    c.LogResumed: _ignored,
+    c.LogTailLost: _ignored,
+    c.BreachRecorded: _breach_recorded,
+}

@@ -1,0 +1,117 @@
+"""Folding what happens to requests: arrival, queue, slots, ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from events import catalogue as c
+from events.catalogue import NEVER, Event
+from events.limits import WATCH_NS
+from statemachines.invariants import check_dispatch, require
+from statemachines.moves import Handlers, end_request, enqueue, release, request_to, unqueue
+from statemachines.request import RequestState
+from statemachines.state import Request, State
+
+
+def _arrived(state: State, event: Event, f: c.RequestArrived) -> None:
+    state.requests[event.subject] = Request(
+        id=event.subject,
+        seq=event.seq,
+        model=f.model,
+        demand="",
+        kind=f.kind,
+        options=f.options,
+        arrived_t=event.t,
+        priority=f.priority,
+        keep_alive_ns=f.keep_alive_ns,
+        caller=f.caller,
+    )
+
+
+def _queued(state: State, event: Event, d: c.RequestQueued) -> None:
+    request = state.requests[d.request]
+    request_to(request, "queue")
+    enqueue(state, request)
+    view = state.model(request.model)
+    if view and view.queue_ns:
+        state.deadlines.arm("queue", request.id, request.arrived_t + view.queue_ns)
+    if view and view.request_ns:
+        state.deadlines.arm("request", request.id, request.arrived_t + view.request_ns)
+
+
+def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
+    request = state.requests[d.request]
+    runner = state.runners[d.runner]
+    check_dispatch(request, runner)
+    if request.state is RequestState.queued:
+        unqueue(state, request)
+        state.deadlines.disarm("queue", request.id)
+    elif (view := state.model(request.model)) and view.request_ns:
+        state.deadlines.arm("request", request.id, request.arrived_t + view.request_ns)
+    request_to(request, "dispatch")
+    request.runner = runner.id
+    request.slot = True
+    request.attempt = d.attempt
+    if request.keep_alive_ns is not None:
+        runner.keep_alive_ns = request.keep_alive_ns
+    if not runner.held:
+        runner.idle_t = NEVER
+        state.deadlines.disarm("keep_alive", runner.id)
+        state.deadlines.arm("watch", runner.id, event.t + WATCH_NS)
+    runner.held[request.id] = event.t
+
+
+def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
+    request = state.requests[d.request]
+    require(not request.slot and request.attempt == 1, f"{request.id} requeued out of turn")
+    request_to(request, "requeue")
+    enqueue(state, request, d.runner)
+    demand = state.demands[request.demand]
+    for id in list(demand.waiting):  # its old place: few wait with the same runner excluded
+        if state.requests[id].seq > request.seq:
+            demand.waiting.move_to_end(id)
+
+
+def _completed(state: State, event: Event, d: c.RequestCompleted) -> None:
+    request = state.requests[d.request]
+    require(not request.slot, f"{request.id} completed while its exchange runs")
+    end_request(state, request, "complete")
+    if state.cooling:
+        state.cooling.pop(request.model, None)
+        state.deadlines.disarm("cool", request.model)
+    runner = state.runners.get(request.runner)
+    if runner is not None:
+        runner.served += 1
+
+
+def _ender(trigger: str) -> Callable[[State, Event, Any], None]:
+    def ended(state: State, event: Event, d: Any) -> None:
+        end_request(state, state.requests[d.request], trigger)
+
+    return ended
+
+
+def _upstream_ended(state: State, event: Event, f: c.UpstreamEnded) -> None:
+    request = state.requests.get(f.request)
+    if request is None or not request.slot or request.runner != f.runner:
+        return
+    runner = state.runners[f.runner]
+    if not f.complete and f.sent and request.state is RequestState.dispatched:
+        runner.suspect = True
+    release(state, request)
+
+
+HANDLERS: Handlers = {
+    c.RequestArrived: _arrived,
+    c.RequestDispatched: _dispatched,
+    c.UpstreamEnded: _upstream_ended,
+    c.RequestCompleted: _completed,
+    c.RequestQueued: _queued,
+    c.RequestRequeued: _requeued,
+    c.RequestFailed: _ender("fail"),
+    c.RequestCancelled: _ender("cancel"),
+    c.RequestTimedOut: _ender("time_out"),
+    c.RequestRejected: _ender("reject"),
+    c.RequestInterrupted: _ender("interrupt"),
+}

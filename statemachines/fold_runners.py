@@ -1,0 +1,234 @@
+"""Folding what happens to runners: load, processes, probes, drain, stop, end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from events import catalogue as c
+from events.catalogue import NEVER, Event
+from events.limits import KILL_NS, LEASE_TRIES, PROBE_NS, RECLAIM_NS, REPROBE_NS, STOP_NS, UPSTREAM_CLOSE_NS
+from statemachines.invariants import check_ended, check_load, check_stop, require
+from statemachines.moves import Handlers, idle, runner_to, serve, watched
+from statemachines.runner import RunnerState
+from statemachines.state import Cooling, Runner, State, satisfies, spec_key
+
+
+def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
+    check_load(state, d)
+    runner = Runner(
+        event.subject, d.model, d.digest, d.options, d.reserved_bytes, d.slots, d.keep_alive_ns, d.load_ns,
+        d.port, d.socket, d.alone, event.t, wanted=d.reason == "operator",
+    )  # fmt: skip
+    state.runners[runner.id] = runner
+    state.models.setdefault(d.model, {})[runner.id] = runner
+    state.next_port = d.port + 1 if d.port else state.next_port
+    state.deadlines.arm("load", runner.id, event.t + d.load_ns)
+    state.counts["loads"] = state.counts.get("loads", 0) + 1
+    for demand in state.demands.values():
+        if (demand.turn_due != NEVER or demand.short_t != NEVER) and satisfies(runner, demand):
+            demand.turn_due = demand.short_t = NEVER
+            state.deadlines.disarm("turn", demand.key)
+    serve(state, runner, +1)
+
+
+def _leased(state: State, event: Event, d: c.RunnerLeased) -> None:
+    runner = state.runners[d.runner]
+    require(all(r.port != d.port for r in state.runners.values()), f"port {d.port} is leased twice")
+    runner.port = d.port
+    runner.lease_tries += 1
+    state.next_port = d.port + 1
+
+
+def _spawned(state: State, event: Event, f: c.ProcessSpawned) -> None:
+    runner = state.runners.get(f.process.runner)
+    if runner is not None and not runner.exited:
+        runner.processes[f.process.shard] = f.process
+
+
+def _exited(state: State, event: Event, f: c.ProcessExited) -> None:
+    runner = state.runners.get(f.runner)
+    if runner is not None and not runner.exited:
+        runner.processes.pop(f.shard, None)
+        if not runner.processes:
+            _gone(state, runner, "exited", f.output)
+
+
+def _spawn_failed(state: State, event: Event, f: c.SpawnFailed) -> None:
+    runner = state.runners.get(f.runner)
+    if runner is not None and not runner.exited and not runner.processes:
+        _gone(state, runner, "spawn_failed", f.error)
+
+
+def _lease_refused(state: State, event: Event, f: c.LeaseRefused) -> None:
+    runner = state.runners.get(f.runner)
+    if runner is None or runner.exited or runner.processes or runner.port != f.port:
+        return
+    state.refused_ports[f.port] = None
+    view = state.model(runner.model)
+    fixed = view is not None and view.fixed_port == f.port
+    if fixed or runner.lease_tries >= LEASE_TRIES or runner.state is not RunnerState.loading:
+        _gone(state, runner, "port_taken", f"port {f.port} is in use by another program")
+
+
+def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
+    """No process of the runner is left."""
+    was_live = runner.live
+    runner_to(runner, "exited")
+    runner.exited = True
+    runner.exit_t = state.t
+    runner.suspect = False
+    if not runner.verdict:
+        runner.verdict, runner.reason = "failed", reason
+    if runner.ready_t == NEVER:
+        runner.output = output
+    for device in runner.reserved_bytes:
+        if device != "host" and device in state.readings:
+            runner.exit_free_bytes[device] = state.readings[device].free_bytes
+    if was_live:
+        serve(state, runner, -1)
+    for kind in ("load", "keep_alive", "drain", "stop", "kill", "probe", "reprobe", "watch"):
+        state.deadlines.disarm(kind, runner.id)
+    state.deadlines.arm("memory", runner.id, state.t + RECLAIM_NS)
+    for id in runner.held:
+        state.deadlines.arm("close", id, state.t + UPSTREAM_CLOSE_NS)
+
+
+def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
+    runner = state.runners.get(f.runner)
+    if runner is None or runner.exited:
+        return
+    t, due = event.t, state.deadlines
+    if runner.state is RunnerState.loading:
+        if f.healthy:
+            runner_to(runner, "healthy")
+            runner.ready_t = t
+            state.load_cost_ns[runner.model] = t - runner.load_t
+            due.disarm("load", runner.id)
+            idle(state, runner)
+        return
+    due.disarm("probe", runner.id)
+    due.disarm("reprobe", runner.id)
+    if runner.suspect:
+        runner.suspect = not f.healthy
+        if not f.healthy:
+            due.arm("reprobe", runner.id, t + REPROBE_NS)
+            due.arm("probe", runner.id, max(t, runner.probe_due))
+    if runner.held and runner.state in (RunnerState.ready, RunnerState.draining):
+        watched(state, runner, f.healthy or f.moved)
+
+
+def _probe(state: State, event: Event, d: c.RunnerProbe) -> None:
+    runner = state.runners[d.runner]
+    state.deadlines.disarm("reprobe", runner.id)
+    if d.reason != "again":
+        runner.probe_due = event.t + PROBE_NS
+    state.deadlines.arm("probe", runner.id, runner.probe_due)
+
+
+def _drain(state: State, event: Event, d: c.RunnerDrain) -> None:
+    runner = state.runners[d.runner]
+    runner_to(runner, "drain")
+    runner.reason, runner.drain_t, runner.drain_due = d.reason, event.t, d.deadline_ns
+    state.deadlines.disarm("keep_alive", runner.id)
+    if d.deadline_ns:
+        state.deadlines.arm("drain", runner.id, d.deadline_ns)
+    serve(state, runner, -1)
+
+
+def _stop(state: State, event: Event, d: c.RunnerStop) -> None:
+    runner = state.runners[d.runner]
+    check_stop(runner, d.verdict, event.t)
+    was_live = runner.live
+    runner_to(runner, "stop")
+    runner.verdict, runner.reason = d.verdict, d.reason
+    if runner.drain_t != NEVER:
+        state.drain_cost_ns[runner.model] = event.t - runner.drain_t
+    for kind in ("load", "keep_alive", "drain", "probe", "reprobe", "watch"):
+        state.deadlines.disarm(kind, runner.id)
+    state.deadlines.arm("stop", runner.id, event.t + STOP_NS)
+    if was_live:
+        serve(state, runner, -1)
+
+
+def _kill(state: State, event: Event, d: c.RunnerKill) -> None:
+    runner_to(state.runners[d.runner], "kill")
+    state.deadlines.arm("kill", d.runner, event.t + KILL_NS)
+
+
+def _stuck(state: State, event: Event, d: c.RunnerStuck) -> None:
+    runner = state.runners[d.runner]
+    runner_to(runner, "stuck")
+    runner.stuck = True
+
+
+def _ended_runner(trigger: str) -> Callable[[State, Event, Any], None]:
+    def ended(state: State, event: Event, d: Any) -> None:
+        runner = state.runners[d.runner]
+        check_ended(runner)
+        runner_to(runner, trigger)
+        if d.footprint_bytes:
+            state.footprints[spec_key(runner.digest, runner.options)] = d.footprint_bytes
+        _remove(state, runner)
+
+    return ended
+
+
+def _lost(state: State, event: Event, d: c.RunnerLost) -> None:
+    runner = state.runners[d.runner]
+    was_live = runner.live
+    require(not runner.held, f"{runner.id} lost with slots in use")
+    runner_to(runner, "lost")
+    if was_live:
+        serve(state, runner, -1)
+    _remove(state, runner)
+
+
+def _remove(state: State, runner: Runner) -> None:
+    del state.runners[runner.id]
+    mine = state.models[runner.model]
+    del mine[runner.id]
+    if not mine:
+        del state.models[runner.model]
+    for kind in (
+        "load",
+        "keep_alive",
+        "drain",
+        "stop",
+        "kill",
+        "probe",
+        "reprobe",
+        "watch",
+        "memory",
+        "poll",
+    ):
+        state.deadlines.disarm(kind, runner.id)
+    for operation in state.operations.values():
+        operation.runners.pop(runner.id, None)
+    name = runner.state.value + "_runners"
+    state.counts[name] = state.counts.get(name, 0) + 1
+
+
+def _cooling(state: State, event: Event, d: c.ModelCooling) -> None:
+    state.cooling[d.model] = Cooling(d.runner, d.failures, d.until_ns, d.message)
+    state.deadlines.arm("cool", d.model, d.until_ns)
+
+
+HANDLERS: Handlers = {
+    c.RunnerLoad: _load,
+    c.RunnerLeased: _leased,
+    c.ProcessSpawned: _spawned,
+    c.ProcessExited: _exited,
+    c.SpawnFailed: _spawn_failed,
+    c.LeaseRefused: _lease_refused,
+    c.ProbeAnswered: _probe_answered,
+    c.RunnerProbe: _probe,
+    c.RunnerDrain: _drain,
+    c.RunnerStop: _stop,
+    c.RunnerKill: _kill,
+    c.RunnerStuck: _stuck,
+    c.RunnerUnloaded: _ended_runner("unloaded"),
+    c.RunnerFailed: _ended_runner("failed"),
+    c.RunnerLost: _lost,
+    c.ModelCooling: _cooling,
+}

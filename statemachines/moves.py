@@ -1,0 +1,130 @@
+"""What folding an event does to the machines, queues, slots and deadlines: the moves that the folds share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from events import catalogue as c
+from events.catalogue import NEVER, Event
+from events.limits import UPSTREAM_CLOSE_NS, WATCH_NS
+from statemachines import request as requests
+from statemachines import runner as runners
+from statemachines.machine import IllegalTransition
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
+from statemachines.state import Demand, Request, Runner, State, demand_key, satisfies
+
+Handler = Callable[[State, Event, Any], None]
+Handlers = dict[type, Handler]
+
+
+def request_to(request: Request, trigger: str) -> None:
+    dest = requests.TABLE.get((request.state, trigger))
+    if dest is None:
+        raise IllegalTransition(f"request {request.id}: {trigger} in {request.state}")
+    request.state = dest
+
+
+def runner_to(runner: Runner, trigger: str) -> None:
+    dest = runners.TABLE.get((runner.state, trigger))
+    if dest is None:
+        raise IllegalTransition(f"runner {runner.id}: {trigger} in {runner.state}")
+    runner.state = dest
+
+
+def enqueue(state: State, request: Request, excluded: str = "") -> None:
+    """Put a request into its demand's queue, in its place by arrival."""
+    key = demand_key(request.model, request.options, request.priority, excluded)
+    demand = demand_of(state, key, request.model, request.options, request.priority, excluded)
+    request.demand = key
+    demand.waiting[request.id] = None
+    state.queued += 1
+
+
+def demand_of(
+    state: State, key: str, model: str, options: dict[str, c.Option], priority: int, excluded: str = ""
+) -> Demand:
+    demand = state.demands.get(key)
+    if demand is None:
+        demand = state.demands[key] = Demand(key, model, options, priority, excluded)
+        for runner in state.models.get(model, {}).values():
+            demand.servers += runner.live and satisfies(runner, demand)
+        if not demand.servers:
+            state.starving[key] = None
+    return demand
+
+
+def unqueue(state: State, request: Request) -> None:
+    demand = state.demands[request.demand]
+    del demand.waiting[request.id]
+    state.queued -= 1
+    drop_if_empty(state, demand)
+
+
+def drop_if_empty(state: State, demand: Demand) -> None:
+    if not demand.waiting and not demand.operations:
+        del state.demands[demand.key]
+        state.starving.pop(demand.key, None)
+        state.deadlines.disarm("turn", demand.key)
+        if demand.model in state.dismissing and all(d.model != demand.model for d in state.demands.values()):
+            del state.dismissing[demand.model]
+
+
+def serve(state: State, runner: Runner, gain: int) -> None:
+    """A runner begins (+1) or ceases (-1) to be one that serves, or will serve, its demands."""
+    for key, demand in state.demands.items():
+        if satisfies(runner, demand):
+            demand.servers += gain
+            if demand.servers:
+                state.starving.pop(key, None)
+            else:
+                state.starving[key] = None
+
+
+def release(state: State, request: Request) -> None:
+    """The slot comes back."""
+    runner = state.runners[request.runner]
+    del runner.held[request.id]
+    request.slot = False
+    state.deadlines.disarm("close", request.id)
+    if request.state in requests.TERMINAL:
+        del state.requests[request.id]
+    if not runner.held:
+        idle(state, runner)
+
+
+def idle(state: State, runner: Runner) -> None:
+    runner.idle_t = state.t
+    runner.silent_t = NEVER
+    state.deadlines.disarm("watch", runner.id)
+    if runner.state is RunnerState.ready and runner.keep_alive_ns >= 0:
+        state.deadlines.arm("keep_alive", runner.id, state.t + runner.keep_alive_ns)
+
+
+def end_request(state: State, request: Request, trigger: str) -> None:
+    if request.state is RequestState.queued:
+        unqueue(state, request)
+    request_to(request, trigger)
+    state.deadlines.disarm("queue", request.id)
+    state.deadlines.disarm("request", request.id)
+    if request.slot:
+        state.deadlines.arm("close", request.id, state.t + UPSTREAM_CLOSE_NS)
+    else:
+        del state.requests[request.id]
+    name = request.state.value
+    state.counts[name] = state.counts.get(name, 0) + 1
+
+
+def hasten(state: State, runner: Runner) -> None:
+    """A drain that may last no longer."""
+    runner.drain_due = state.t
+    state.deadlines.arm("drain", runner.id, state.t)
+
+
+def watched(state: State, runner: Runner, alive: bool) -> None:
+    if alive:
+        runner.silent_t = NEVER
+    elif runner.silent_t == NEVER:
+        runner.silent_t = state.t
+    state.deadlines.arm("watch", runner.id, state.t + WATCH_NS)

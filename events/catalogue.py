@@ -506,12 +506,14 @@ class ReclaimWaits(Decision, frozen=True, gc=False, tag="reclaim.waits"):
 
 
 class ModelDismissed(Decision, frozen=True, gc=False, tag="model.dismissed"):
-    """Those who wait for a model get an error, a few in each step."""
+    """Those who wait for a model get an error, a few in each step: those of one `demand`, where it is named;
+    those whom no other runner will serve, where a `runner` is; else all."""
 
     model: str
     reason: str
     runner: str = ""
     detail: str = ""
+    demand: str = ""
 
 
 class StepContinues(Decision, frozen=True, gc=False, tag="step.continues"):

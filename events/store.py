@@ -124,6 +124,7 @@ class EventStore:
         self._group: _Group | None = None
         self._held = self._closing = self._urgent = False
         self._unhurried = trio.Event()
+        self._gatherer: trio.lowlevel.Task | None = None
         self._moved = trio.Event()
         self._waiters: list[tuple[int, int, trio.Event]] = []
         self._committer = Committer(writer.raw, found.head)
@@ -236,11 +237,17 @@ class EventStore:
 
     def _proceed(self) -> None:
         """Write what is queued, unless that is under way, or is in no hurry."""
-        if self._queue and self._group is None and not self._held and self.broken is None:
-            if self._urgent:
-                self._write_next()
-            else:
-                self._unhurried.set()
+        if not self._writable():
+            return
+        if not self._urgent:
+            self._unhurried.set()
+        elif self._gatherer is not None:
+            task, self._gatherer = self._gatherer, None
+            trio.lowlevel.reschedule(task)
+
+    def _writable(self) -> bool:
+        """There is something to write, and nothing else is being written."""
+        return bool(self._queue) and self._group is None and not self._held and self.broken is None
 
     def _hurry(self) -> None:
         """Write what is queued as soon as that is possible."""
@@ -275,7 +282,7 @@ class EventStore:
     def _committed(self, group: _Group) -> None:
         self._group = None
         self.head = Head(group.rows[-1][0], group.rows[-1][8])
-        self._proceed()  # first of all: the disk works while the events' effects are seen to
+        self._proceed()
         self._groups += 1
         self._events += len(group.rows)
         self._largest = max(self._largest, len(group.rows))
@@ -334,10 +341,24 @@ class EventStore:
                     nursery.start_soon(self._checkpointer.run)
                     nursery.start_soon(self._witness)
                     nursery.start_soon(self._flush)
+                    nursery.start_soon(self._gather)
         except Exception as error:
             self._break(error)
         finally:
             self._kept.set()
+
+    async def _gather(self) -> None:
+        """Begin a transaction when the tasks that run now have had their turn: what they append joins it."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._gatherer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            if self._urgent and self._writable():
+                self._write_next()
+            self._gatherer = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def _flush(self) -> None:
         while True:

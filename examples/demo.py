@@ -22,6 +22,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from events.reader import Reader
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PATIENCE_S = 60
@@ -92,7 +94,7 @@ class Daemon:
             str(BIN / "runnerd"), "serve", "--config", str(config), "--listen", f"127.0.0.1:{self.port}",
             "--socket", str(self.socket), "--log", str(self.log),
         ]  # fmt: skip
-        self.process: subprocess.Popen[bytes]
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -104,9 +106,19 @@ class Daemon:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=PATIENCE_S).read()
                 return
             except OSError:
-                if self.process.poll() is not None or time.monotonic() > give_up:
+                if not self.alive() or time.monotonic() > give_up:
                     raise SystemExit(f"runnerd did not start:\n{self.journal.read_text()}") from None
                 time.sleep(0.02)
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def end(self, number: signal.Signals) -> int:
+        """Signal it and wait; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
 
     def chat(self, model: str, text: str, *, tokens: int = 24, show: bool = False) -> str:
         """One streamed chat completion; prints the words as they come."""
@@ -159,11 +171,13 @@ def swap_under_load(daemon: Daemon) -> None:
     print("all five were answered")
 
 
-def left_over(marker: str) -> list[int]:
-    """Processes that still carry the log's marker in their environment."""
+def left_over(log: Path) -> list[int]:
+    """Processes that carry the mark of the log: its runners."""
+    with Reader(log) as reader:
+        marker = f"RUNNERD_RUNNER={reader.log_id}/"
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if entry.name.isdigit():
             try:
                 if marker.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
@@ -191,22 +205,23 @@ def main() -> None:
         say("the log verified: chain intact, every decision reproduced")
         daemon.show("verify")
         say("kill -9 the daemon; its runner lives on, and is adopted")
-        daemon.process.send_signal(signal.SIGKILL)
-        daemon.process.wait()
+        daemon.end(signal.SIGKILL)
         daemon.start()
         daemon.ctl("ps")
         daemon.chat("lantern", "And the lantern?", show=True)
         daemon.show("verify")
         say("stop: nothing is left")
-        daemon.process.send_signal(signal.SIGTERM)
-        code = daemon.process.wait(PATIENCE_S)
-        remains = left_over(str(directory))
+        code = daemon.end(signal.SIGTERM)
+        remains = left_over(daemon.log)
         print(f"runnerd exited with {code}; {len(remains)} processes left")
         if code or remains:
             raise SystemExit(1)
     finally:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
+        if daemon.alive():
+            daemon.end(signal.SIGKILL)
+        if daemon.log.exists():
+            for pid in left_over(daemon.log):
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from statemachines.loading import free_port, place
 from statemachines.policy import rank
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, satisfies
+from statemachines.state import Demand, Request, Runner, dismissed, fits, satisfies, waiting_for
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def arrived(s: Scheduler, f: c.RequestArrived, id: str) -> None:
     """Reject, dispatch or queue; a queued request may cause a load."""
     state = s.state
-    if state.stopping or state.quarantine or state.cooling or f.model not in state.config.models or f.options:
+    if state.stopping or state.quarantine or f.model not in state.config.models or f.options:
         refusal = _refusal(s, f, id)
         if refusal is not None:
             s.emit(refusal)
@@ -50,6 +50,9 @@ def arrived(s: Scheduler, f: c.RequestArrived, id: str) -> None:
         if runner is not None:
             s.emit(c.RequestDispatched(id, runner.id))
             return
+    if state.cooling and (pause := _cooling_ns(s, f)):
+        s.emit(c.RequestRejected(id, "cooling_down", pause))
+        return
     if state.queued >= state.config.max_queue:
         s.emit(c.RequestRejected(id, "queue_full", _turnover_ns(s)))
         return
@@ -71,10 +74,17 @@ def _refusal(s: Scheduler, f: c.RequestArrived, id: str) -> c.RequestRejected | 
         return c.RequestRejected(id, "unknown_option", detail=", ".join(unknown))
     if f.model in state.quarantine:
         return c.RequestRejected(id, "quarantined", state.quarantine[f.model] - state.t)
-    cooling = state.cooling.get(f.model)
-    if cooling is not None and cooling.until_t > state.t:
-        return c.RequestRejected(id, "cooling_down", cooling.until_t - state.t)
     return None
+
+
+def _cooling_ns(s: Scheduler, f: c.RequestArrived) -> int:
+    """How long the model is not loaded again; 0: a runner serves these options, or it does not cool."""
+    cooling = s.state.cooling.get(f.model)
+    if cooling is None or any(
+        runner.live and fits(runner, f.options) for runner in s.state.models.get(f.model, {}).values()
+    ):
+        return 0
+    return max(0, cooling.until_t - s.state.t)
 
 
 def _in_flight(s: Scheduler, model: str) -> int:
@@ -95,7 +105,7 @@ def _free_runner(s: Scheduler, f: c.RequestArrived, runners: dict[str, Runner]) 
     for runner in runners.values():
         if runner.state is not RunnerState.ready or runner.suspect or len(runner.held) >= runner.slots:
             continue
-        if f.options and any(runner.options.get(name) != value for name, value in f.options.items()):
+        if f.options and not fits(runner, f.options):
             continue
         if best is None or len(runner.held) < len(best.held):
             best = runner
@@ -105,7 +115,7 @@ def _free_runner(s: Scheduler, f: c.RequestArrived, runners: dict[str, Runner]) 
 def _reason_to_wait(s: Scheduler, f: c.RequestArrived) -> str:
     """What a request waits for, for people: the state with the deadline is the runner's or the claim's."""
     for runner in s.state.models.get(f.model, {}).values():
-        if runner.live and all(runner.options.get(name) == value for name, value in f.options.items()):
+        if runner.live and fits(runner, f.options):
             if runner.state is RunnerState.loading:
                 return f"{runner.id} loads"
             return f"{runner.id} is suspect" if runner.suspect else f"{runner.id} is busy"
@@ -118,7 +128,10 @@ def upstream_ended(s: Scheduler, f: c.UpstreamEnded, id: str) -> None:
     request = state.requests.get(f.request)
     if request is not None and request.state is RequestState.dispatched and not request.slot:
         if f.complete:
+            cooled = bool(state.cooling) and request.model in state.cooling
             s.emit(c.RequestCompleted(request.id))
+            if cooled:  # no longer: those who waited for that may have their load
+                place(s)
         else:
             _failed_exchange(s, request, f)
     runner = state.runners.get(f.runner)
@@ -181,8 +194,8 @@ def _next_demand(s: Scheduler, runner: Runner) -> Demand | None:
     own = state.demands.get(runner.model)  # the common case: no options, no priority
     mine = [
         demand
-        for demand in state.demands.values()
-        if demand.model == runner.model and demand.waiting and (demand is own or satisfies(runner, demand))
+        for demand in waiting_for(state, runner.model)
+        if demand.waiting and (demand is own or satisfies(runner, demand))
     ]
     if len(mine) <= 1:
         return mine[0] if mine else None
@@ -194,7 +207,7 @@ def client_gone(s: Scheduler, f: c.ClientGone, id: str) -> None:
     request = s.state.requests.get(f.request)
     if request is not None and request.state in (RequestState.queued, RequestState.dispatched):
         s.emit(c.RequestCancelled(request.id, "client_gone"))
-        nobody_waits(s, request.model)
+        left(s, request)
 
 
 def cancel_requested(s: Scheduler, f: c.CancelRequested, id: str) -> None:
@@ -203,38 +216,39 @@ def cancel_requested(s: Scheduler, f: c.CancelRequested, id: str) -> None:
     if request is not None and request.state in (RequestState.queued, RequestState.dispatched):
         s.emit(c.RequestCancelled(request.id, "operator"))
         s.emit(c.OperationEnded(id, True))
-        nobody_waits(s, request.model)
+        left(s, request)
     else:
         s.emit(c.OperationEnded(id, False, "request_not_found"))
 
 
-def nobody_waits(s: Scheduler, model: str) -> None:
-    """Stop a load that nobody waits for any more, and let go of a claim."""
+def left(s: Scheduler, request: Request) -> None:
+    """A request has left before its turn. If it was the last of its demand: stop a load that nobody waits
+    for any more, let go of a claim, and look at those who waited behind it."""
     state = s.state
-    for runner in list(state.models.get(model, {}).values()):
+    if request.slot or request.demand in state.demands:
+        return
+    for runner in list(state.models.get(request.model, {}).values()):
         if runner.state is not RunnerState.loading or runner.wanted:
             continue
-        if not any(satisfies(runner, demand) for demand in state.demands.values()):
+        if not any(satisfies(runner, demand) for demand in waiting_for(state, runner.model)):
             s.emit(c.RunnerStop(runner.id, "unloaded", "nobody_waits"))
     if state.claim is not None and state.claim.demand not in state.demands:
         s.emit(c.ClaimEnded(state.claim.demand, "nobody_waits"))
-        place(s)
+    place(s)
 
 
-def dismiss_waiting(s: Scheduler, model: str) -> None:
-    """Fail the waiters of a model that is being dismissed, as many as this step may."""
+def dismiss_waiting(s: Scheduler, key: str) -> None:
+    """Fail the waiters that a dismissal concerns, as many as this step may."""
     state = s.state
-    dismissed = state.dismissing.get(model)
-    if dismissed is None:
-        return
-    for demand in [demand for demand in state.demands.values() if demand.model == model]:
-        for operation in list(demand.operations):
-            s.emit(c.OperationEnded(operation, False, dismissed.reason, dismissed.runner))
-        for request in list(demand.waiting):
-            s.left -= 1
-            if s.left < 0:
-                return
-            s.emit(c.RequestFailed(request, dismissed.reason, dismissed.runner, dismissed.detail))
+    why = state.dismissing.get(key)
+    while why is not None and key in state.dismissing and (demand := dismissed(state, why)) is not None:
+        s.left -= 1
+        if s.left < 0:
+            return
+        if demand.operations:
+            s.emit(c.OperationEnded(next(iter(demand.operations)), False, why.reason, why.runner))
+        else:
+            s.emit(c.RequestFailed(next(iter(demand.waiting)), why.reason, why.runner, why.detail))
 
 
 # --- runners ---------------------------------------------------------------------------------------------
@@ -252,13 +266,8 @@ def lease_refused(s: Scheduler, f: c.LeaseRefused, id: str) -> None:
     runner = s.state.runners.get(f.runner)
     if runner is None or runner.port != f.port or runner.processes:
         return
-    view = s.state.model(runner.model)
-    if runner.state is RunnerState.loading and view is not None:
-        port = free_port(s.state, view)
-        if port == NEVER:
-            s.emit(c.RunnerStop(runner.id, "failed", "no_port"))
-        else:
-            s.emit(c.RunnerLeased(runner.id, port))
+    if runner.state is RunnerState.loading:
+        s.emit(c.RunnerLeased(runner.id, free_port(s.state, s.state.config.models[runner.model])))
     elif runner.state is RunnerState.reclaiming:
         finish(s, runner)
 
@@ -295,8 +304,7 @@ def _after_failure(s: Scheduler, runner: Runner) -> None:
     pause = min(COOL_FIRST_NS << min(failures - 1, 20), COOL_MAX_NS)
     message = runner.output or runner.reason
     s.emit(c.ModelCooling(runner.model, runner.id, failures, state.t + pause, message))
-    served = any(other.live for other in state.models.get(runner.model, {}).values())
-    if not served and any(demand.model == runner.model for demand in state.demands.values()):
+    if any(not demand.servers for demand in waiting_for(state, runner.model)):
         s.dismiss(runner.model, "load_failed", runner.id)
 
 
@@ -306,7 +314,8 @@ def probe_answered(s: Scheduler, f: c.ProbeAnswered, id: str) -> None:
     if runner is None:
         return
     if runner.state is RunnerState.ready and f.healthy:
-        for demand in [d for d in s.state.demands.values() if d.operations and satisfies(runner, d)]:
+        demands = waiting_for(s.state, runner.model)
+        for demand in [d for d in demands if d.operations and satisfies(runner, d)]:
             for operation in list(demand.operations):
                 s.emit(c.OperationEnded(operation, True, runner=runner.id))
         dispatch_waiting(s, runner)
@@ -371,7 +380,7 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
         view = state.model(runner.model)
         s.retire(runner, "operator", state.t if f.now or view is None else state.t + view.unload_ns)
     if f.cancel:
-        models = [f.model] if f.model else list(dict.fromkeys(d.model for d in state.demands.values()))
+        models = [f.model] if f.model else list(state.wanted)
         for model in models:
             s.dismiss(model, "unloaded")
     if not targets:
@@ -381,6 +390,7 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
                 id, known, "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"
             )
         )
+    place(s)
 
 
 # --- the daemon ------------------------------------------------------------------------------------------
@@ -410,10 +420,7 @@ def config_changed(s: Scheduler, f: c.ConfigChanged, id: str) -> None:
         view = state.model(runner.model)
         if view is None or view.digest != runner.digest:
             s.retire(runner, "configuration", state.t + (view.unload_ns if view else f.view.unload_ns))
-    gone = dict.fromkeys(
-        demand.model for demand in state.demands.values() if state.model(demand.model) is None
-    )
-    for model in gone:
+    for model in [model for model in state.wanted if state.model(model) is None]:
         s.dismiss(model, "unknown_model")
     place(s)
 
@@ -421,8 +428,10 @@ def config_changed(s: Scheduler, f: c.ConfigChanged, id: str) -> None:
 def stop_requested(s: Scheduler, f: c.StopRequested, id: str) -> None:
     """Refuse who waits; drain the runners, or leave them to be adopted."""
     state = s.state
-    for model in list(dict.fromkeys(demand.model for demand in state.demands.values())):
+    for model in list(state.wanted):
         s.dismiss(model, "stopping")
+    if state.claim is not None:
+        s.emit(c.ClaimEnded(state.claim.demand, "stopping"))
     if f.how == "leave":
         return
     for runner in list(state.runners.values()):
@@ -461,6 +470,7 @@ def _stop_late(s: Scheduler, id: str) -> None:
 
 def _kill_late(s: Scheduler, id: str) -> None:
     s.emit(c.RunnerStuck(id))
+    place(s)
 
 
 def _probe_late(s: Scheduler, id: str) -> None:
@@ -497,9 +507,9 @@ def _request_late(s: Scheduler, id: str) -> None:
 
 
 def _time_out(s: Scheduler, id: str, reason: str) -> None:
-    model = s.state.requests[id].model
+    request = s.state.requests[id]
     s.emit(c.RequestTimedOut(id, reason))
-    nobody_waits(s, model)
+    left(s, request)
 
 
 def _close_late(s: Scheduler, id: str) -> None:
@@ -518,8 +528,8 @@ def _again(s: Scheduler, id: str) -> None:
 
 def _resume(s: Scheduler, id: str) -> None:
     """Go on with what did not fit into the last step."""
-    for model in list(s.state.dismissing):
-        dismiss_waiting(s, model)
+    for dismissal in list(s.state.dismissing):
+        dismiss_waiting(s, dismissal)
     for runner in s.state.runners.values():
         if runner.state is RunnerState.ready and not runner.suspect and s.left >= 0:
             dispatch_waiting(s, runner)

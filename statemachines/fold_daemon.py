@@ -10,7 +10,7 @@ from events.limits import MEASURE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
 from statemachines.invariants import require
 from statemachines.moves import Handlers, demand_of, drop_if_empty, hasten, release, watched
 from statemachines.runner import RunnerState
-from statemachines.state import Claim, Operation, Runner, State, demand_key
+from statemachines.state import Claim, Operation, Runner, State, demand_key, dismissal_key, dismissed
 
 
 def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
@@ -51,8 +51,8 @@ def _reclaim_waits(state: State, event: Event, d: c.ReclaimWaits) -> None:
 
 
 def _dismissed(state: State, event: Event, d: c.ModelDismissed) -> None:
-    if any(demand.model == d.model for demand in state.demands.values()):
-        state.dismissing[d.model] = d
+    if dismissed(state, d) is not None:
+        state.dismissing[dismissal_key(d.model, d.demand)] = d
 
 
 def _continues(state: State, event: Event, d: c.StepContinues) -> None:
@@ -146,7 +146,8 @@ def _deadline_passed(state: State, event: Event, f: c.DeadlinePassed) -> None:
     state.deadlines.disarm(f.kind, f.id)
     if f.kind == "close":
         request = state.requests[f.id]
-        state.runners[request.runner].suspect = not state.runners[request.runner].exited
+        runner = state.runners[request.runner]
+        runner.suspect = runner.state in (RunnerState.ready, RunnerState.draining)
         release(state, request)
     elif f.kind == "measure":
         state.measuring = False

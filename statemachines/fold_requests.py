@@ -11,6 +11,7 @@ from events.limits import WATCH_NS
 from statemachines.invariants import check_dispatch, require
 from statemachines.moves import Handlers, end_request, enqueue, release, request_to, unqueue
 from statemachines.request import RequestState
+from statemachines.runner import RunnerState
 from statemachines.state import Request, State
 
 
@@ -98,7 +99,7 @@ def _upstream_ended(state: State, event: Event, f: c.UpstreamEnded) -> None:
         return
     runner = state.runners[f.runner]
     if not f.complete and f.sent and request.state is RequestState.dispatched:
-        runner.suspect = True
+        runner.suspect = runner.state in (RunnerState.ready, RunnerState.draining)
     release(state, request)
 
 

@@ -9,9 +9,10 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import KILL_NS, LEASE_TRIES, PROBE_NS, RECLAIM_NS, REPROBE_NS, STOP_NS, UPSTREAM_CLOSE_NS
 from statemachines.invariants import check_ended, check_load, check_stop, require
+from statemachines.loading import free_port
 from statemachines.moves import Handlers, idle, runner_to, serve, watched
 from statemachines.runner import RunnerState
-from statemachines.state import Cooling, Runner, State, satisfies, spec_key
+from statemachines.state import Cooling, Runner, State, satisfies, spec_key, waiting_for
 
 
 def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
@@ -25,7 +26,7 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
     state.next_port = d.port + 1 if d.port else state.next_port
     state.deadlines.arm("load", runner.id, event.t + d.load_ns)
     state.counts["loads"] = state.counts.get("loads", 0) + 1
-    for demand in state.demands.values():
+    for demand in waiting_for(state, runner.model):
         if (demand.turn_due != NEVER or demand.short_t != NEVER) and satisfies(runner, demand):
             demand.turn_due = demand.short_t = NEVER
             state.deadlines.disarm("turn", demand.key)
@@ -66,8 +67,9 @@ def _lease_refused(state: State, event: Event, f: c.LeaseRefused) -> None:
         return
     state.refused_ports[f.port] = None
     view = state.model(runner.model)
-    fixed = view is not None and view.fixed_port == f.port
-    if fixed or runner.lease_tries >= LEASE_TRIES or runner.state is not RunnerState.loading:
+    # With no other port to try it is gone: it has no process whose exit would say so.
+    last = view is None or view.fixed_port == f.port or free_port(state, view) == NEVER
+    if last or runner.lease_tries >= LEASE_TRIES or runner.state is not RunnerState.loading:
         _gone(state, runner, "port_taken", f"port {f.port} is in use by another program")
 
 
@@ -107,6 +109,8 @@ def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
             due.disarm("load", runner.id)
             idle(state, runner)
         return
+    if runner.state is RunnerState.stopping:
+        return  # the answer to a question that no longer matters
     due.disarm("probe", runner.id)
     due.disarm("reprobe", runner.id)
     if runner.suspect:
@@ -114,7 +118,7 @@ def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
         if not f.healthy:
             due.arm("reprobe", runner.id, t + REPROBE_NS)
             due.arm("probe", runner.id, max(t, runner.probe_due))
-    if runner.held and runner.state in (RunnerState.ready, RunnerState.draining):
+    if runner.held:
         watched(state, runner, f.healthy or f.moved)
 
 
@@ -142,6 +146,7 @@ def _stop(state: State, event: Event, d: c.RunnerStop) -> None:
     was_live = runner.live
     runner_to(runner, "stop")
     runner.verdict, runner.reason = d.verdict, d.reason
+    runner.suspect = False
     if runner.drain_t != NEVER:
         state.drain_cost_ns[runner.model] = event.t - runner.drain_t
     for kind in ("load", "keep_alive", "drain", "probe", "reprobe", "watch"):
@@ -160,6 +165,8 @@ def _stuck(state: State, event: Event, d: c.RunnerStuck) -> None:
     runner = state.runners[d.runner]
     runner_to(runner, "stuck")
     runner.stuck = True
+    for id in runner.held:  # no exit will end their exchanges
+        state.deadlines.arm("close", id, event.t + UPSTREAM_CLOSE_NS)
 
 
 def _ended_runner(trigger: str) -> Callable[[State, Event, Any], None]:

@@ -11,7 +11,7 @@ from events.catalogue import RunnerLoad
 from statemachines.ledger import budget_bytes, held_bytes
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, State, satisfies
+from statemachines.state import Demand, Request, Runner, State, being_dismissed, satisfies
 
 
 class Breach(Exception):
@@ -93,6 +93,8 @@ def _check_slots(state: State) -> None:
 
 def _check_queues(state: State) -> None:
     waiting = 0
+    wanted = {key: demand for mine in state.wanted.values() for key, demand in mine.items()}
+    require(wanted == state.demands and all(state.wanted.values()), "demands by model are wrong")
     for key, demand in state.demands.items():
         waiting += len(demand.waiting)
         require(bool(demand.waiting or demand.operations), f"demand {key} is empty")
@@ -109,14 +111,14 @@ def _check_waiters(state: State) -> None:
     """No waiter without a pending cause, which is itself a state with a deadline."""
     due = state.deadlines.due
     for demand in state.demands.values():
-        if state.stopping or ("resume", "") in due or demand.model in state.dismissing:
+        if state.stopping or ("resume", "") in due or being_dismissed(state, demand):
             continue
         if demand.servers:
             require(
                 _served_cause(state, demand), f"{demand.key} waits for its runner, which waits for nothing"
             )
             continue
-        leaving = any(not runner.live for runner in state.runners.values())
+        leaving = any(not runner.live and not runner.stuck for runner in state.runners.values())
         loading = any(
             runner.suspect or runner.state is RunnerState.loading for runner in state.runners.values()
         )

@@ -32,7 +32,7 @@ from events.limits import (
 from statemachines.ledger import budget_bytes, free_bytes, mib, needs_bytes
 from statemachines.policy import POLICIES, cost_to_lose, rank
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Runner, State
+from statemachines.state import Demand, Runner, State, being_dismissed
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -77,7 +77,7 @@ def _placeable(state: State, demand: Demand) -> bool:
     """Not being dismissed, and not cooling down (an operator's load does not wait for that)."""
     cooling = state.cooling.get(demand.model)
     cold = cooling is None or cooling.until_t <= state.t or bool(demand.operations)
-    return cold and demand.model not in state.dismissing
+    return cold and not being_dismissed(state, demand)
 
 
 def _place_one(s: Scheduler, demand: Demand) -> bool:
@@ -89,7 +89,7 @@ def _place_one(s: Scheduler, demand: Demand) -> bool:
         return True
     device = _never_fits(state, need)
     if device:
-        s.dismiss(demand.model, "never_fits", detail=_shortage(state, need, device))
+        s.dismiss(demand.model, "never_fits", detail=_shortage(state, need, device), demand=demand.key)
         return True
     if _stale(state):
         if not state.measuring:
@@ -98,7 +98,7 @@ def _place_one(s: Scheduler, demand: Demand) -> bool:
     if _fits(state, need, demand, {}):
         return _load(s, demand, need)
     if state.claim is not None:
-        if any(id in state.runners for id in state.claim.victims):
+        if any(id in state.runners and not state.runners[id].stuck for id in state.claim.victims):
             return False
         s.emit(c.ClaimEnded(demand.key, "not_enough"))
     return _make_room(s, demand, need)
@@ -111,6 +111,18 @@ def _shortage(state: State, need: Need, device: str) -> str:
         f"needs {mib(need.bytes[device])} on {device}; its budget is {mib(budget)}, "
         f"of which {mib(headroom)} are headroom"
     )
+
+
+def _in_use(state: State, need: Need) -> str:
+    """What other programs, or runners that cannot be ended, keep it from."""
+    stuck = [runner.id for runner in state.runners.values() if runner.stuck]
+    if stuck:
+        return f"{', '.join(stuck)} cannot be ended"
+    for device, size in need.bytes.items():
+        free = free_bytes(state, device)
+        if free is not None and size > free:
+            return f"needs {mib(size)} on {device}; other programs leave {mib(max(0, free))}"
+    return "other programs hold the memory"
 
 
 def _stale(state: State) -> bool:
@@ -164,7 +176,7 @@ def _load(s: Scheduler, demand: Demand, need: Need) -> bool:
     state = s.state
     port = free_port(state, need.view)
     if port == NEVER:
-        s.dismiss(demand.model, "no_port", detail="every port of the range is in use")
+        s.dismiss(demand.model, "no_port", detail="every port of the range is in use", demand=demand.key)
         return True
     reason = "operator" if demand.operations else f"request {next(iter(demand.waiting))}"
     if state.claim is not None:
@@ -207,7 +219,8 @@ def free_port(state: State, view: c.ModelView) -> int:
 def _make_room(s: Scheduler, demand: Demand, need: Need) -> bool:
     """Find the room: wait for what is leaving anyway, else choose victims, else wait for other programs."""
     state = s.state
-    leaving = {runner.id: runner for runner in state.runners.values() if not runner.live}
+    # What is stuck does not leave: it may hold its place for ever.
+    leaving = {runner.id: runner for runner in state.runners.values() if not runner.live and not runner.stuck}
     if leaving and _fits(state, need, demand, leaving):
         return False
     gone, chosen = dict(leaving), []
@@ -232,8 +245,7 @@ def _wait_for_memory(s: Scheduler, demand: Demand, need: Need) -> bool:
     """Nothing of ours can make room: other programs hold the memory. Wait a while, then say so."""
     t = s.state.t
     if demand.short_t != NEVER and t - demand.short_t > MEMORY_WAIT_NS:
-        short = next(d for d, n in need.bytes.items() if n > (free_bytes(s.state, d) or 0))
-        s.dismiss(demand.model, "no_memory", detail=_shortage(s.state, need, short))
+        s.dismiss(demand.model, "no_memory", detail=_in_use(s.state, need), demand=demand.key)
         return True
     if demand.turn_due == NEVER:
         s.emit(c.TurnWaits(demand.key, "memory", t + MEMORY_RETRY_NS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,17 @@ from statemachines import runner as runners
 from statemachines.machine import IllegalTransition
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, State, demand_key, satisfies
+from statemachines.state import (
+    Demand,
+    Request,
+    Runner,
+    State,
+    demand_key,
+    dismissal_key,
+    dismissed,
+    satisfies,
+    waiting_for,
+)
 
 Handler = Callable[[State, Event, Any], None]
 Handlers = dict[type, Handler]
@@ -48,6 +59,7 @@ def demand_of(
     demand = state.demands.get(key)
     if demand is None:
         demand = state.demands[key] = Demand(key, model, options, priority, excluded)
+        state.wanted.setdefault(model, OrderedDict())[key] = demand
         for runner in state.models.get(model, {}).values():
             demand.servers += runner.live and satisfies(runner, demand)
         if not demand.servers:
@@ -65,21 +77,27 @@ def unqueue(state: State, request: Request) -> None:
 def drop_if_empty(state: State, demand: Demand) -> None:
     if not demand.waiting and not demand.operations:
         del state.demands[demand.key]
+        mine = state.wanted[demand.model]
+        del mine[demand.key]
+        if not mine:
+            del state.wanted[demand.model]
         state.starving.pop(demand.key, None)
         state.deadlines.disarm("turn", demand.key)
-        if demand.model in state.dismissing and all(d.model != demand.model for d in state.demands.values()):
-            del state.dismissing[demand.model]
+        for key in [demand.model, dismissal_key(demand.model, demand.key)] if state.dismissing else []:
+            dismissal = state.dismissing.get(key)
+            if dismissal is not None and dismissed(state, dismissal) is None:
+                del state.dismissing[key]
 
 
 def serve(state: State, runner: Runner, gain: int) -> None:
     """A runner begins (+1) or ceases (-1) to be one that serves, or will serve, its demands."""
-    for key, demand in state.demands.items():
+    for demand in waiting_for(state, runner.model):
         if satisfies(runner, demand):
             demand.servers += gain
             if demand.servers:
-                state.starving.pop(key, None)
+                state.starving.pop(demand.key, None)
             else:
-                state.starving[key] = None
+                state.starving[demand.key] = None
 
 
 def release(state: State, request: Request) -> None:

@@ -15,7 +15,7 @@ from events.limits import STEP_DECISIONS
 from statemachines import decide
 from statemachines.fold import apply
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, State
+from statemachines.state import Runner, State, dismissal_key
 
 RULES = 1
 """Raised by any change that could alter a decision; recorded by every start."""
@@ -107,10 +107,10 @@ class Scheduler:
         elif runner.state is RunnerState.loading:
             self.emit(c.RunnerStop(runner.id, "unloaded", reason))
 
-    def dismiss(self, model: str, reason: str, runner: str = "", detail: str = "") -> None:
-        """Answer all who wait for a model with an error, as many as this step may."""
-        self.emit(c.ModelDismissed(model, reason, runner, detail))
-        decide.dismiss_waiting(self, model)
+    def dismiss(self, model: str, reason: str, runner: str = "", detail: str = "", demand: str = "") -> None:
+        """Answer those who wait for a model (or one demand) with an error, as many as this step may."""
+        self.emit(c.ModelDismissed(model, reason, runner, detail, demand))
+        decide.dismiss_waiting(self, dismissal_key(model, demand))
 
 
 def subject_of(body: Payload, seq: int) -> str:

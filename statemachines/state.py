@@ -8,6 +8,7 @@ Everything is keyed by id and kept in insertion order, so that two folds of one 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from heapq import heappop, heappush
 
 import msgspec
@@ -195,7 +196,7 @@ class State:
         "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands", "dismissing",
         "drain_cost_ns", "footprints", "load_cost_ns", "measured_t", "measuring", "models", "next_port",
         "node", "operations", "policy", "quarantine", "queued", "readings", "refused_ports", "requests",
-        "rules", "runners", "seq", "starving", "stopping", "t",
+        "rules", "runners", "seq", "starving", "stopping", "t", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -217,10 +218,12 @@ class State:
         self.queued = 0
         self.demands: dict[str, Demand] = {}
         """Demands with somebody waiting."""
+        self.wanted: dict[str, OrderedDict[str, Demand]] = {}
+        """The same by model; a model that nobody waits for has no entry."""
         self.starving: dict[str, None] = {}
         """Demands that no live runner satisfies."""
         self.dismissing: dict[str, ModelDismissed] = {}
-        """Models whose waiters are being failed, a few each step."""
+        """Dismissals whose waiters are being failed, a few each step, by `dismissal_key`."""
         self.operations: dict[str, Operation] = {}
         self.claim: Claim | None = None
         self.cooling: dict[str, Cooling] = {}
@@ -255,12 +258,49 @@ def demand_key(model: str, options: dict[str, Option], priority: int, excluded: 
     return f"{model}?{fixed}!{priority}!{excluded}"
 
 
+def fits(runner: Runner, options: dict[str, Option]) -> bool:
+    """Whether a runner has the launch options that a request fixed; an open one accepts any value."""
+    mine = runner.options
+    return all(mine.get(name) == value for name, value in options.items())
+
+
 def satisfies(runner: Runner, demand: Demand) -> bool:
-    """Whether a runner can serve a demand. An option that the demand leaves open accepts any value."""
+    """Whether a runner can serve a demand."""
     if runner.model != demand.model or runner.id == demand.excluded:
         return False
-    options = runner.options
-    return all(options.get(name) == value for name, value in demand.options.items())
+    return fits(runner, demand.options)
+
+
+def waiting_for(state: State, model: str) -> Iterable[Demand]:
+    """The demands for a model, oldest first."""
+    return state.wanted.get(model, _NOBODY).values()
+
+
+_NOBODY: OrderedDict[str, Demand] = OrderedDict()
+
+
+def dismissal_key(model: str, demand: str = "") -> str:
+    """What names a dismissal: of one demand, or of a whole model."""
+    return f"{model}\n{demand}" if demand else model
+
+
+def being_dismissed(state: State, demand: Demand) -> bool:
+    """Whether those who wait in a demand are about to get an error."""
+    if not state.dismissing:
+        return False
+    whole = state.dismissing.get(demand.model)
+    if whole is not None and not (whole.runner and demand.servers):
+        return True
+    return dismissal_key(demand.model, demand.key) in state.dismissing
+
+
+def dismissed(state: State, d: ModelDismissed) -> Demand | None:
+    """The first demand that a dismissal still concerns."""
+    if d.demand:
+        return state.demands.get(d.demand)
+    if d.runner:
+        return next((demand for demand in waiting_for(state, d.model) if not demand.servers), None)
+    return next(iter(waiting_for(state, d.model)), None)
 
 
 def spec_key(digest: str, options: dict[str, Option]) -> str:
@@ -268,9 +308,14 @@ def spec_key(digest: str, options: dict[str, Option]) -> str:
     return digest + "?" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))
 
 
+INDEXES = ("deadlines", "models", "wanted")
+"""What `canonical` writes in its own way."""
+
+
 def canonical(state: State) -> bytes:
     """The state as canonical JSON: equal states, equal bytes."""
-    plain = {name: getattr(state, name) for name in State.__slots__ if name not in ("deadlines", "models")}
+    plain = {name: getattr(state, name) for name in State.__slots__ if name not in INDEXES}
     plain["models"] = {model: list(runners) for model, runners in state.models.items()}
+    plain["wanted"] = {model: list(demands) for model, demands in state.wanted.items()}
     plain["deadlines"] = sorted((due, kind, id) for (kind, id), due in state.deadlines.due.items())
     return msgspec.json.encode(msgspec.to_builtins(plain, str_keys=True), order="deterministic")

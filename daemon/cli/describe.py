@@ -19,18 +19,41 @@ def size(count: int) -> str:
 
 
 def duration(ns: int) -> str:
-    """A duration for people: `1.2 ms`, `3.4 s`, `5 min 10 s`, `2 h 5 min`."""
+    """A duration for people: `1.2 ms`, `3.4 s`, `5 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
     seconds = ns / 1e9
     if abs(seconds) < 1:
         return f"{seconds * 1000:.1f} ms"
     if abs(seconds) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def _memory(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{size(n)} on {device}" for device, n in sizes.items()) or "an unknown amount of memory"
+
+
+def _words(reason: object) -> str:
+    """A reason, which is a stable word for programs, as people write it."""
+    return str(reason).replace("_", " ")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def _asked(p: Payload) -> str:
+    return f"asked by {p.get('by') or 'an operator'}"
+
+
+def _demand(key: str) -> str:
+    """What those in one queue want, without the priority and the runner that they must not get again."""
+    model, _, rest = key.partition("?")
+    fixed = rest.partition("!")[0]
+    return f"{model} with {fixed.replace(',', ', ')}" if fixed else model
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -40,8 +63,8 @@ def _options(options: Mapping[str, Any]) -> str:
 def _load(s: str, p: Payload) -> str:
     where = f", port {p['port']}" if p.get("port") else ", a socket" if p.get("socket") else ""
     alone = ", alone until it has been measured" if p.get("alone") else ""
-    memory = _memory(p.get("reserved_bytes", {}))
-    return f"{s} loads {p['model']}{_options(p.get('options', {}))}: {memory}{where}{alone} ({p['reason']})"
+    memory, why = _memory(p.get("reserved_bytes", {})), _words(p["reason"])
+    return f"{s} loads {p['model']}{_options(p.get('options', {}))}: {memory}{where}{alone} ({why})"
 
 
 def _exited(s: str, p: Payload) -> str:
@@ -69,52 +92,107 @@ def _measured(s: str, p: Payload) -> str:
 
 def _claim(s: str, p: Payload) -> str:
     room = _memory(p.get("need_bytes", {}))
-    return f"{p['demand']} claims room ({room}): {', '.join(p.get('victims', ()))} must go"
+    victims = ", ".join(p.get("victims", ())) or "nobody"
+    return f"{_demand(p['demand'])} claims room ({room}): {victims} must go"
 
 
 def _turn(s: str, p: Payload) -> str:
     if p["reason"] == "memory":
-        return f"{p['demand']} waits for memory that other programs hold"
-    return f"{p['demand']} waits until {p['runner']} has had its turn"
+        return f"{_demand(p['demand'])} waits for memory that other programs hold"
+    return f"{_demand(p['demand'])} waits until {p.get('runner') or 'another'} has had its turn"
 
 
 def _drain(s: str, p: Payload) -> str:
-    return f"{s} drains ({p['reason']})" + (", at most until its deadline" if p.get("deadline_ns") else "")
+    return f"{s} drains ({_words(p['reason'])})" + (
+        ", at most until its deadline" if p.get("deadline_ns") else ""
+    )
 
 
 def _failed(s: str, p: Payload) -> str:
     by = f" on {p['runner']}" if p.get("runner") else ""
-    return f"{s} failed{by}: {p['reason']}" + (f" ({p['detail']})" if p.get("detail") else "")
+    return f"{s} failed{by}: {_words(p['reason'])}" + (f" ({p['detail']})" if p.get("detail") else "")
 
 
 def _rejected(s: str, p: Payload) -> str:
     after = p.get("retry_after_ns", 0)
-    return f"{s} rejected: {p['reason']}" + (f", again in {duration(after)}" if after else "")
+    return f"{s} rejected: {_words(p['reason'])}" + (f", again in {duration(after)}" if after else "")
 
 
 def _cooling(s: str, p: Payload) -> str:
     words = (p.get("message") or "").strip().splitlines()
-    return f"{p['model']} cools down after {p['failures']} failed loads" + (f": {words[-1]}" if words else "")
+    return f"{p['model']} cools down after {_count(p['failures'], 'failed load')}" + (
+        f": {words[-1]}" if words else ""
+    )
 
 
 def _started(s: str, p: Payload) -> str:
     lived = len(p.get("survivors", ()))
-    return f"runnerd {p['version']} started" + (f", {lived} of its processes live" if lived else "")
+    return f"runnerd {p['version']} started" + (
+        f", {_count(lived, 'runner process')} of the last start found alive" if lived else ""
+    )
 
 
 def _ended(s: str, p: Payload) -> str:
     done = f"done ({p['runner']})" if p.get("runner") else "done"
-    return f"{s} {done}" if p.get("ok") else f"{s} refused: {p.get('reason')}"
+    return (
+        f"{s} {done}"
+        if p.get("ok")
+        else f"{s} refused: {_words(p.get('reason') or 'the daemon started again')}"
+    )
 
 
 def _unload(s: str, p: Payload) -> str:
     what = p.get("runner") or p.get("model") or "everything"
-    return f"{s}: unload {what}{' now' if p.get('now') else ''}, asked by {p.get('by') or 'an operator'}"
+    waiting = " and cancel who waits" if p.get("cancel") else ""
+    return f"{s}: unload {what}{' now' if p.get('now') else ''}{waiting}, {_asked(p)}"
+
+
+def _cancel(s: str, p: Payload) -> str:
+    return f"{s}: cancel {p['request']}, {_asked(p)}"
+
+
+def _wanted(s: str, p: Payload) -> str:
+    return f"{s}: load {p['model']}{_options(p.get('options', {}))}, {_asked(p)}"
+
+
+def _dismissed(s: str, p: Payload) -> str:
+    whom = _demand(p.get("demand") or p["model"])
+    detail = f" ({p['detail']})" if p.get("detail") else ""
+    return f"those who wait for {whom} are told: {_words(p['reason'])}{detail}"
+
+
+DEADLINES: dict[str, str] = {
+    "load": "{id} has taken too long to load",
+    "keep_alive": "{id} has been idle for its keep-alive",
+    "drain": "{id} may drain no longer",
+    "stop": "{id} has not stopped in time",
+    "kill": "{id} is there though it was killed",
+    "probe": "{id} has not answered its health probe",
+    "reprobe": "time to ask {id} for its health again",
+    "watch": "{id} has been busy for a while",
+    "memory": "the memory of {id} has not come back in time",
+    "poll": "time to look whether the memory of {id} is back",
+    "queue": "{id} has waited for as long as it may",
+    "request": "{id} has taken as long as it may",
+    "close": "the exchange of {id} has not ended in time",
+    "measure": "memory has not been measured in time",
+    "cool": "{id} may be tried again",
+    "turn": "time to look again at who waits for {id}",
+    "quarantine": "requests for {id} are let in again",
+    "resume": "what did not fit into the last step goes on",
+}
+
+
+def _deadline(s: str, p: Payload) -> str:
+    words = DEADLINES.get(p["kind"], "the deadline " + p["kind"] + " of {id} has passed")
+    return words.replace("{id}", _demand(p["id"]) or "the daemon")
 
 
 SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "daemon.started": _started,
-    "config.changed": lambda s, p: f"configuration: {len(p.get('view', {}).get('models', {}))} models",
+    "config.changed": lambda s, p: (
+        f"configuration: {_count(len(p.get('view', {}).get('models', {})), 'model')}"
+    ),
     "daemon.stop_requested": lambda s, p: f"stop requested ({p['how']}) by {p.get('by') or 'an operator'}",
     "daemon.stopped": lambda s, p: "stopped",
     "log.resumed": lambda s, p: (
@@ -124,14 +202,12 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
         f"events {p['found_seq'] + 1} to {p['expected_seq']} were lost with the machine"
     ),
     "breach.recorded": lambda s, p: f"an earlier start broke at a {p['fact']}: {p['detail']}",
-    "deadline.passed": lambda s, p: f"deadline: {p['kind']} of {p['id'] or 'the daemon'}",
+    "deadline.passed": _deadline,
     "request.arrived": lambda s, p: f"{s} wants {p['model']}{_options(p.get('options', {}))} ({p['kind']})",
     "client.gone": lambda s, p: f"{s}: its client went away",
     "upstream.ended": _upstream,
-    "operator.cancel": lambda s, p: f"{s}: cancel {p['request']}, asked by {p.get('by') or 'an operator'}",
-    "operator.load": lambda s, p: (
-        f"{s}: load {p['model']}{_options(p.get('options', {}))}, asked by {p.get('by') or 'an operator'}"
-    ),
+    "operator.cancel": _cancel,
+    "operator.load": _wanted,
     "operator.unload": _unload,
     "process.spawned": lambda s, p: f"{s} has process {p['process']['pid']}",
     "spawn.failed": lambda s, p: f"{s} could not be started: {p['error']}",
@@ -141,45 +217,50 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
         f"{s} is healthy" if p.get("healthy") else f"{s} is not healthy: {p.get('detail', '')}"
     ),
     "memory.measured": _measured,
-    "request.queued": lambda s, p: f"{s} queued ({p['reason']})",
+    "request.queued": lambda s, p: f"{s} queued ({_words(p['reason'])})",
     "request.dispatched": lambda s, p: (
         f"{s} goes to {p['runner']}" + (" (second attempt)" if p.get("attempt", 1) > 1 else "")
     ),
-    "request.requeued": lambda s, p: f"{s} queued again: {p['runner']} failed it ({p['reason']})",
+    "request.requeued": lambda s, p: f"{s} queued again: {p['runner']} failed it ({_words(p['reason'])})",
     "request.completed": lambda s, p: f"{s} completed",
     "request.failed": _failed,
-    "request.cancelled": lambda s, p: f"{s} cancelled: {p['reason']}",
-    "request.timed_out": lambda s, p: f"{s} timed out: {p['reason']}",
+    "request.cancelled": lambda s, p: f"{s} cancelled: {_words(p['reason'])}",
+    "request.timed_out": lambda s, p: f"{s} timed out: {_words(p['reason'])}",
     "request.rejected": _rejected,
     "request.interrupted": lambda s, p: f"{s} interrupted: the daemon had died under it",
     "runner.load": _load,
     "runner.leased": lambda s, p: f"{s} gets port {p['port']} instead",
     "runner.drain": _drain,
-    "runner.stop": lambda s, p: f"{s} is stopped ({p['reason']})",
+    "runner.stop": lambda s, p: f"{s} is stopped ({_words(p['reason'])})",
     "runner.kill": lambda s, p: f"{s} did not stop: killed",
     "runner.stuck": lambda s, p: f"{s} cannot be killed: it keeps its memory and port",
-    "runner.probe": lambda s, p: f"{s} is asked for its health ({p['reason']})",
-    "runner.unloaded": lambda s, p: f"{s} unloaded ({p['reason']})",
-    "runner.failed": lambda s, p: f"{s} failed ({p['reason']})",
+    "runner.probe": lambda s, p: f"{s} is asked for its health ({_words(p['reason'])})",
+    "runner.unloaded": lambda s, p: f"{s} unloaded ({_words(p['reason'])})",
+    "runner.failed": lambda s, p: f"{s} failed ({_words(p['reason'])})",
     "runner.lost": lambda s, p: f"{s} is gone: its process ended while no daemon ran",
     "model.cooling": _cooling,
-    "model.dismissed": lambda s, p: (
-        f"those who wait for {p['model']} are told: {p['reason']}"
-        + (f" ({p['detail']})" if p.get("detail") else "")
-    ),
+    "model.dismissed": _dismissed,
     "claim.made": _claim,
-    "claim.ended": lambda s, p: f"the claim of {p['demand']} ends: {p['reason']}",
+    "claim.ended": lambda s, p: f"the claim of {_demand(p['demand'])} ends: {_words(p['reason'])}",
     "turn.waits": _turn,
     "reclaim.waits": lambda s, p: f"{s}: its memory has not come back yet",
     "step.continues": lambda s, p: "more to decide: goes on in the next step",
-    "memory.measure": lambda s, p: f"measure memory ({p['reason']})",
+    "memory.measure": lambda s, p: f"measure memory ({_words(p['reason'])})",
     "operation.ended": _ended,
 }
 
 
 def describe(type: str, subject: str, payload: Payload) -> str:
-    """One event, in a sentence. A type that this program does not know is named, with its payload."""
+    """One event, in a sentence of one line. A type that this program does not know is named, with its
+    payload; so is one whose payload is not as it should be (a log can hold what anybody wrote)."""
     sentence = SENTENCES.get(type)
-    if sentence is None:
-        return f"{subject} {type} {dict(payload)}"
-    return sentence(subject, payload)
+    try:
+        words = sentence(subject, payload) if sentence is not None else ""
+    except (LookupError, TypeError, ValueError, AttributeError):
+        words = ""
+    return printable(words or f"{subject} {type} {dict(payload)}")
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: a runner's last words may hold escapes and line ends."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()

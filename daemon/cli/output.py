@@ -1,21 +1,43 @@
 """What the command lines print: tables and colours for a person, stable JSON lines for a script.
 
-A person is who has a terminal. rich is imported only for tables and colours on one.
+A person is who has a terminal. rich is imported only for tables, colours and progress on one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from daemon.cli.describe import duration, size
+import click
+
+from daemon.cli.describe import describe, duration, size
 
 EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
+EXIT_PIPE = 141  # the same of SIGPIPE: nobody reads what is printed
+
+GAP = 2
+LEAST_COLUMN = 8
+SECONDS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+Row = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """A column of a table. On a narrow terminal those with the highest `drop` go first; 0 stays."""
+
+    heading: str
+    cell: Callable[[Any], str]
+    right: bool = False
+    drop: int = 0
+    style: Callable[[Any], str] = lambda row: ""
 
 
 class Output:
@@ -25,59 +47,133 @@ class Output:
         self.terminal = sys.stdout.isatty()
         self.machine = as_json or not self.terminal
         """JSON lines: asked for, or nobody is looking."""
+        self.width = shutil.get_terminal_size().columns
+        self._plain = not self.terminal or bool(os.environ.get("NO_COLOR"))
+        self._day = ""
 
-    def line(self, fields: Mapping[str, Any]) -> None:
+    def line(self, fields: Row) -> None:
         """One JSON line."""
         self.raw(json.dumps(fields, separators=(",", ":"), ensure_ascii=False))
 
     def raw(self, text: str) -> None:
-        """Text as it is."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        """Text as it is. Exits silently where nobody reads it any more."""
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(EXIT_PIPE) from None
 
     def text(self, text: str, *, style: str = "", dim: bool = False) -> None:
         """A line for a person. `style` is rich's (`red`, `bold green`)."""
-        if self.terminal and (style or dim) and "NO_COLOR" not in os.environ:
-            self._console().print(text, style=style or "dim", markup=False, highlight=False, soft_wrap=True)
+        if (style or dim) and not self._plain:
+            self.console().print(text, style=style or "dim", markup=False, highlight=False, soft_wrap=True)
         else:
             self.raw(text)
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; nothing where it has no rows."""
+    def event(self, at_ns: int, seq: int, subject: str, payload: dict[str, Any], *, decided: bool) -> None:
+        """One event for a person: when, its number, what happened. `payload` has its type. What was decided
+        is set in below the fact that it follows from."""
+        day, clock = day_and_time(at_ns)
+        if day != self._day:
+            self._day = day
+            self.text(day, dim=True)
+        type = payload.pop("type")
+        head = f"{clock} {seq:>6}  " + ("└ " if decided else "")
+        what = describe(type, subject, payload)
+        lines = textwrap.wrap(
+            what, max(20, self.width), initial_indent=head, subsequent_indent=" " * len(head)
+        )
+        self.text("\n".join(lines) or head, dim=type in ("deadline.passed", "memory.measured"))
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Any]) -> None:
+        """A table that fits the terminal; nothing where it has no rows."""
         if not rows:
             return
-        if not self.terminal:
-            for row in [headers, *rows]:
-                self.raw("\t".join(row))
-            return
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for header in headers:
-            table.add_column(header, no_wrap=True)
+        shown, widest = fitting(columns, rows, self.width)
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        for column in shown:
+            table.add_column(
+                column.heading,
+                justify="right" if column.right else "left",
+                no_wrap=True,
+                max_width=widest.get(column.heading),
+            )
         for row in rows:
-            table.add_row(*row)
-        self._console().print(table)
+            table.add_row(*(Text(column.cell(row), style=column.style(row)) for column in shown))
+        console = self.console()
+        with console.capture() as capture:
+            console.print(table)
+        for line in capture.get().splitlines():
+            self.raw(line.rstrip())
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[None]:
-        """A spinner while something takes its time."""
+    def progress(self, label: str) -> Iterator[Callable[[str], None]]:
+        """A spinner while something takes its time; call what it gives to change the words."""
         if self.machine:
-            yield
+            yield lambda text: None
             return
-        with self._console().status(label):
-            yield
+        from rich.text import Text
 
-    def _console(self) -> Any:
+        with self.console().status(Text(label)) as status:
+            yield lambda text: status.update(Text(text))
+
+    def console(self) -> Any:
+        """rich's, as wide as the terminal, without a single escape where colours are not wanted."""
         from rich.console import Console
 
-        return Console(highlight=False)
+        if self._plain:
+            return Console(highlight=False, width=self.width, color_system=None)
+        return Console(highlight=False, width=self.width)
 
 
-def clock_time(at_ns: int) -> str:
-    """UTC nanoseconds as the local time of day, with milliseconds."""
+def fitting(
+    columns: Sequence[Column], rows: Sequence[Any], width: int
+) -> tuple[list[Column], dict[str, int]]:
+    """The columns that are worth showing and fit, and the width of the one that must be cut even so. Those
+    that are empty in every row are left out."""
+    from rich.cells import cell_len
+
+    shown = [column for column in columns if not column.drop or any(column.cell(row) for row in rows)]
+    wide = {
+        column.heading: max(cell_len(column.heading), *(cell_len(column.cell(row)) for row in rows))
+        for column in shown
+    }
+
+    def excess() -> int:
+        return sum(wide[column.heading] + GAP for column in shown) - GAP - width
+
+    while excess() > 0 and any(column.drop for column in shown):
+        shown.remove(max(shown, key=lambda column: column.drop))
+    if excess() <= 0:
+        return shown, {}
+    longest = max((column.heading for column in shown), key=lambda heading: wide[heading])
+    return shown, {longest: max(LEAST_COLUMN, wide[longest] - excess())}
+
+
+def day_and_time(at_ns: int) -> tuple[str, str]:
+    """UTC nanoseconds as the local date and time of day, with milliseconds."""
     seconds, rest = divmod(at_ns, 1_000_000_000)
-    return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{rest // 1_000_000:03d}"
+    local = time.localtime(seconds)
+    return time.strftime("%Y-%m-%d", local), time.strftime("%H:%M:%S", local) + f".{rest // 1_000_000:03d}"
+
+
+def age(ns: int | None, otherwise: str = "") -> str:
+    """A duration for a column, in one whole unit: `7 s`, `5 min`, `3 h`, `4 d`; `otherwise` for None."""
+    if ns is None:
+        return otherwise
+    seconds = max(0, ns) // 1_000_000_000
+    unit, name = next(((unit, name) for unit, name in SECONDS if seconds >= 2 * unit), (1, "s"))
+    return f"{seconds // unit} {name}"
+
+
+def memory(sizes: Mapping[str, int], unknown: str = "unknown") -> str:
+    """Sizes for a column: `6.0 GiB gpu0`; the host's, and those whose device is open, without its name."""
+    named = (f"{size(n)} {device if device != 'host' else ''}".rstrip() for device, n in sizes.items())
+    return ", ".join(named) or unknown
 
 
 def failing(output: Output, *, seq: int, error: str) -> NoReturn:
@@ -89,4 +185,27 @@ def failing(output: Output, *, seq: int, error: str) -> NoReturn:
     raise SystemExit(EXIT_FAILED)
 
 
-__all__ = ["Output", "clock_time", "duration", "failing", "size"]
+def run(command: click.Command, program: str) -> int:
+    """Run a command line; its exit code. Usage errors are 2, an interruption is 130 and says nothing."""
+    try:
+        code = command.main(prog_name=program, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return EXIT_INTERRUPTED
+
+
+__all__ = [
+    "Column",
+    "Output",
+    "age",
+    "day_and_time",
+    "duration",
+    "failing",
+    "fitting",
+    "memory",
+    "run",
+    "size",
+]

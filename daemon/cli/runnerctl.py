@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from daemon.cli.describe import describe
-from daemon.cli.output import Output, clock_time, duration, size
+from daemon.cli.describe import printable
+from daemon.cli.output import Column, Output, age, duration, memory, run, size
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE
 from daemon.control.client import CallFailed, Client, Unreachable
 from daemon.version import VERSION
 
 Row = dict[str, Any]
+STAGE = ("done", "state", "runner")
+"""What of a load's progress is worth a line to a script."""
 STATE_COLOURS = {
     "ready": "green",
     "loading": "yellow",
@@ -60,66 +62,87 @@ def cli(context: click.Context, path: Path | None, as_json: bool) -> None:
     context.obj = Context(path, as_json)
 
 
-def _listing(context: Context, method: str, field: str, columns: dict[str, Callable[[Row], str]]) -> None:
+def _listing(context: Context, method: str, field: str, columns: Sequence[Column]) -> None:
     """Print a list: JSON lines for scripts, a table for people."""
     rows = context.client().call(method)[field]
     if context.output.machine:
         for row in rows:
             context.output.line(row)
     elif rows:
-        context.output.table(list(columns), [[show(row) for show in columns.values()] for row in rows])
+        context.output.table(columns, rows)
     else:
         context.output.text(f"no {field}", dim=True)
 
 
-def _memory(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{size(n)}{' ' + device if device else ''}" for device, n in sizes.items()) or "unknown"
+def _colour(row: Row) -> str:
+    return STATE_COLOURS.get(row["state"], "")
 
 
-def _age(ns: int | None, otherwise: str = "") -> str:
-    return otherwise if ns is None else duration(ns)
+def _model_state(model: Row) -> str:
+    left = model["cooling_ns"]
+    return str(model["state"]) if left is None else f"cooling, {duration(left)}"
 
 
-def _state(runner: Row) -> str:
-    marks = "".join(f" {mark}" for mark in ("suspect", "stuck") if runner[mark])
-    why = f" ({runner['reason']})" if runner["reason"] else ""
-    colour = STATE_COLOURS.get(runner["state"], "bold")
-    return f"[{colour}]{runner['state']}[/]{why}{marks}"
+def _runner_state(runner: Row) -> str:
+    return " ".join([runner["state"], *(mark for mark in ("suspect", "stuck") if runner[mark])])
 
 
-MODEL_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "MODEL": lambda m: m["id"],
-    "STATE": lambda m: m["state"],
-    "RUNNERS": lambda m: " ".join(m["runners"]),
-    "SLOTS": lambda m: str(m["slots"]),
-    "MEMORY": lambda m: _memory(m["memory_bytes"]),
-    "KEEP-ALIVE": lambda m: _age(m["keep_alive_ns"], "never ends"),
-    "ALIASES": lambda m: " ".join(m["aliases"]),
-}
+MODEL_COLUMNS = (
+    Column("MODEL", lambda m: m["id"]),
+    Column("STATE", _model_state, style=_colour),
+    Column("SLOTS", lambda m: str(m["slots"]), right=True),
+    Column("MEMORY", lambda m: memory(m["memory_bytes"]), right=True),
+    Column("KEEP", lambda m: age(m["keep_alive_ns"], "ever"), right=True, drop=1),
+    Column("RUNNERS", lambda m: " ".join(m["runners"]), drop=2),
+    Column("ALIASES", lambda m: " ".join(m["aliases"]), drop=3),
+)
 
-RUNNER_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "RUNNER": lambda r: r["id"],
-    "MODEL": lambda r: r["model"],
-    "STATE": _state,
-    "SLOTS": lambda r: f"{r['slots_used']}/{r['slots']}",
-    "MEMORY": lambda r: _memory(r["memory_bytes"]),
-    "AGE": lambda r: duration(r["age_ns"]),
-    "IDLE": lambda r: _age(r["idle_ns"]),
-    "EXPIRES IN": lambda r: _age(r["expires_ns"], "-"),
-    "PID": lambda r: str(r["pid"] or ""),
-    "PORT": lambda r: str(r["port"] or ""),
-}
+RUNNER_COLUMNS = (
+    Column("RUNNER", lambda r: r["id"]),
+    Column("MODEL", lambda r: r["model"]),
+    Column("STATE", _runner_state, style=_colour),
+    Column("SLOTS", lambda r: f"{r['slots_used']}/{r['slots']}", right=True),
+    Column("MEMORY", lambda r: memory(r["memory_bytes"]), right=True),
+    Column("USED", lambda r: memory(r["used_bytes"], ""), right=True, drop=5),
+    Column("AGE", lambda r: age(r["age_ns"]), right=True, drop=3),
+    Column("IDLE", lambda r: age(r["idle_ns"]), right=True, drop=1),
+    Column("EXPIRES", lambda r: age(r["expires_ns"]), right=True, drop=2),
+    Column("WHY", lambda r: r["reason"], drop=4),
+    Column("PID", lambda r: str(r["pid"] or ""), right=True, drop=6),
+    Column("PORT", lambda r: str(r["port"] or ""), right=True, drop=7),
+)
 
-REQUEST_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "REQUEST": lambda q: q["id"],
-    "MODEL": lambda q: q["model"],
-    "KIND": lambda q: q["kind"],
-    "STATE": lambda q: q["state"],
-    "AGE": lambda q: duration(q["age_ns"]),
-    "PLACE": lambda q: str(q["position"] or ""),
-    "RUNNER": lambda q: q["runner"] or "",
-    "FROM": lambda q: q["caller"],
-}
+REQUEST_COLUMNS = (
+    Column("REQUEST", lambda q: q["id"]),
+    Column("MODEL", lambda q: q["model"]),
+    Column("STATE", lambda q: "running" if q["state"] == "dispatched" else q["state"], style=_colour),
+    Column("AGE", lambda q: age(q["age_ns"]), right=True),
+    Column("PLACE", lambda q: str(q["position"] or ""), right=True, drop=1),
+    Column("RUNNER", lambda q: q["runner"] or "", drop=2),
+    Column("TRY", lambda q: str(q["attempt"]) if q["attempt"] > 1 else "", right=True, drop=4),
+    Column("KIND", lambda q: q["kind"], drop=5),
+    Column("FROM", lambda q: q["caller"], drop=3),
+)
+
+DEVICE_COLUMNS = (
+    Column("DEVICE", lambda d: d["name"]),
+    Column("HELD", lambda d: size(d["held_bytes"]), right=True),
+    Column("BUDGET", lambda d: _size(d["budget_bytes"]), right=True),
+    Column("FREE", lambda d: _size(d["free_bytes"]), right=True),
+    Column("HELD OF BUDGET", lambda d: _bar(d["held_bytes"], d["budget_bytes"]), drop=1),
+)
+
+
+def _size(count: int | None) -> str:
+    return "unknown" if count is None else size(count)
+
+
+def _bar(held: int, budget: int | None) -> str:
+    """Twenty cells; anything held shows as one at least."""
+    if not budget:
+        return ""
+    filled = min(20, -(-20 * held // budget))
+    return "█" * filled + "░" * (20 - filled)
 
 
 @cli.command()
@@ -152,30 +175,20 @@ def status(context: Context) -> None:
     if output.machine:
         output.line(reply)
         return
-    blocked = f", BLOCKED: {reply['log_blocked']}" if reply["log_blocked"] else ""
     stopping = f", stopping ({reply['stopping']})" if reply["stopping"] else ""
     output.text(
         f"runnerd {reply['version']}, pid {reply['pid']}, up {duration(reply['uptime_ns'])}{stopping}"
     )
-    output.text(f"log {reply['log']}: {reply['seq']} events{blocked}")
-    queued = f"{reply['queued']} of at most {reply['max_queue']} queued"
-    output.text(f"{reply['runners']} runners, {reply['running']} requests running, {queued}")
-    output.table(
-        ["DEVICE", "HELD", "BUDGET", "FREE FOR A LOAD", ""], [_device(row) for row in reply["devices"]]
+    output.text(f"log       {reply['log']}, {reply['seq']} events")
+    if reply["log_blocked"]:
+        output.text(f"          BLOCKED: {reply['log_blocked']}", style="bold red")
+    output.text(f"runners   {reply['runners']}")
+    output.text(
+        f"requests  {reply['running']} running, {reply['queued']} queued (at most {reply['max_queue']})"
     )
-
-
-def _device(row: Row) -> list[str]:
-    budget, held = row["budget_bytes"], row["held_bytes"]
-    filled = min(20, 20 * held // budget) if budget else 0
-    free = "unknown" if row["free_bytes"] is None else size(max(0, row["free_bytes"]))
-    return [
-        row["name"],
-        size(held),
-        size(budget) if budget else "unknown",
-        free,
-        "█" * filled + "░" * (20 - filled),
-    ]
+    if reply["devices"]:
+        output.text("")
+    output.table(DEVICE_COLUMNS, reply["devices"])
 
 
 @cli.command()
@@ -184,21 +197,22 @@ def _device(row: Row) -> list[str]:
 @click.pass_obj
 def load(context: Context, model: str, options: tuple[str, ...]) -> None:
     """Load MODEL and wait until it is ready."""
-    pairs = dict(option.partition("=")[::2] for option in options)
-    output, last = context.output, {}
+    for option in options:
+        if "=" not in option:
+            raise click.UsageError(f"--option takes NAME=VALUE, not {option!r}")
+    pairs = dict(option.split("=", 1) for option in options)
+    output, last = context.output, Row()
     replies = context.client().calls("Load", model=model, options=pairs)
-    if output.machine:
-        for last in replies:
-            output.line(last)
-        return
-    from rich.console import Console
-
-    with Console().status(f"{model}: queued") as spinner:
-        for last in replies:
-            usual = last["load_estimate_ns"]
-            tail = f", usually {duration(usual)}" if usual else ""
-            spinner.update(f"{model}: {last['state']}, {duration(last['elapsed_ns'])}{tail}")
-    output.text(f"{model} is ready ({last['runner']}), after {duration(last['elapsed_ns'])}")
+    with output.progress(f"{model}: asking") as show:
+        for reply in replies:
+            changed = [reply[name] for name in STAGE] != [last.get(name) for name in STAGE]
+            last = reply
+            usual = f", usually {duration(last['load_estimate_ns'])}" if last["load_estimate_ns"] else ""
+            show(f"{model}: {last['state']}, {duration(last['elapsed_ns'])}{usual}")
+            if output.machine and changed:
+                output.line(last)
+    if not output.machine:
+        output.text(f"{model} is ready ({last['runner']}), after {duration(last['elapsed_ns'])}")
 
 
 @cli.command()
@@ -257,46 +271,56 @@ def watch(context: Context, after: int | None) -> None:
         if output.machine:
             output.line(event)
             continue
-        payload = {key: value for key, value in event["payload"].items() if key != "type"}
-        what = describe(event["type"], event["subject"], payload)
-        arrow = "  └ " if event["cause"] else ""
-        dim = event["type"] in ("deadline.passed", "memory.measured")
-        output.text(f"{clock_time(event['at_ns'])}  {event['seq']:>6}  {arrow}{what}", dim=dim)
+        output.event(
+            event["at_ns"], event["seq"], event["subject"], event["payload"], decided=event["cause"] > 0
+        )
 
 
 MESSAGES: dict[str, Callable[[Row], str]] = {
     "ModelNotFound": lambda p: (
-        f"no model {p['model']!r}"
-        + (f"; did you mean {', '.join(p['nearest'])}?" if p.get("nearest") else "")
+        f"no model {p['model']!r}; "
+        + (f"did you mean {' or '.join(p['nearest'])}?" if p["nearest"] else "runnerctl models lists them")
     ),
-    "RequestNotFound": lambda p: f"no request {p['request']} is queued or running",
-    "RunnerNotFound": lambda p: f"no runner {p['runner']}",
-    "OperationFailed": lambda p: str(p["message"]),
-    "InvalidParameter": lambda p: f"bad value for {p['parameter']}",
+    "RequestNotFound": lambda p: (
+        f"no request {p['request']!r} is queued or running; runnerctl queue lists them"
+    ),
+    "RunnerNotFound": lambda p: f"no runner {p['runner']!r}; runnerctl ps lists them",
+    "CursorPruned": lambda p: f"{p['message']}: use an --after that is not before it",
+    "CursorLost": lambda p: f"{p['message']}: is --after of another log?",
+    "InvalidParameter": lambda p: _invalid(p["parameter"]),
 }
+
+
+def _invalid(parameter: str) -> str:
+    kind, _, name = parameter.partition(".")
+    if kind == "options" and name:
+        return f"--option {name}: the model has no such launch option, or it takes another kind of value"
+    return f"the daemon does not take this {parameter}"
 
 
 def _explain(error: CallFailed) -> str:
     sentence = MESSAGES.get(error.short)
-    return sentence(error.parameters) if sentence else f"{error.short} {error.parameters}"
+    words = sentence(error.parameters) if sentence else str(error.parameters.get("message", error.short))
+    return "\n".join(map(printable, words.splitlines()))
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no daemon answers, 130 interrupted."""
-    as_json = "--json" in sys.argv or not sys.stdout.isatty()
+    """Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no daemon answers, 130 interrupted, 141 nobody
+    reads what is printed."""
     try:
-        cli(standalone_mode=True)
+        return run(cli, "runnerctl")
     except CallFailed as error:
-        if as_json:
-            Output(True).line({"ok": False, "error": error.name, **error.parameters})
-        print(f"runnerctl: {_explain(error)}", file=sys.stderr)
-        return EXIT_REFUSED
+        return _fail(EXIT_REFUSED, {"error": error.name, **error.parameters}, _explain(error))
     except Unreachable as error:
-        print(f"runnerctl: {error}", file=sys.stderr)
-        return EXIT_UNREACHABLE
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return _fail(EXIT_UNREACHABLE, {"error": "unreachable", "message": str(error)}, str(error))
+
+
+def _fail(code: int, fields: Row, words: str) -> int:
+    output = Output("--json" in sys.argv)
+    if output.machine:
+        output.line({"ok": False, **fields})
+    print(f"runnerctl: {words}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

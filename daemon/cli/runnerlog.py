@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from daemon.cli.describe import describe
-from daemon.cli.output import Output, clock_time, duration, failing, size
-from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE, default_log
+from daemon.cli.output import Column, Output, age, failing, memory, run
+from daemon.cli.runnerd import EXIT_UNREACHABLE, default_log
 from daemon.version import VERSION
-from events.envelope import LogError, Record, decode
-from events.reader import ChainBroken, Reader
+from events.envelope import EventUnreadable, LogError, Record, decode
+from events.reader import CursorPruned, Reader
+from events.upcast import CLASSES
 from statemachines.fold import apply
+from statemachines.invariants import Breach
+from statemachines.machine import IllegalTransition
 from statemachines.replay import Divergence
 from statemachines.replay import verify as rederive
 from statemachines.state import State, canonical
+
+UNFOLDABLE = (Breach, IllegalTransition, LookupError, ArithmeticError, AssertionError)
+"""What folding a log raises that no runnerd has written, though its chain may be in order."""
 
 RUNNER_STORY = ("runner.", "process.", "spawn.", "lease.", "model.", "claim.", "turn.", "daemon.", "operat")
 """The types that tell what became of the runners, without each request."""
@@ -35,14 +44,27 @@ class Settings:
         self.path = path
         self.output = Output(as_json=as_json)
 
-    def open(self) -> Reader:
-        """The log, open for reading; exits with 3 where that is impossible."""
+    @contextmanager
+    def open(self) -> Iterator[Reader]:
+        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged."""
         try:
-            return Reader(self.path)
+            reader = Reader(self.path)
         except (LogError, OSError, sqlite3.Error) as error:
-            hint = "" if self.path.exists() else " (which log? --log PATH, or $STATE_DIRECTORY)"
-            click.echo(f"runnerlog: cannot open {self.path}: {error}{hint}", err=True)
+            hint = "" if self.path.exists() else ". --log PATH names another"
+            self._say(f"cannot open {self.path}: {error}{hint}")
             raise SystemExit(EXIT_UNREACHABLE) from None
+        with reader:
+            try:
+                yield reader
+            except CursorPruned as error:
+                raise click.UsageError(f"{error}: begin there") from None
+            except (LogError, sqlite3.Error, Divergence) as error:
+                failing(self.output, seq=getattr(error, "seq", 0), error=str(error))
+
+    def _say(self, words: str) -> None:
+        if self.output.machine:
+            self.output.line({"ok": False, "error": words})
+        click.echo(f"runnerlog: {words}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,13 +77,29 @@ def cli(context: click.Context, path: Path | None, as_json: bool) -> None:
     context.obj = Settings(path or default_log(os.environ), as_json)
 
 
+def _types(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    for prefix in given:
+        if not any(type.startswith(prefix) for type in CLASSES):
+            near = difflib.get_close_matches(prefix, CLASSES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise click.BadParameter(f"no event has a type that begins with {prefix!r}{hint}")
+    return given
+
+
 @cli.command()
-@click.option("--after", default=0, metavar="SEQ", help="Begin after this event.")
-@click.option("--upto", type=int, metavar="SEQ", help="End with this event.")
+@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Begin after this event.")
+@click.option("--upto", type=click.IntRange(0), metavar="SEQ", help="End with this event.")
 @click.option(
-    "--type", "types", multiple=True, metavar="TYPE", help="Only this type, or `runner.` for all such."
+    "--type",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    callback=_types,
+    help="Only this type, or `runner.` for all such.",
 )
 @click.option("--runners", is_flag=True, help="Only what became of the runners, without each request.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many, the first ones.")
+@click.option("--last", type=click.IntRange(1), metavar="N", help="At most so many, the last ones.")
 @click.argument("subjects", nargs=-1)
 @click.pass_obj
 def show(
@@ -70,14 +108,19 @@ def show(
     upto: int | None,
     types: tuple[str, ...],
     runners: bool,
+    limit: int | None,
+    last: int | None,
     subjects: tuple[str, ...],
 ) -> None:
     """Print events, oldest first; with SUBJECTS (q12, r17, a model's name) only theirs."""
     wanted = types + (RUNNER_STORY if runners else ())
     with settings.open() as reader:
-        for record in _records(reader, subjects, after, upto):
-            if not wanted or record.type.startswith(wanted):
-                _print_event(settings.output, record)
+        records: Iterable[Record] = _records(reader, subjects, after, upto)
+        if wanted:
+            records = (record for record in records if record.type.startswith(wanted))
+        records = islice(records, limit)
+        for record in records if last is None else deque(records, last):
+            _print_event(settings.output, record)
 
 
 def _records(reader: Reader, subjects: tuple[str, ...], after: int, upto: int | None) -> Iterator[Record]:
@@ -91,15 +134,17 @@ def _records(reader: Reader, subjects: tuple[str, ...], after: int, upto: int | 
 
 
 def _print_event(output: Output, record: Record) -> None:
-    payload: dict[str, Any] = json.loads(record.payload)
-    payload.pop("type", None)
+    try:
+        payload: dict[str, Any] = json.loads(record.payload)
+        payload["type"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise EventUnreadable(record.seq, "its payload is damaged") from None
     if output.machine:
-        numbers = {"seq": record.seq, "at": record.at, "t": record.t, "cause": record.cause}
-        output.line({**numbers, "type": record.type, "subject": record.subject, "payload": payload})
-        return
-    mark = "  └ " if record.cause else ""
-    what = describe(record.type, record.subject, payload)
-    output.text(f"{clock_time(record.at)}  {record.seq:>6}  {mark}{what}", dim=not record.cause)
+        numbers = {"seq": record.seq, "at_ns": record.at, "t_ns": record.t, "type": record.type}
+        about = {"version": record.version, "cause": record.cause, "subject": record.subject}
+        output.line({**numbers, **about, "payload": payload})
+    else:
+        output.event(record.at, record.seq, record.subject, payload, decided=record.cause > 0)
 
 
 @cli.command()
@@ -108,36 +153,40 @@ def verify(settings: Settings) -> None:
     """Check the chain, then run every fact through the scheduler again and compare each decision."""
     output = settings.output
     with settings.open() as reader:
-        try:
-            with output.progress("chain"):
-                count = reader.verify_chain()
-            with output.progress("decisions"):
+        with output.progress("the chain"):
+            count = reader.verify_chain()
+        with output.progress("the decisions"):
+            try:
                 report, _ = rederive(reader.events())
-        except (ChainBroken, LogError) as error:
-            failing(output, seq=getattr(error, "seq", 0), error=str(error))
-        except Divergence as error:
-            failing(output, seq=error.seq, error=str(error))
+            except UNFOLDABLE as error:
+                failing(output, seq=0, error=f"no runnerd has written this log: {error}")
     if output.machine:
         output.line({"ok": True, "events": count, **msgspec.to_builtins(report)})
         return
-    output.text(f"chain intact: {count} events")
+    output.text(f"chain intact: {_count(count, 'event')}")
     output.text(f"decisions reproduced: {report.decisions} of {report.decisions}, in {report.steps} steps")
     for rules, steps in report.not_rederived.items():
         output.text(f"not re-derived (rules {rules}): {steps} steps")
 
 
 @cli.command()
-@click.option("--at", "upto", type=int, metavar="SEQ", help="The state after this event (default: the last).")
+@click.option(
+    "--at",
+    "upto",
+    type=click.IntRange(0),
+    metavar="SEQ",
+    help="The state after this event (default: the last).",
+)
 @click.pass_obj
 def state(settings: Settings, upto: int | None) -> None:
     """What the log folds to: runners, requests, memory."""
     folded = State()
     with settings.open() as reader:
-        try:
-            for record in reader.records(0, upto):
+        for record in reader.records(0, upto):
+            try:
                 apply(folded, decode(record))
-        except LogError as error:
-            failing(settings.output, seq=getattr(error, "seq", folded.seq + 1), error=str(error))
+            except UNFOLDABLE as error:
+                failing(settings.output, seq=record.seq, error=f"event {record.seq} cannot follow: {error}")
     if settings.output.machine:
         settings.output.raw(canonical(folded).decode())
     else:
@@ -145,31 +194,49 @@ def state(settings: Settings, upto: int | None) -> None:
 
 
 def _print_state(output: Output, folded: State) -> None:
-    output.text(f"after event {folded.seq}: {len(folded.runners)} runners, {folded.queued} queued, "
-                f"{len(folded.requests) - folded.queued} running")  # fmt: skip
-    rows = [
-        [r.id, r.model, r.state.value, f"{len(r.held)}/{r.slots}", _memory(r.reserved_bytes),
-         duration(folded.t - r.load_t), str(r.port or "")]
-        for r in folded.runners.values()
-    ]  # fmt: skip
-    output.table(["runner", "model", "state", "slots", "memory", "age", "port"], rows)
-    requests = folded.requests.values()
-    waiting = [[q.id, q.model, q.state.value, duration(folded.t - q.arrived_t), q.runner] for q in requests]
-    output.table(["request", "model", "state", "age", "runner"], waiting)
+    runners, running = _count(len(folded.runners), "runner"), len(folded.requests) - folded.queued
+    output.text(f"after event {folded.seq}: {runners}, {folded.queued} queued, {running} running")
+    for columns, rows in (
+        (_runner_columns(folded.t), list(folded.runners.values())),
+        (_request_columns(folded.t), list(folded.requests.values())),
+    ):
+        if rows:
+            output.text("")
+        output.table(columns, rows)
 
 
-def _memory(reserved: dict[str, int]) -> str:
-    return ", ".join(f"{size(n)} {device}" for device, n in reserved.items()) or "unknown"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _runner_columns(t: int) -> list[Column]:
+    return [
+        Column("RUNNER", lambda r: r.id),
+        Column("MODEL", lambda r: r.model),
+        Column("STATE", lambda r: r.state.value),
+        Column("SLOTS", lambda r: f"{len(r.held)}/{r.slots}", right=True),
+        Column("MEMORY", lambda r: memory(r.reserved_bytes), right=True),
+        Column("AGE", lambda r: age(t - r.load_t), right=True),
+        Column("WHY", lambda r: r.reason, drop=1),
+        Column("PORT", lambda r: str(r.port or ""), right=True, drop=2),
+    ]
+
+
+def _request_columns(t: int) -> list[Column]:
+    return [
+        Column("REQUEST", lambda q: q.id),
+        Column("MODEL", lambda q: q.model),
+        Column("STATE", lambda q: q.state.value),
+        Column("AGE", lambda q: age(t - q.arrived_t), right=True),
+        Column("RUNNER", lambda q: q.runner, drop=1),
+        Column("FROM", lambda q: q.caller, drop=2),
+    ]
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 the log is damaged, 2 usage, 3 it cannot be opened."""
-    try:
-        cli(standalone_mode=True)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return EXIT_REFUSED
-    return 0
+    """Exit codes: 0 done, 1 the log is damaged, 2 usage, 3 it cannot be opened, 130 interrupted, 141 nobody
+    reads what is printed."""
+    return run(cli, "runnerlog")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 INTERFACE = "io.runnerd.Control"
+
+WHY: dict[type[OSError], str] = {
+    FileNotFoundError: "there is no such socket",
+    ConnectionRefusedError: "nobody listens there any more",
+    PermissionError: "this user may not open it (its owner and group may)",
+}
+ADVICE = "Start it (runnerd serve, or its service), or name its socket: --socket PATH, or $RUNNERD_SOCKET."
 
 
 class Unreachable(Exception):
@@ -33,7 +41,7 @@ class Client:
     """One connection. Raises Unreachable."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
         tried = []
         for path in paths:
             self._socket = socket.socket(socket.AF_UNIX)
@@ -42,18 +50,18 @@ class Client:
                 return
             except OSError as error:
                 self._socket.close()
-                tried.append(f"{path} ({error.strerror or error})")
-        where = ", ".join(tried)
-        raise Unreachable(f"no daemon answers on {where}. Is runnerd running? --socket PATH names its socket")
+                tried.append(f"{path}: {WHY.get(type(error)) or error.strerror or error}")
+        raise Unreachable("\n  ".join(["no daemon answers", *tried]) + f"\n{ADVICE}")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One call, one reply. Raises CallFailed, Unreachable."""
         return next(self.calls(method, more=False, **parameters))
 
     def calls(self, method: str, *, more: bool = True, **parameters: Any) -> Iterator[dict[str, Any]]:
-        """One call, its replies as they come."""
+        """One call, its replies as they come. Raises CallFailed, Unreachable."""
         call = {"method": f"{INTERFACE}.{method}", "parameters": parameters, "more": more}
-        self._socket.sendall(json.dumps(call).encode() + b"\0")
+        with suppress(BrokenPipeError):  # it may have said why before it closed
+            self._socket.sendall(json.dumps(call).encode() + b"\0")
         while True:
             reply = json.loads(self._message())
             if "error" in reply:
@@ -63,10 +71,14 @@ class Client:
                 return
 
     def _message(self) -> bytes:
-        while b"\0" not in self._buffer:
-            data = self._socket.recv(65536)
+        while (end := self._buffer.find(b"\0")) < 0:
+            try:
+                data = self._socket.recv(65536)
+            except ConnectionResetError:
+                data = b""
             if not data:
-                raise Unreachable("the daemon closed the connection")
+                raise Unreachable("the daemon closed the connection: it stopped, or its journal says why")
             self._buffer += data
-        message, _, self._buffer = self._buffer.partition(b"\0")
+        message = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
         return message

@@ -9,38 +9,39 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
 
 from daemon.catalog import Catalog
 from daemon.control import views
-from daemon.control.varlink import SERVICE, VarlinkError
+from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
 from daemon.ports import Ended
 from daemon.version import VERSION
 from events import catalogue as c
-from events.limits import LOAD_PROGRESS_S
+from events.limits import CONFIG_NAME_CHARS, LOAD_PROGRESS_S
 from events.reader import CursorPruned
 from statemachines.request import RequestState
 
 INTERFACE = "io.runnerd.Control"
+INT64_MAX = 2**63 - 1  # SQLite's integers, and those of most JSON readers
 Reply = dict[str, Any]
 
 
-class Nothing(msgspec.Struct, frozen=True):
+class Nothing(Parameters, frozen=True):
     """No parameters."""
 
 
-class LoadParameters(msgspec.Struct, frozen=True):
+class LoadParameters(Parameters, frozen=True):
     """Of Load. Options come as text, and are read as their defaults' types."""
 
     model: str
     options: dict[str, str] = {}
 
 
-class UnloadParameters(msgspec.Struct, frozen=True):
+class UnloadParameters(Parameters, frozen=True):
     """Of Unload."""
 
     model: str = ""
@@ -49,19 +50,19 @@ class UnloadParameters(msgspec.Struct, frozen=True):
     now: bool = False
 
 
-class CancelParameters(msgspec.Struct, frozen=True):
+class CancelParameters(Parameters, frozen=True):
     """Of Cancel."""
 
     request: str
 
 
-class WatchParameters(msgspec.Struct, frozen=True):
+class WatchParameters(Parameters, frozen=True):
     """Of Watch."""
 
-    after: int | None = None
+    after: Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)] | None = None
 
 
-class StopParameters(msgspec.Struct, frozen=True):
+class StopParameters(Parameters, frozen=True):
     """Of Stop."""
 
     how: Literal["drain", "now", "leave"] = "drain"
@@ -100,9 +101,22 @@ class Service:
         """The model's id for an id or alias. Raises VarlinkError."""
         id = self.catalog.resolve(name)
         if id is None:
-            near = difflib.get_close_matches(name, self.catalog.config.models, n=3)
-            raise VarlinkError(f"{INTERFACE}.ModelNotFound", model=name, nearest=near)
+            raise VarlinkError(f"{INTERFACE}.ModelNotFound", model=name, nearest=self._nearest(name))
         return id
+
+    def _nearest(self, name: str) -> list[str]:
+        """The ids and aliases that a mistyped name may have meant, the likeliest first."""
+        config = self.catalog.config
+        known = [*config.models, *(alias for model in config.models.values() for alias in model.aliases)]
+        lower = {each.lower(): each for each in reversed(known)}
+        typed = name.lower()[:CONFIG_NAME_CHARS]
+        return [lower[each] for each in difflib.get_close_matches(typed, lower, n=3)]
+
+    def check_log(self) -> None:
+        """Raises VarlinkError while the log cannot be written: nothing may become a fact then."""
+        if self.driver.log_blocked:
+            message = f"the event log cannot be written: {self.driver.log_blocked}"
+            raise VarlinkError(f"{INTERFACE}.LogBlocked", message=message)
 
     def options_of(self, model: str, given: dict[str, str]) -> dict[str, c.Option]:
         """Launch options from text, by the types of their defaults. Raises VarlinkError."""
@@ -110,14 +124,14 @@ class Service:
         options: dict[str, c.Option] = {}
         for name, text in given.items():
             if name not in defaults:
-                raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=f"options.{name}")
-            default = defaults[name]
+                raise invalid(f"options.{name}")
             try:
-                options[name] = (
-                    text if default is None else msgspec.convert(text, type(default), strict=False)
-                )
+                value = msgspec.convert(text, type(defaults[name]), strict=False)
             except msgspec.ValidationError:
-                raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=f"options.{name}") from None
+                raise invalid(f"options.{name}") from None
+            if isinstance(value, int) and abs(value) > INT64_MAX:
+                raise invalid(f"options.{name}")
+            options[name] = value
         return options
 
 
@@ -148,19 +162,24 @@ async def list_devices(s: Service, p: Nothing, by: str) -> Reply:
 
 async def unload(s: Service, p: UnloadParameters, by: str) -> Reply:
     """Unload."""
+    if p.model and p.runner:
+        raise invalid("runner")
     model = s.model_id(p.model) if p.model else ""
-    ended = await s.driver.operation(c.UnloadRequested(model, p.runner, p.cancel, p.now, by))
-    if ended is not None and ended.reason == "unknown_runner":
+    if p.runner and p.runner not in s.driver.state.runners:
         raise VarlinkError(f"{INTERFACE}.RunnerNotFound", runner=p.runner)
+    s.check_log()
+    ended = await s.driver.operation(c.UnloadRequested(model, p.runner, p.cancel, p.now, by))
     _check(ended)
     return {}
 
 
 async def cancel(s: Service, p: CancelParameters, by: str) -> Reply:
     """Cancel."""
-    ended = await s.driver.operation(c.CancelRequested(p.request, by))
-    if ended is not None and ended.reason == "request_not_found":
+    found = s.driver.state.requests.get(p.request)
+    if found is None or found.state not in (RequestState.queued, RequestState.dispatched):
         raise VarlinkError(f"{INTERFACE}.RequestNotFound", request=p.request)
+    s.check_log()
+    ended = await s.driver.operation(c.CancelRequested(p.request, by))
     _check(ended)
     return {}
 
@@ -181,19 +200,21 @@ async def load(s: Service, p: LoadParameters, by: str) -> AsyncGenerator[Reply, 
     """Load: replies now and then, until the runner is ready."""
     model = s.model_id(p.model)
     options = s.options_of(model, p.options)
+    s.check_log()
     began = s.driver.now()
     operation = s.driver.operate(c.LoadRequested(model, options, by))
     while not operation.done.is_set():
         with trio.move_on_after(LOAD_PROGRESS_S):
             await operation.done.wait()
         if not operation.done.is_set():
-            yield _progress(s, model, began, done=False)
+            yield _progress(s, model, options, began, done=False)
     _check(operation.answer)
-    yield _progress(s, model, began, done=True)
+    yield _progress(s, model, options, began, done=True)
 
 
-def _progress(s: Service, model: str, began: int, *, done: bool) -> Reply:
-    runner = next((r for r in s.driver.state.models.get(model, {}).values() if r.live), None)
+def _progress(s: Service, model: str, options: dict[str, c.Option], began: int, *, done: bool) -> Reply:
+    live = [runner for runner in s.driver.state.models.get(model, {}).values() if runner.live]
+    runner = next((r for r in live if options.items() <= r.options.items()), None)
     return {
         "done": done,
         "state": runner.state.value if runner is not None else "queued",
@@ -205,7 +226,10 @@ def _progress(s: Service, model: str, began: int, *, done: bool) -> Reply:
 
 async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply, None]:
     """Watch: one reply an event, without end."""
-    after = s.driver.state.seq if p.after is None else p.after
+    head = s.driver.state.seq
+    after = head if p.after is None else p.after
+    if after > head:
+        raise VarlinkError(f"{INTERFACE}.CursorLost", message=f"the log ends at event {head}")
     try:
         async for record in s.driver.watch(after, follow=True):
             yield {
@@ -224,7 +248,7 @@ async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply
         raise VarlinkError(f"{INTERFACE}.CursorPruned", message=str(error)) from None
 
 
-ONCE: dict[str, tuple[type[msgspec.Struct], Callable[[Service, Any, str], Awaitable[Reply]]]] = {
+ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[Reply]]]] = {
     "Status": (Nothing, status),
     "ListModels": (Nothing, list_models),
     "ListRunners": (Nothing, list_runners),
@@ -236,7 +260,7 @@ ONCE: dict[str, tuple[type[msgspec.Struct], Callable[[Service, Any, str], Awaita
 }
 """Methods that answer once."""
 
-MANY: dict[str, tuple[type[msgspec.Struct], Callable[[Service, Any, str], AsyncGenerator[Reply, None]]]] = {
+MANY: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], AsyncGenerator[Reply, None]]]] = {
     "Load": (LoadParameters, load),
     "Watch": (WatchParameters, watch),
 }

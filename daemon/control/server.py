@@ -24,20 +24,36 @@ from daemon.control.varlink import (
     SERVICE,
     Call,
     NotVarlink,
+    Parameters,
     Splitter,
     VarlinkError,
     error_reply,
+    invalid,
     parameters_as,
 )
 from daemon.control.varlink import parse as parse_call
 from daemon.control.varlink import reply as encode_reply
 from daemon.driver import Driver
 from daemon.version import VERSION
-from events.limits import CONTROL_CONNECTIONS, CONTROL_READ_BYTES, CONTROL_SEND_S
+from events.limits import (
+    CONTROL_CONNECTIONS,
+    CONTROL_LAST_WORD_BYTES,
+    CONTROL_LAST_WORD_S,
+    CONTROL_READ_BYTES,
+    CONTROL_SEND_S,
+    HTTP_ACCEPT_PAUSE_S,
+)
 
 log = logging.getLogger("runnerd")
 
 PEER = struct.Struct("3i")  # pid, uid, gid
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class DescriptionParameters(Parameters, frozen=True):
+    """Of GetInterfaceDescription."""
+
+    interface: str
 
 
 def description(interface: str) -> str:
@@ -48,9 +64,13 @@ def description(interface: str) -> str:
 
 
 def listen(path: Path) -> socket.socket:
-    """The listening socket, 0660. Raises OSError (EADDRINUSE where a daemon answers there)."""
+    """The listening socket, 0660; one that nobody listens on any more is replaced. Raises OSError (EADDRINUSE
+    where a daemon answers there, EEXIST where something lies there that is no socket)."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if path.exists() and not path.is_socket():
+        raise OSError(errno.EEXIST, f"{path} is no socket: it is left alone")
     with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(CONTROL_SEND_S)
         probe.connect(str(path))
         raise OSError(errno.EADDRINUSE, f"another daemon answers on {path}")
     path.unlink(missing_ok=True)
@@ -73,34 +93,43 @@ class ControlServer:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         async with trio.open_nursery() as nursery:
             while True:
-                stream = await listener.accept()
-                nursery.start_soon(self._connection, stream)
+                try:
+                    nursery.start_soon(self._connection, await listener.accept())
+                except OSError as error:
+                    if error.errno not in SCARCE:
+                        raise
+                    log.warning("control socket: cannot accept a connection: %s", error)
+                    await trio.sleep(HTTP_ACCEPT_PAUSE_S)
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        if self._connections >= CONTROL_CONNECTIONS:
-            await stream.aclose()
-            return
+        """One client, from its first byte to its last. Whatever goes wrong with it ends nothing but it."""
         self._connections += 1
-        pid, uid, _ = PEER.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
         try:
             async with stream:
-                await self._talk(stream, f"uid {uid} pid {pid}")
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                if self._connections > CONTROL_CONNECTIONS:
+                    message = f"{CONTROL_CONNECTIONS} connections are open: close one, or try again later"
+                    refusal = VarlinkError(f"{methods.INTERFACE}.LimitExceeded", message=message)
+                    await _send(stream, error_reply(refusal))
+                else:
+                    await self._talk(stream, _peer(stream))
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # the client went away
+        except* Exception:
+            log.exception("control socket: a connection failed")
         finally:
             self._connections -= 1
 
     async def _talk(self, stream: trio.SocketStream, by: str) -> None:
         splitter = Splitter()
-        while data := await stream.receive_some(CONTROL_READ_BYTES):
-            try:
+        try:
+            while data := await stream.receive_some(CONTROL_READ_BYTES):
                 for message in splitter.feed(data):
                     await self._answer(stream, message, by)
-            except NotVarlink as error:
-                log.info("control socket: %s sent what is no call: %s", by, error)
-                return
+        except NotVarlink as error:
+            log.info("control socket: %s sent what is no call: %s", by, error)
 
     async def _answer(self, stream: trio.SocketStream, message: bytes, by: str) -> None:
+        await trio.lowlevel.checkpoint()  # thousands of calls may come at once, and not all of them wait
         try:
             call = parse_call(message)
         except VarlinkError as error:
@@ -127,6 +156,8 @@ class ControlServer:
     async def _replies(self, call: Call, by: str) -> AsyncGenerator[tuple[Any, bool], None]:
         """The replies to a call, each with whether more follow."""
         interface, _, name = call.method.rpartition(".")
+        if not interface:
+            raise invalid("method")
         if interface == SERVICE:
             yield self._about(name, call), False
             return
@@ -141,7 +172,7 @@ class ControlServer:
         if name not in methods.MANY:
             raise VarlinkError(f"{SERVICE}.MethodNotFound", method=call.method)
         kind, many = methods.MANY[name]
-        if name in methods.ENDLESS and not call.more:
+        if name in methods.ENDLESS and (call.oneway or not call.more):
             raise VarlinkError(f"{SERVICE}.ExpectedMore")
         async with aclosing(many(self._service, parameters_as(kind, call.parameters), by)) as replies:
             async for reply in replies:
@@ -149,6 +180,7 @@ class ControlServer:
 
     def _about(self, name: str, call: Call) -> dict[str, Any]:
         if name == "GetInfo":
+            parameters_as(methods.Nothing, call.parameters)
             return {
                 "vendor": "runnerd",
                 "product": "runnerd",
@@ -157,26 +189,42 @@ class ControlServer:
                 "interfaces": [SERVICE, methods.INTERFACE],
             }
         if name == "GetInterfaceDescription":
-            interface = call.parameters.get("interface")
-            if not isinstance(interface, str):
-                raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter="interface")
-            return {"description": description(interface)}
+            return {
+                "description": description(parameters_as(DescriptionParameters, call.parameters).interface)
+            }
         raise VarlinkError(f"{SERVICE}.MethodNotFound", method=call.method)
+
+
+def _peer(stream: trio.SocketStream) -> str:
+    """Who is at the other end, as the log names it: what the kernel knew when it connected."""
+    pid, uid, _ = PEER.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+    return f"uid {uid} pid {pid}"
 
 
 async def _until_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
     """Notice that a client has left while it is being told nothing."""
     await trio.lowlevel.wait_readable(stream.socket.fileno())
-    if await stream.socket.recv(1, socket.MSG_PEEK) == b"":
+    try:
+        gone = await stream.socket.recv(1, socket.MSG_PEEK) == b""
+    except OSError:  # it left without reading what it had been sent
+        gone = True
+    if gone:
         scope.cancel()
 
 
 async def _send(stream: trio.SocketStream, data: bytes) -> None:
-    """Send a reply. Raises trio.BrokenResourceError for a client that does not read it in time: after a part
-    of a message nothing more can be told it, so the connection ends."""
-    with trio.move_on_after(CONTROL_SEND_S) as scope:
-        await stream.send_all(data)
-    if scope.cancelled_caught:
+    """Send a reply. Raises OSError for a client that is gone, and trio.BrokenResourceError for one that does
+    not read it in time: that is told so, behind what it has not read yet, and the connection ends."""
+    rest = memoryview(data)
+    with trio.move_on_after(CONTROL_SEND_S) as late:
+        while rest:
+            rest = rest[await stream.socket.send(rest) :]
+    if late.cancelled_caught:
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CONTROL_LAST_WORD_BYTES)
+        message = f"nothing was read for {CONTROL_SEND_S:.0f} s: begin again after the last event that came"
+        word = error_reply(VarlinkError(f"{methods.INTERFACE}.TooSlow", message=message))
+        with trio.move_on_after(CONTROL_LAST_WORD_S):
+            await stream.send_all(bytes(rest) + word)
         raise trio.BrokenResourceError("the client reads too slowly")
 
 

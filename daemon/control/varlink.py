@@ -6,7 +6,9 @@ one for it, and the connection is closed where there is none: what follows could
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,42 +34,66 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A method call."""
 
     method: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     more: bool = False
     oneway: bool = False
     upgrade: bool = False
 
 
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A method's parameters: what all of their structs share."""
+
+
+P = TypeVar("P", bound=Parameters)
+
+
 class Splitter:
-    """Bytes in, whole messages out. Raises NotVarlink for one that is too long."""
+    """Bytes in, whole messages out. Each byte is looked at once, however they are cut."""
 
     __slots__ = ("_buffer",)
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now."""
-        self._buffer += data
-        *messages, rest = self._buffer.split(b"\0")
-        if any(len(message) > CONTROL_MESSAGE_BYTES for message in (*messages, rest)):
-            raise NotVarlink("message too long")
-        self._buffer = bytearray(rest)
-        return [bytes(message) for message in messages]
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The messages that are whole now; after them, raises NotVarlink for one that is too long."""
+        *ends, rest = data.split(b"\0")
+        for end in ends:
+            self._add(end)
+            message, self._buffer = bytes(self._buffer), bytearray()
+            yield message
+        self._add(rest)
+
+    def _add(self, part: bytes) -> None:
+        if len(self._buffer) + len(part) > CONTROL_MESSAGE_BYTES:
+            raise NotVarlink(f"a message of more than {CONTROL_MESSAGE_BYTES} bytes")
+        self._buffer += part
 
 
 _decode = msgspec.json.Decoder(Call).decode
 
 
 def parse(message: bytes) -> Call:
-    """A call. Raises NotVarlink; VarlinkError for a call with a bad part."""
+    """A call. Raises NotVarlink; VarlinkError (InvalidParameter) for a JSON value that is no call."""
     try:
         return _decode(message)
     except msgspec.ValidationError as error:
-        where = str(error).rpartition("`$")[2].strip("`.")
-        raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=where or "message") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(culprit(error) or "message") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotVarlink(str(error)) from None
+    except RecursionError:
+        raise NotVarlink("nested too deep") from None
+
+
+def culprit(error: msgspec.ValidationError) -> str:
+    """The outermost field that msgspec complains of; "" where it is the value as a whole."""
+    found = re.search(r"at `\$\.(\w+)", text := str(error)) or re.search(r"field `(.*?)`?$", text)
+    return found[1] if found else ""
+
+
+def invalid(parameter: str) -> VarlinkError:
+    """The error for a parameter that is missing, unknown, or of a bad type or value."""
+    return VarlinkError(f"{SERVICE}.InvalidParameter", parameter=parameter)
 
 
 def reply(parameters: Any, *, continues: bool = False) -> bytes:
@@ -83,20 +109,10 @@ def error_reply(error: VarlinkError) -> bytes:
     return msgspec.json.encode({"error": error.name, "parameters": error.parameters}) + b"\0"
 
 
-def parameters_as(kind: type[msgspec.Struct], parameters: dict[str, Any]) -> Any:
-    """A call's parameters, checked. Raises VarlinkError (InvalidParameter), naming the first bad one."""
-    unknown = [name for name in parameters if name not in kind.__struct_fields__]
-    if unknown:
-        raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=unknown[0])
-    present = {name: value for name, value in parameters.items() if value is not None}
-    for name in kind.__struct_fields__:
-        field = next(f for f in msgspec.structs.fields(kind) if f.name == name)
-        if name not in present:
-            if field.required:
-                raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=name)
-            continue
-        try:
-            msgspec.convert(present[name], field.type)
-        except (msgspec.ValidationError, RecursionError):
-            raise VarlinkError(f"{SERVICE}.InvalidParameter", parameter=name) from None
-    return kind(**present)
+def parameters_as(kind: type[P], parameters: dict[str, Any] | None) -> P:
+    """A call's parameters, checked; a null counts as left out. Raises VarlinkError (InvalidParameter)."""
+    present = {name: value for name, value in (parameters or {}).items() if value is not None}
+    try:
+        return msgspec.convert(present, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(culprit(error)) from None

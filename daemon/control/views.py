@@ -14,17 +14,20 @@ View = dict[str, Any]
 
 
 def devices(state: State) -> list[View]:
-    """Each device: what there is, what may be used, what is free for a load, what is held."""
+    """Each device: what there is, what may be used, what is free for a load, what is held. An over-committed
+    device (its budget was lowered, a runner grew) has 0 free."""
     names = dict.fromkeys([*state.readings, *state.config.devices])
     rows = []
     for name in names:
         reading = state.readings.get(name)
+        free = free_bytes(state, name)
         rows.append(
             {
                 "name": name,
                 "total_bytes": reading.total_bytes if reading else None,
                 "budget_bytes": budget_bytes(state, name),
-                "free_bytes": free_bytes(state, name),
+                "free_bytes": None if free is None else max(0, free),
+                "reported_free_bytes": reading.free_bytes if reading else None,
                 "held_bytes": held_bytes(state, name),
             }
         )

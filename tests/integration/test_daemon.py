@@ -73,7 +73,7 @@ def test_a_failed_load_answers_with_the_runners_last_words_and_cools_down(tmp_pa
 
 
 def test_a_command_that_does_not_exist_is_a_failed_load(tmp_path: Path) -> None:
-    config = "models: {bad: {cmd: /no/such/llama-server --port ${PORT}, memory: 1MiB}}"
+    config = "models: {bad: {cmd: '/no/such/llama-server --port ${PORT}', memory: 1MiB}}"
     with daemon(tmp_path, config) as live:
         status, body, _ = live.chat("bad")
         assert status == 502

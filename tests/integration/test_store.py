@@ -20,6 +20,7 @@ from events import checkpoint, opening, store
 from events.catalogue import Event
 from events.commit import Committer
 from events.envelope import encode, first_hash
+from events.limits import LOG_PAGE_BYTES
 from events.lock import hold_lock
 from events.reader import ChainBroken, Head, Reader
 from events.store import LogInUse, OutOfOrder, StoreBroken, TailLost, is_held, lock_path, open_store
@@ -530,14 +531,16 @@ async def test_a_witness_that_a_crash_has_emptied_says_nothing(log: Path, conten
 async def test_the_wal_stays_short(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "WAL_SOFT_PAGES", 100)
     async with open_store(log) as opened:
-        for _ in range(600):
-            await opened.wait(append(opened, 1))
-        stats = opened.stats
-        assert stats.checkpoints > 5
-        assert stats.wal_peak_bytes < 2_000_000
+        with trio.fail_after(60):
+            while True:
+                await opened.wait(append(opened, 1))
+                stats = opened.stats
+                through_bytes = stats.groups * 2 * LOG_PAGE_BYTES  # of the table and of an index, at least
+                if stats.checkpoints > 5 and through_bytes > 4 * stats.wal_peak_bytes:
+                    break  # it is begun anew again and again
         assert stats.paced == 0
     with Reader(log) as reader:
-        assert reader.verify_chain() == 1_200
+        assert reader.verify_chain() == stats.events
 
 
 async def test_a_reader_that_does_not_let_go_slows_the_writer_and_stops_nothing(

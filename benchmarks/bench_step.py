@@ -1,0 +1,182 @@
+"""What a step of the core costs, by kind: `python -m benchmarks.bench_step`.
+
+A simulated machine with 64 runners and 10,000 queued requests makes a log; then every step of it is taken
+again, several times, and the least time of each counts: what is left is the step, without the noise of a
+shared machine. The garbage collector is off meanwhile. Hot steps are measured in a loop of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+from time import perf_counter_ns
+
+from events import catalogue as c
+from events.catalogue import Event
+from events.limits import GIB, MS, S
+from statemachines.replay import rederive, steps, verify
+from statemachines.scheduler import RULES, Scheduler
+from statemachines.simulator import Exchange, Life, Nature, World
+from statemachines.state import Runner
+
+RUNNERS = 64
+QUEUED = 10_000
+MODELS = 200
+GPUS = 8
+HOT_BOUND_NS = 6_000
+BOUND_NS = 50_000
+
+
+class Busy(Nature):
+    """Everything works, at random speeds; now and then a process or an exchange fails."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+
+    def life(self, world: World, runner: Runner) -> Life:
+        n = self.chance.randrange
+        return Life(
+            ready_ns=n(1, 8) * S,
+            exit_ns=n(1, 60) * S if n(4) == 0 else -1,
+            used_bytes=dict(runner.reserved_bytes),
+            return_ns=n(500) * MS,
+        )
+
+    def exchange(self, world: World, request: str, runner: Runner) -> Exchange:
+        n = self.chance.randrange
+        return Exchange(n(50, 2000) * MS, complete=n(100) > 0, bytes_to_client=n(2) * 100)
+
+    def seen(self, world: World, event: Event) -> None:
+        n = self.chance.randrange
+        if type(event.body) is c.RequestArrived and n(20) == 0:
+            gone = c.ClientGone(event.subject)
+            world.after(n(30) * S, lambda: world.submit(gone), lasting=True)
+
+
+def make_log(seed: int, seconds: int) -> list[Event]:
+    """The log of a machine under full load."""
+    chance = random.Random(seed)
+    world = World(Busy(chance), {"host": 512 * GIB} | {f"gpu{i}": 80 * GIB for i in range(GPUS)}, check=False)
+    pick, n = chance.choice, chance.randrange
+    models = {
+        f"m{i}": c.ModelView(
+            digest=f"d{i}",
+            slots=4,
+            memory_bytes={f"gpu{i % GPUS}": n(6, 10) * GIB},
+            keep_alive_ns=60 * S,
+            options={"num_ctx": 4096},
+            queue_ns=pick([0, 40 * S, 600 * S]),
+            request_ns=pick([0, 600 * S]),
+        )
+        for i in range(MODELS)
+    }
+    world.start()
+    world.submit(c.ConfigChanged(c.ConfigView(models, max_queue=QUEUED, max_loaded=RUNNERS)))
+
+    def arrive() -> None:
+        name = f"m{min(n(MODELS), n(MODELS))}"
+        options: dict[str, c.Option] = {"num_ctx": pick([2048, 8192])} if n(20) == 0 else {}
+        world.submit(c.RequestArrived(name, "chat", options, pick([0, 0, 0, 0, 0, 0, 0, 0, 0, 1])))
+
+    for _ in range(QUEUED + RUNNERS):
+        world.at(n(20) * S, arrive)
+    for _ in range(150 * seconds):
+        world.at(20 * S + n(seconds * S), arrive)
+    world.at(25 * S, lambda: world.submit(c.UnloadRequested("m3", cancel=True)))
+    world.run((20 + seconds) * S)
+    print(f"{len(world.log)} events; at the end {len(world.state.runners)} runners, "
+          f"{world.state.queued} queued in {len(world.state.demands)} demands")  # fmt: skip
+    return world.log
+
+
+def kind(step: list[Event]) -> str:
+    """A step by its fact and the kinds of its decisions."""
+    tags = [str(type(event.body).__struct_config__.tag) for event in step]
+    fact = step[0].body
+    first = f"{tags[0]} ({fact.kind})" if isinstance(fact, c.DeadlinePassed) else tags[0]
+    return " + ".join(dict.fromkeys([first, *tags[1:]]))
+
+
+def measure(log: list[Event], rounds: int) -> list[tuple[str, int]]:
+    """The least time of each step, in ns."""
+    taken = list(steps(log))
+    best = [1 << 62] * len(taken)
+    for _ in range(rounds):
+        scheduler = Scheduler()
+        gc.collect()
+        gc.disable()
+        for i, step in enumerate(taken):
+            first = step[0]
+            begun = perf_counter_ns()
+            rederive(scheduler, first)
+            best[i] = min(best[i], perf_counter_ns() - begun)
+        gc.enable()
+    return [(kind(step), ns) for step, ns in zip(taken, best, strict=True)]
+
+
+def table(times: list[tuple[str, int]]) -> int:
+    """Print them by kind; returns the longest."""
+    kinds: dict[str, list[int]] = {}
+    for name, ns in times:
+        kinds.setdefault(name, []).append(ns)
+    print(f"{'mean':>8} {'p99':>8} {'max µs':>8} {'n':>7}  step")
+    for name, all_ns in sorted(kinds.items(), key=lambda entry: -max(entry[1])):
+        all_ns.sort()
+        mean, p99 = sum(all_ns) / len(all_ns), all_ns[len(all_ns) * 99 // 100]
+        print(f"{mean / 1e3:8.1f} {p99 / 1e3:8.1f} {all_ns[-1] / 1e3:8.1f} {len(all_ns):7}  {name[:110]}")
+    return max(ns for _, ns in times)
+
+
+def hot(rounds: int) -> tuple[float, float]:
+    """The two hot steps, µs each: a request meets a free slot; its exchange ends."""
+    scheduler = Scheduler()
+    view = c.ModelView("d", slots=4, memory_bytes={"host": GIB}, keep_alive_ns=300 * S, request_ns=600 * S)
+    reading = c.MemoryMeasured({"host": c.Reading(64 * GIB, 64 * GIB)})
+    for fact in (
+        c.DaemonStarted(RULES, "balanced", "boot", "bench"),
+        c.ConfigChanged(c.ConfigView({"m": view})),
+        reading,
+        c.LoadRequested("m"),
+    ):
+        scheduler.step(fact, 0)
+    runner = next(iter(scheduler.state.runners))
+    scheduler.step(c.ProcessSpawned(c.Process(runner, 0, "boot", 1, 1)), 0)
+    scheduler.step(c.ProbeAnswered(runner, True), 0)
+    arrival = c.RequestArrived("m", "chat", caller="local")
+    first = second = 0
+    gc.disable()
+    for i in range(rounds):
+        t = i * 70_000
+        begun = perf_counter_ns()
+        arrived = scheduler.step(arrival, t)
+        first += perf_counter_ns() - begun
+        ended = c.UpstreamEnded(arrived[0].subject, runner, True, 1000, 200, first_byte_ns=1)
+        begun = perf_counter_ns()
+        scheduler.step(ended, t + 1000)
+        second += perf_counter_ns() - begun
+    gc.enable()
+    assert scheduler.state.counts["completed"] == rounds
+    return first / rounds / 1e3, second / rounds / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=int, default=40, help="of virtual time under full load")
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    arrived, ended = min(hot(50_000) for _ in range(asked.rounds))
+    print(f"hot: arrived + dispatched {arrived:.2f} µs, ended + completed {ended:.2f} µs (bound 6)")
+    log = make_log(asked.seed, asked.seconds)
+    longest = table(measure(log, asked.rounds))
+    print(f"longest step {longest / 1e3:.1f} µs (bound {BOUND_NS // 1000})")
+    gc.collect()
+    begun = perf_counter_ns()
+    verify(log)
+    rate = len(log) * 1e9 / (perf_counter_ns() - begun)
+    print(f"verify: {rate:,.0f} events/s (bound 100,000)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Random worlds by seed. `SEEDS=5000 pytest tests/simulation` runs more; a failing seed is in the message:
+`python -m tests.simulation.run --seed N --trace` shows it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.worlds import run_world
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = int(os.environ.get("SEEDS", "300"))
+"""About 50 ms each."""
+BLOCK = 20
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_every_request_ends_and_nothing_is_left(first: int) -> None:
+    for seed in range(first, min(first + BLOCK, SEEDS)):
+        try:
+            run_world(seed)
+        except Exception as error:
+            error.add_note(f"seed {seed}: python -m tests.simulation.run --seed {seed} --trace")
+            raise
+
+
+def test_the_worlds_reach_what_they_are_for() -> None:
+    """A simulation in which nothing ever went wrong would prove nothing."""
+    counts: dict[str, int] = {}
+    for seed in range(60):
+        for event in run_world(seed).world.log:
+            kind = type(event.body).__struct_config__.tag
+            counts[str(kind)] = counts.get(str(kind), 0) + 1
+    for kind in (
+        "request.completed", "request.requeued", "request.timed_out", "request.interrupted", "claim.made",
+        "turn.waits", "runner.leased", "runner.kill", "runner.stuck", "runner.lost", "model.cooling",
+        "step.continues", "reclaim.waits", "config.changed", "operator.unload",
+    ):  # fmt: skip
+        assert counts.get(kind, 0) > 0, f"{kind} never happened in {counts}"
+
+
+def test_the_same_seed_is_the_same_log_under_every_hash_seed() -> None:
+    seen = set()
+    for hash_seed in ("0", "1", "4711"):
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.simulation.run", "--fingerprint", "1", "2", "5", "8", "13"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seen.add(done.stdout)
+    assert len(seen) == 1

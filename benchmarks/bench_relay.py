@@ -16,7 +16,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -77,8 +77,8 @@ def serve_front(backend_port: int) -> None:
         def models(self) -> Sequence[ModelRow]:
             return [ModelRow("m")]
 
-        def launch_options(self, model: str) -> Collection[str]:
-            return ()
+        def launch_options(self, model: str) -> dict[str, Option]:
+            return {}
 
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)

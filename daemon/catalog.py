@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
-from daemon.config import Config
+from daemon.config.config import Config
 from daemon.http.routes import ModelRow
+from events.catalogue import Option
 
 
 class Catalog:
@@ -29,7 +30,7 @@ class Catalog:
                     rows += [ModelRow(alias, (), model.name, model.description) for alias in aliases]
         return rows
 
-    def launch_options(self, model: str) -> Collection[str]:
-        """The names of the launch options that a request may fix."""
+    def launch_options(self, model: str) -> Mapping[str, Option]:
+        """The launch options that a request may fix, with their defaults, which give their types."""
         spec = self.config.models.get(model)
-        return spec.options if spec is not None else ()
+        return spec.options if spec is not None else {}

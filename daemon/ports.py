@@ -56,7 +56,8 @@ class Ended(msgspec.Struct, frozen=True):
     """The request has ended without (or, while it was being relayed, before) a whole answer.
 
     kind: the decision's type ("request.rejected", "request.failed", …). reason: its reason, a stable word.
-    message: one sentence for the client, with the runner's last lines where RULES 8 allows it.
+    message: one sentence for the client; the runner's last lines too, where it never became ready and the
+    client is local.
     """
 
     kind: str
@@ -130,7 +131,7 @@ class Machinery(Protocol):
     """
 
     def ensure(self, launch: Launch) -> None:
-        """Fork the runner's gated process(es) and report each (RULES 6)."""
+        """Fork the runner's gated process(es) and report each; it runs nothing until `release`."""
         ...
 
     def release(self, process: Process) -> None:

@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +21,14 @@ import trio
 
 from daemon import guardian
 from daemon.catalog import Catalog
-from daemon.config import Config
+from daemon.config.commands import Command
+from daemon.config.config import Config, SpecChanged
 from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
 from daemon.http.server import FrontDoor
 from daemon.meter import MachineMeter
-from daemon.processes.supervisor import Supervisor
+from daemon.ports import Launch
+from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from events import catalogue as c
 from events.limits import HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS
@@ -62,7 +65,7 @@ async def serve(config: Config, places: Places) -> None:
         state, clock = await trio.to_thread.run_sync(fold_log, places.log)
         driver = Driver(store, Scheduler(state), clock, places.log)
         view = config.view(digest_key(places.state_dir))
-        async with _machinery(driver, config, places, store):
+        async with _machinery(driver, partial(command, config, view), places, store):
             await begin(driver, store, view, places.log)
             async with driver.run():
                 await _serve_until_stopped(driver, config, places, store, listener)
@@ -107,14 +110,22 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 @asynccontextmanager
 async def _machinery(
-    driver: Driver, config: Config, places: Places, store: EventStore
+    driver: Driver, command_of: CommandOf, places: Places, store: EventStore
 ) -> AsyncIterator[None]:
     """Processes and meters, wired to the driver."""
     driver.meter = MachineMeter()
-    supervisor = Supervisor(driver.report, config.command, places.state_dir, store.log_id, boot_id())
+    supervisor = Supervisor(driver.report, command_of, places.state_dir, store.log_id, boot_id())
     async with supervisor:
         driver.machinery = supervisor
         yield
+
+
+def command(config: Config, view: c.ConfigView, model: str, launch: Launch, socket_path: str) -> Command:
+    """What starts a runner. Raises SpecChanged where the file says another thing than when it was decided."""
+    known = view.models.get(model)
+    if known is None or known.digest != launch.digest:
+        raise SpecChanged(f"the configuration of {model} has changed since this load was decided")
+    return config.command(model, launch, socket_path)
 
 
 async def _signals(driver: Driver) -> None:

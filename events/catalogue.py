@@ -91,7 +91,7 @@ class ModelView(Part, frozen=True, gc=False):
 
 
 class ConfigView(Part, frozen=True, gc=False):
-    """The scheduling view of a configuration (RULES 16)."""
+    """The scheduling view of a configuration: no command, environment or key, which may hold secrets."""
 
     models: dict[str, ModelView] = {}
     devices: dict[str, DeviceView] = {}

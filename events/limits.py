@@ -127,9 +127,12 @@ COOL_MAX_NS = 300 * S
 LEASE_TRIES = 16
 """Ports that are tried for one load before it fails: beyond that, another program uses the range."""
 
-STEP_DECISIONS = 10
+STEP_DECISIONS = 4
 """Waiters answered in one step; the rest follow in steps of their own, due at once. Keeps a step under
 50 µs with 10,000 queued."""
+
+LOAD_WEIGHT = 4
+"""As many waiters a load decision counts for: a step makes one, and goes on in the next."""
 
 SWAP_PATIENCE = 4
 """α: a runner may keep its place for α × (what it costs to swap) while others wait. Switching then takes

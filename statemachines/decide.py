@@ -19,9 +19,10 @@ from events.limits import (
     RESPONSE_NS,
 )
 from statemachines.ledger import back
-from statemachines.loading import free_port, place
+from statemachines.loading import place
 from statemachines.policy import rank
 from statemachines.request import RequestState
+from statemachines.room import free_port
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Request, Runner, dismissed, fits, satisfies, waiting_for
 
@@ -58,7 +59,9 @@ def arrived(s: Scheduler, f: c.RequestArrived, id: str) -> None:
         return
     s.emit(c.RequestQueued(id, _reason_to_wait(s, f)))
     if state.starving:
-        place(s)
+        demand = state.demands[state.requests[id].demand]
+        if not demand.servers and len(demand.waiting) == 1:
+            place(s, demand)
 
 
 def _refusal(s: Scheduler, f: c.RequestArrived, id: str) -> c.RequestRejected | None:

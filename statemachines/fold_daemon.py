@@ -8,7 +8,7 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import MEASURE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
 from statemachines.invariants import require
-from statemachines.moves import Handlers, demand_of, drop_if_empty, hasten, release, watched
+from statemachines.moves import Handlers, demand_of, drop_if_empty, hasten, release, rerank, watched
 from statemachines.runner import RunnerState
 from statemachines.state import Claim, Operation, Runner, State, demand_key, dismissal_key, dismissed
 
@@ -17,16 +17,30 @@ def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
     state.readings = dict(f.devices)
     state.measured_t = event.t
     state.measuring = False
-    state.deadlines.disarm("measure", "")
+    state.deadlines.disarm(("measure", ""))
     for runner in state.runners.values():
-        runner.used_bytes = dict(f.runners.get(runner.id, {}))
-        for device, used in runner.used_bytes.items():
-            runner.peak_bytes[device] = max(used, runner.peak_bytes.get(device, 0))
+        used = f.runners.get(runner.id, NOTHING)
+        if used != runner.used_bytes:
+            runner.used_bytes = used
+            for device, size in used.items():
+                _grow(state, runner, device, size)
+
+
+def _grow(state: State, runner: Runner, device: str, used_bytes: int) -> None:
+    """A runner may hold more than was thought."""
+    if used_bytes > runner.peak_bytes.get(device, 0):
+        more = used_bytes - runner.hold_bytes(device)
+        runner.peak_bytes[device] = used_bytes
+        if more > 0:
+            state.held[device] = state.held.get(device, 0) + more
+
+
+NOTHING: dict[str, int] = {}
 
 
 def _measure(state: State, event: Event, d: c.MemoryMeasure) -> None:
     state.measuring = True
-    state.deadlines.arm("measure", "", event.t + MEASURE_NS)
+    state.deadlines.arm(("measure", ""), event.t + MEASURE_NS)
 
 
 def _claim_made(state: State, event: Event, d: c.ClaimMade) -> None:
@@ -43,11 +57,11 @@ def _turn_waits(state: State, event: Event, d: c.TurnWaits) -> None:
     demand.turn_due = d.until_ns
     if d.reason == "memory" and demand.short_t == NEVER:
         demand.short_t = event.t
-    state.deadlines.arm("turn", d.demand, d.until_ns)
+    state.deadlines.arm(("turn", d.demand), d.until_ns)
 
 
 def _reclaim_waits(state: State, event: Event, d: c.ReclaimWaits) -> None:
-    state.deadlines.arm("poll", d.runner, d.until_ns)
+    state.deadlines.arm(("poll", d.runner), d.until_ns)
 
 
 def _dismissed(state: State, event: Event, d: c.ModelDismissed) -> None:
@@ -56,7 +70,7 @@ def _dismissed(state: State, event: Event, d: c.ModelDismissed) -> None:
 
 
 def _continues(state: State, event: Event, d: c.StepContinues) -> None:
-    state.deadlines.arm("resume", "", event.t)
+    state.deadlines.arm(("resume", ""), event.t)
 
 
 def _load_requested(state: State, event: Event, f: c.LoadRequested) -> None:
@@ -65,6 +79,7 @@ def _load_requested(state: State, event: Event, f: c.LoadRequested) -> None:
     if state.model(f.model) is not None and not state.stopping:
         demand = demand_of(state, demand_key(f.model, f.options, 0), f.model, f.options, 0)
         demand.operations[operation.id] = None
+        rerank(state, demand)
         operation.demand = demand.key
 
 
@@ -87,7 +102,10 @@ def _operation_ended(state: State, event: Event, d: c.OperationEnded) -> None:
     demand = state.demands.get(operation.demand)
     if demand is not None:
         demand.operations.pop(operation.id, None)
-        drop_if_empty(state, demand)
+        if demand.waiting:
+            rerank(state, demand)
+        else:
+            drop_if_empty(state, demand)
 
 
 def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
@@ -95,7 +113,7 @@ def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
     state.boot_id, state.node, state.rules, state.policy = f.boot_id, f.node, f.rules, f.policy
     state.stopping = ""
     state.readings, state.measured_t, state.measuring = {}, NEVER, False
-    state.deadlines.disarm("measure", "")
+    state.deadlines.disarm(("measure", ""))
     state.claim = None
     for operation in list(state.operations.values()):
         _operation_ended(state, event, c.OperationEnded(operation.id, False))
@@ -109,18 +127,18 @@ def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
 def _rearm(state: State, runner: Runner) -> None:
     t, arm = state.t, state.deadlines.arm
     if runner.state is RunnerState.loading:
-        arm("load", runner.id, t + runner.load_ns)
+        arm(("load", runner.id), t + runner.load_ns)
     elif runner.state is RunnerState.ready or runner.state is RunnerState.draining:
         runner.suspect = True
         if runner.drain_due:
             view = state.model(runner.model)
             runner.drain_due = t + (view.unload_ns if view else STOP_NS)
-            arm("drain", runner.id, runner.drain_due)
+            arm(("drain", runner.id), runner.drain_due)
     elif runner.state is RunnerState.stopping:
-        arm("stop", runner.id, t + STOP_NS)
-        state.deadlines.disarm("kill", runner.id)
+        arm(("stop", runner.id), t + STOP_NS)
+        state.deadlines.disarm(("kill", runner.id))
     else:
-        arm("memory", runner.id, t + RECLAIM_NS)
+        arm(("memory", runner.id), t + RECLAIM_NS)
 
 
 def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
@@ -139,11 +157,11 @@ def _stop_requested(state: State, event: Event, f: c.StopRequested) -> None:
 def _breach_recorded(state: State, event: Event, f: c.BreachRecorded) -> None:
     if f.fact == "request.arrived":
         state.quarantine[f.model] = event.t + QUARANTINE_NS
-        state.deadlines.arm("quarantine", f.model, event.t + QUARANTINE_NS)
+        state.deadlines.arm(("quarantine", f.model), event.t + QUARANTINE_NS)
 
 
 def _deadline_passed(state: State, event: Event, f: c.DeadlinePassed) -> None:
-    state.deadlines.disarm(f.kind, f.id)
+    state.deadlines.disarm((f.kind, f.id))
     if f.kind == "close":
         request = state.requests[f.id]
         runner = state.runners[request.runner]

@@ -9,7 +9,7 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import WATCH_NS
 from statemachines.invariants import check_dispatch, require
-from statemachines.moves import Handlers, end_request, enqueue, release, request_to, unqueue
+from statemachines.moves import Handlers, end_request, enqueue, release, request_to, rerank, unqueue
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Request, State
@@ -36,9 +36,9 @@ def _queued(state: State, event: Event, d: c.RequestQueued) -> None:
     enqueue(state, request)
     view = state.model(request.model)
     if view and view.queue_ns:
-        state.deadlines.arm("queue", request.id, request.arrived_t + view.queue_ns)
+        state.deadlines.arm(("queue", request.id), request.arrived_t + view.queue_ns)
     if view and view.request_ns:
-        state.deadlines.arm("request", request.id, request.arrived_t + view.request_ns)
+        state.deadlines.arm(("request", request.id), request.arrived_t + view.request_ns)
 
 
 def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
@@ -47,9 +47,9 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
     check_dispatch(request, runner)
     if request.state is RequestState.queued:
         unqueue(state, request)
-        state.deadlines.disarm("queue", request.id)
+        state.deadlines.disarm(("queue", request.id))
     elif (view := state.model(request.model)) and view.request_ns:
-        state.deadlines.arm("request", request.id, request.arrived_t + view.request_ns)
+        state.deadlines.arm(("request", request.id), request.arrived_t + view.request_ns)
     request_to(request, "dispatch")
     request.runner = runner.id
     request.slot = True
@@ -58,8 +58,8 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
         runner.keep_alive_ns = request.keep_alive_ns
     if not runner.held:
         runner.idle_t = NEVER
-        state.deadlines.disarm("keep_alive", runner.id)
-        state.deadlines.arm("watch", runner.id, event.t + WATCH_NS)
+        state.deadlines.disarm(("keep_alive", runner.id))
+        state.deadlines.arm(("watch", runner.id), event.t + WATCH_NS)
     runner.held[request.id] = event.t
 
 
@@ -72,6 +72,7 @@ def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
     for id in list(demand.waiting):  # its old place: few wait with the same runner excluded
         if state.requests[id].seq > request.seq:
             demand.waiting.move_to_end(id)
+    rerank(state, demand)
 
 
 def _completed(state: State, event: Event, d: c.RequestCompleted) -> None:
@@ -80,7 +81,7 @@ def _completed(state: State, event: Event, d: c.RequestCompleted) -> None:
     end_request(state, request, "complete")
     if state.cooling:
         state.cooling.pop(request.model, None)
-        state.deadlines.disarm("cool", request.model)
+        state.deadlines.disarm(("cool", request.model))
     runner = state.runners.get(request.runner)
     if runner is not None:
         runner.served += 1

@@ -9,8 +9,8 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import KILL_NS, LEASE_TRIES, PROBE_NS, RECLAIM_NS, REPROBE_NS, STOP_NS, UPSTREAM_CLOSE_NS
 from statemachines.invariants import check_ended, check_load, check_stop, require
-from statemachines.loading import free_port
 from statemachines.moves import Handlers, idle, runner_to, serve, watched
+from statemachines.room import free_port
 from statemachines.runner import RunnerState
 from statemachines.state import Cooling, Runner, State, satisfies, spec_key, waiting_for
 
@@ -22,14 +22,18 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
         d.port, d.socket, d.alone, event.t, wanted=d.reason == "operator",
     )  # fmt: skip
     state.runners[runner.id] = runner
-    state.models.setdefault(d.model, {})[runner.id] = runner
+    state.models.setdefault(d.model, {})[runner.id] = state.loading[runner.id] = runner
+    if d.alone:
+        state.alone[runner.id] = None
+    for device, size in d.reserved_bytes.items():
+        state.held[device] = state.held.get(device, 0) + size
     state.next_port = d.port + 1 if d.port else state.next_port
-    state.deadlines.arm("load", runner.id, event.t + d.load_ns)
+    state.deadlines.arm(("load", runner.id), event.t + d.load_ns)
     state.counts["loads"] = state.counts.get("loads", 0) + 1
     for demand in waiting_for(state, runner.model):
         if (demand.turn_due != NEVER or demand.short_t != NEVER) and satisfies(runner, demand):
             demand.turn_due = demand.short_t = NEVER
-            state.deadlines.disarm("turn", demand.key)
+            state.deadlines.disarm(("turn", demand.key))
     serve(state, runner, +1)
 
 
@@ -76,6 +80,7 @@ def _lease_refused(state: State, event: Event, f: c.LeaseRefused) -> None:
 def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
     """No process of the runner is left."""
     was_live = runner.live
+    state.loading.pop(runner.id, None)
     runner_to(runner, "exited")
     runner.exited = True
     runner.exit_t = state.t
@@ -90,10 +95,10 @@ def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
     if was_live:
         serve(state, runner, -1)
     for kind in ("load", "keep_alive", "drain", "stop", "kill", "probe", "reprobe", "watch"):
-        state.deadlines.disarm(kind, runner.id)
-    state.deadlines.arm("memory", runner.id, state.t + RECLAIM_NS)
+        state.deadlines.disarm((kind, runner.id))
+    state.deadlines.arm(("memory", runner.id), state.t + RECLAIM_NS)
     for id in runner.held:
-        state.deadlines.arm("close", id, state.t + UPSTREAM_CLOSE_NS)
+        state.deadlines.arm(("close", id), state.t + UPSTREAM_CLOSE_NS)
 
 
 def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
@@ -104,39 +109,40 @@ def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
     if runner.state is RunnerState.loading:
         if f.healthy:
             runner_to(runner, "healthy")
+            del state.loading[runner.id]
             runner.ready_t = t
             state.load_cost_ns[runner.model] = t - runner.load_t
-            due.disarm("load", runner.id)
+            due.disarm(("load", runner.id))
             idle(state, runner)
         return
     if runner.state is RunnerState.stopping:
         return  # the answer to a question that no longer matters
-    due.disarm("probe", runner.id)
-    due.disarm("reprobe", runner.id)
+    due.disarm(("probe", runner.id))
+    due.disarm(("reprobe", runner.id))
     if runner.suspect:
         runner.suspect = not f.healthy
         if not f.healthy:
-            due.arm("reprobe", runner.id, t + REPROBE_NS)
-            due.arm("probe", runner.id, max(t, runner.probe_due))
+            due.arm(("reprobe", runner.id), t + REPROBE_NS)
+            due.arm(("probe", runner.id), max(t, runner.probe_due))
     if runner.held:
         watched(state, runner, f.healthy or f.moved)
 
 
 def _probe(state: State, event: Event, d: c.RunnerProbe) -> None:
     runner = state.runners[d.runner]
-    state.deadlines.disarm("reprobe", runner.id)
+    state.deadlines.disarm(("reprobe", runner.id))
     if d.reason != "again":
         runner.probe_due = event.t + PROBE_NS
-    state.deadlines.arm("probe", runner.id, runner.probe_due)
+    state.deadlines.arm(("probe", runner.id), runner.probe_due)
 
 
 def _drain(state: State, event: Event, d: c.RunnerDrain) -> None:
     runner = state.runners[d.runner]
     runner_to(runner, "drain")
     runner.reason, runner.drain_t, runner.drain_due = d.reason, event.t, d.deadline_ns
-    state.deadlines.disarm("keep_alive", runner.id)
+    state.deadlines.disarm(("keep_alive", runner.id))
     if d.deadline_ns:
-        state.deadlines.arm("drain", runner.id, d.deadline_ns)
+        state.deadlines.arm(("drain", runner.id), d.deadline_ns)
     serve(state, runner, -1)
 
 
@@ -144,21 +150,22 @@ def _stop(state: State, event: Event, d: c.RunnerStop) -> None:
     runner = state.runners[d.runner]
     check_stop(runner, d.verdict, event.t)
     was_live = runner.live
+    state.loading.pop(runner.id, None)
     runner_to(runner, "stop")
     runner.verdict, runner.reason = d.verdict, d.reason
     runner.suspect = False
     if runner.drain_t != NEVER:
         state.drain_cost_ns[runner.model] = event.t - runner.drain_t
     for kind in ("load", "keep_alive", "drain", "probe", "reprobe", "watch"):
-        state.deadlines.disarm(kind, runner.id)
-    state.deadlines.arm("stop", runner.id, event.t + STOP_NS)
+        state.deadlines.disarm((kind, runner.id))
+    state.deadlines.arm(("stop", runner.id), event.t + STOP_NS)
     if was_live:
         serve(state, runner, -1)
 
 
 def _kill(state: State, event: Event, d: c.RunnerKill) -> None:
     runner_to(state.runners[d.runner], "kill")
-    state.deadlines.arm("kill", d.runner, event.t + KILL_NS)
+    state.deadlines.arm(("kill", d.runner), event.t + KILL_NS)
 
 
 def _stuck(state: State, event: Event, d: c.RunnerStuck) -> None:
@@ -166,7 +173,7 @@ def _stuck(state: State, event: Event, d: c.RunnerStuck) -> None:
     runner_to(runner, "stuck")
     runner.stuck = True
     for id in runner.held:  # no exit will end their exchanges
-        state.deadlines.arm("close", id, event.t + UPSTREAM_CLOSE_NS)
+        state.deadlines.arm(("close", id), event.t + UPSTREAM_CLOSE_NS)
 
 
 def _ended_runner(trigger: str) -> Callable[[State, Event, Any], None]:
@@ -193,6 +200,10 @@ def _lost(state: State, event: Event, d: c.RunnerLost) -> None:
 
 def _remove(state: State, runner: Runner) -> None:
     del state.runners[runner.id]
+    state.loading.pop(runner.id, None)
+    state.alone.pop(runner.id, None)
+    for device in runner.reserved_bytes | runner.peak_bytes:
+        state.held[device] -= runner.hold_bytes(device)
     mine = state.models[runner.model]
     del mine[runner.id]
     if not mine:
@@ -209,7 +220,7 @@ def _remove(state: State, runner: Runner) -> None:
         "memory",
         "poll",
     ):
-        state.deadlines.disarm(kind, runner.id)
+        state.deadlines.disarm((kind, runner.id))
     for operation in state.operations.values():
         operation.runners.pop(runner.id, None)
     name = runner.state.value + "_runners"
@@ -218,7 +229,7 @@ def _remove(state: State, runner: Runner) -> None:
 
 def _cooling(state: State, event: Event, d: c.ModelCooling) -> None:
     state.cooling[d.model] = Cooling(d.runner, d.failures, d.until_ns, d.message)
-    state.deadlines.arm("cool", d.model, d.until_ns)
+    state.deadlines.arm(("cool", d.model), d.until_ns)
 
 
 HANDLERS: Handlers = {

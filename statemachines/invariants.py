@@ -11,7 +11,7 @@ from events.catalogue import RunnerLoad
 from statemachines.ledger import budget_bytes, held_bytes
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, State, being_dismissed, satisfies
+from statemachines.state import Demand, Request, Runner, State, being_dismissed, head_seq, satisfies
 
 
 class Breach(Exception):
@@ -46,14 +46,19 @@ def check_load(state: State, load: RunnerLoad) -> None:
     """The ledger, the port and the instances of a launch spec allow the load."""
     for device, need in load.reserved_bytes.items():
         budget = budget_bytes(state, device)
-        over = budget is not None and held_bytes(state, device) + need > budget
-        require(not over, f"load of {load.model} exceeds the budget of {device}")
-    for runner in state.runners.values():
-        require(not load.port or runner.port != load.port, f"port {load.port} is {runner.id}'s")
-        twin = runner.live and runner.digest == load.digest and runner.options == load.options
-        require(not twin, f"{runner.id} already serves the launch spec of {load.model}")
-        beside = runner.live and (runner.alone or load.alone)
-        require(not beside, f"{load.model} loaded beside {runner.id}, one of them to be alone")
+        if budget is not None and held_bytes(state, device) + need > budget:
+            raise Breach(f"load of {load.model} exceeds the budget of {device}")
+    if load.port:
+        for runner in state.runners.values():
+            if runner.port == load.port:
+                raise Breach(f"port {load.port} is {runner.id}'s")
+    for runner in state.models.get(load.model, {}).values():
+        if runner.live and runner.digest == load.digest and runner.options == load.options:
+            raise Breach(f"{runner.id} already serves the launch spec of {load.model}")
+    if state.alone or (load.alone and state.runners):
+        raise Breach(
+            f"{load.model} loaded beside {next(iter(state.alone or state.runners))}, one to be alone"
+        )
 
 
 def check_ended(runner: Runner) -> None:
@@ -67,8 +72,20 @@ def check_all(state: State) -> None:
     _check_slots(state)
     _check_queues(state)
     _check_waiters(state)
+    _check_memory(state)
     ports = [runner.port for runner in state.runners.values() if runner.port]
     require(len(ports) == len(dict.fromkeys(ports)), "two runners lease one port")
+
+
+def _check_memory(state: State) -> None:
+    held: dict[str, int] = {}
+    for runner in state.runners.values():
+        for device in runner.reserved_bytes | runner.peak_bytes:
+            held[device] = held.get(device, 0) + runner.hold_bytes(device)
+    require({k: v for k, v in state.held.items() if v} == {k: v for k, v in held.items() if v}, "held bytes")
+    loading = [r.id for r in state.runners.values() if r.state is RunnerState.loading]
+    require(list(state.loading) == loading, "the list of loading runners is wrong")
+    require(list(state.alone) == [r.id for r in state.runners.values() if r.alone], "alone is wrong")
 
 
 def _check_slots(state: State) -> None:
@@ -93,6 +110,8 @@ def _check_slots(state: State) -> None:
 
 def _check_queues(state: State) -> None:
     waiting = 0
+    keys = [key for agenda in state.starving.values() for key in agenda.due]
+    require(all(key in state.demands for key in keys), "a demand starves that is not there")
     wanted = {key: demand for mine in state.wanted.values() for key, demand in mine.items()}
     require(wanted == state.demands and all(state.wanted.values()), "demands by model are wrong")
     for key, demand in state.demands.items():
@@ -100,7 +119,9 @@ def _check_queues(state: State) -> None:
         require(bool(demand.waiting or demand.operations), f"demand {key} is empty")
         servers = sum(runner.live and satisfies(runner, demand) for runner in state.runners.values())
         require(servers == demand.servers, f"demand {key}: {demand.servers} servers counted, {servers} there")
-        require((key in state.starving) == (servers == 0), f"demand {key}: starving is wrong")
+        starving = state.starving.get(demand.priority)
+        rank = starving.due.get(key) if starving else None
+        require(rank == (None if servers else head_seq(demand)), f"demand {key}: starving is wrong")
         for id in demand.waiting:
             require(state.requests[id].state is RequestState.queued, f"{id} waits but is not queued")
     require(waiting == state.queued, f"{state.queued} queued counted, {waiting} there")

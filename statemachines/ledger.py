@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 from events.catalogue import ModelView
 from events.limits import RECLAIM_PERCENT
-from statemachines.runner import RunnerState
 from statemachines.state import Runner, State, spec_key
 
 ANY = ""
@@ -30,28 +29,32 @@ def budget_bytes(state: State, device: str) -> int | None:
     return min(configured, reading.total_bytes)
 
 
-def held_bytes(state: State, device: str, without: Mapping[str, object] | None = None) -> int:
-    """What all runners hold on a device, but for those in `without`."""
-    return sum(r.hold_bytes(device) for r in state.runners.values() if not (without and r.id in without))
+def held_bytes(state: State, device: str) -> int:
+    """What all runners hold on a device."""
+    return state.held.get(device, 0)
 
 
-def free_bytes(state: State, device: str, without: Mapping[str, object] | None = None) -> int | None:
-    """What a new load may reserve on a device, if the runners `without` were gone. None: unknown device."""
+def predicted_bytes(state: State, device: str) -> int | None:
+    """What the ledger says is free for a new load. None: unknown device."""
     budget = budget_bytes(state, device)
-    if budget is None:
-        return None
-    free = budget - held_bytes(state, device, without)
+    return None if budget is None else budget - state.held.get(device, 0) - state.config.headroom_bytes
+
+
+def reported_bytes(state: State, device: str) -> int | None:
+    """What the device reports free, less what runners that load are yet to take. None: it reports nothing."""
     reading = state.readings.get(device)
-    if reading is not None:
-        reported = reading.free_bytes
-        for runner in state.runners.values():
-            used = runner.used_bytes.get(device, 0)
-            if without and runner.id in without:
-                reported += used or runner.hold_bytes(device)
-            elif runner.state is RunnerState.loading:
-                reported -= max(0, runner.hold_bytes(device) - used)
-        free = min(free, reported)
-    return free - state.config.headroom_bytes
+    if reading is None:
+        return None
+    free = reading.free_bytes - state.config.headroom_bytes
+    for runner in state.loading.values():
+        free -= max(0, runner.hold_bytes(device) - runner.used_bytes.get(device, 0))
+    return free
+
+
+def free_bytes(state: State, device: str) -> int | None:
+    """What a new load may reserve on a device. None: unknown device."""
+    predicted, reported = predicted_bytes(state, device), reported_bytes(state, device)
+    return predicted if predicted is None or reported is None else min(predicted, reported)
 
 
 def needs_bytes(state: State, view: ModelView, options: Mapping[str, object]) -> dict[str, int] | None:
@@ -85,7 +88,7 @@ def back(state: State, runner: Runner) -> bool:
         reading = state.readings.get(device)
         if reading is None or state.measured_t <= runner.exit_t:
             return False
-        others = held_bytes(state, device, {runner.id: None})
+        others = held_bytes(state, device) - hold
         grown = (reading.free_bytes - free_at_exit) * 100 >= hold * RECLAIM_PERCENT
         there = (reading.free_bytes - (reading.total_bytes - others - hold)) * 100 >= hold * RECLAIM_PERCENT
         if not grown and not there:

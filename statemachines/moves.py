@@ -11,6 +11,7 @@ from events.catalogue import NEVER, Event
 from events.limits import UPSTREAM_CLOSE_NS, WATCH_NS
 from statemachines import request as requests
 from statemachines import runner as runners
+from statemachines.agenda import Agenda
 from statemachines.machine import IllegalTransition
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
@@ -22,6 +23,7 @@ from statemachines.state import (
     demand_key,
     dismissal_key,
     dismissed,
+    head_seq,
     satisfies,
     waiting_for,
 )
@@ -51,6 +53,7 @@ def enqueue(state: State, request: Request, excluded: str = "") -> None:
     request.demand = key
     demand.waiting[request.id] = None
     state.queued += 1
+    rerank(state, demand)
 
 
 def demand_of(
@@ -62,27 +65,51 @@ def demand_of(
         state.wanted.setdefault(model, OrderedDict())[key] = demand
         for runner in state.models.get(model, {}).values():
             demand.servers += runner.live and satisfies(runner, demand)
-        if not demand.servers:
-            state.starving[key] = None
     return demand
+
+
+def rerank(state: State, demand: Demand) -> None:
+    """Keep the place of a demand among the starving, if it is one."""
+    if demand.servers:
+        return
+    agenda = state.starving.get(demand.priority)
+    if agenda is None:
+        agenda = state.starving[demand.priority] = Agenda()
+    seq = head_seq(demand)
+    if agenda.due.get(demand.key) != seq:
+        agenda.arm(demand.key, seq)
+
+
+def feed(state: State, demand: Demand) -> None:
+    """A demand starves no more."""
+    agenda = state.starving.get(demand.priority)
+    if agenda is not None:
+        agenda.disarm(demand.key)
+        if not agenda.due:
+            del state.starving[demand.priority]
 
 
 def unqueue(state: State, request: Request) -> None:
     demand = state.demands[request.demand]
     del demand.waiting[request.id]
     state.queued -= 1
-    drop_if_empty(state, demand)
+    if demand.waiting:
+        rerank(state, demand)
+    else:
+        drop_if_empty(state, demand)
 
 
 def drop_if_empty(state: State, demand: Demand) -> None:
-    if not demand.waiting and not demand.operations:
+    if demand.operations:
+        rerank(state, demand)
+    elif not demand.waiting:
         del state.demands[demand.key]
         mine = state.wanted[demand.model]
         del mine[demand.key]
         if not mine:
             del state.wanted[demand.model]
-        state.starving.pop(demand.key, None)
-        state.deadlines.disarm("turn", demand.key)
+        feed(state, demand)
+        state.deadlines.disarm(("turn", demand.key))
         for key in [demand.model, dismissal_key(demand.model, demand.key)] if state.dismissing else []:
             dismissal = state.dismissing.get(key)
             if dismissal is not None and dismissed(state, dismissal) is None:
@@ -95,9 +122,9 @@ def serve(state: State, runner: Runner, gain: int) -> None:
         if satisfies(runner, demand):
             demand.servers += gain
             if demand.servers:
-                state.starving.pop(demand.key, None)
+                feed(state, demand)
             else:
-                state.starving[demand.key] = None
+                rerank(state, demand)
 
 
 def release(state: State, request: Request) -> None:
@@ -105,7 +132,7 @@ def release(state: State, request: Request) -> None:
     runner = state.runners[request.runner]
     del runner.held[request.id]
     request.slot = False
-    state.deadlines.disarm("close", request.id)
+    state.deadlines.disarm(("close", request.id))
     if request.state in requests.TERMINAL:
         del state.requests[request.id]
     if not runner.held:
@@ -115,19 +142,19 @@ def release(state: State, request: Request) -> None:
 def idle(state: State, runner: Runner) -> None:
     runner.idle_t = state.t
     runner.silent_t = NEVER
-    state.deadlines.disarm("watch", runner.id)
+    state.deadlines.disarm(("watch", runner.id))
     if runner.state is RunnerState.ready and runner.keep_alive_ns >= 0:
-        state.deadlines.arm("keep_alive", runner.id, state.t + runner.keep_alive_ns)
+        state.deadlines.arm(("keep_alive", runner.id), state.t + runner.keep_alive_ns)
 
 
 def end_request(state: State, request: Request, trigger: str) -> None:
     if request.state is RequestState.queued:
         unqueue(state, request)
     request_to(request, trigger)
-    state.deadlines.disarm("queue", request.id)
-    state.deadlines.disarm("request", request.id)
+    state.deadlines.disarm(("queue", request.id))
+    state.deadlines.disarm(("request", request.id))
     if request.slot:
-        state.deadlines.arm("close", request.id, state.t + UPSTREAM_CLOSE_NS)
+        state.deadlines.arm(("close", request.id), state.t + UPSTREAM_CLOSE_NS)
     else:
         del state.requests[request.id]
     name = request.state.value
@@ -137,7 +164,7 @@ def end_request(state: State, request: Request, trigger: str) -> None:
 def hasten(state: State, runner: Runner) -> None:
     """A drain that may last no longer."""
     runner.drain_due = state.t
-    state.deadlines.arm("drain", runner.id, state.t)
+    state.deadlines.arm(("drain", runner.id), state.t)
 
 
 def watched(state: State, runner: Runner, alive: bool) -> None:
@@ -145,4 +172,4 @@ def watched(state: State, runner: Runner, alive: bool) -> None:
         runner.silent_t = NEVER
     elif runner.silent_t == NEVER:
         runner.silent_t = state.t
-    state.deadlines.arm("watch", runner.id, state.t + WATCH_NS)
+    state.deadlines.arm(("watch", runner.id), state.t + WATCH_NS)

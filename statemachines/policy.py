@@ -53,10 +53,13 @@ def collate(state: State, runner: Runner, rival: Demand) -> int:
     return NEVER
 
 
+Cost = tuple[int, int, int, str]
+"""What losing a runner costs, comparable; its last part is the runner's id."""
+
 POLICIES: Mapping[str, Turn] = {"balanced": balanced, "fifo": fifo, "collate": collate}
 
 
-def cost_to_lose(state: State, runner: Runner) -> tuple[int, int, int, str]:
+def cost_to_lose(state: State, runner: Runner) -> Cost:
     """Sort key of a victim: idle before busy, then the cheapest to load again, the least recently used."""
     busy = 1 if runner.held else 0
     cost = state.load_cost_ns.get(runner.model, LOAD_GUESS_NS)

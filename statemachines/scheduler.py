@@ -58,7 +58,7 @@ class Scheduler:
         self.events = events
         first = self.state.deadlines.first()
         if first is not None and first[0] <= t:
-            self._take(c.DeadlinePassed(first[1], first[2]), max(first[0], self.state.t))
+            self._take(c.DeadlinePassed(*first[1]), max(first[0], self.state.t))
         return events
 
     def next_due(self) -> int | None:
@@ -69,8 +69,8 @@ class Scheduler:
     def _fire(self, t: int) -> None:
         deadlines = self.state.deadlines
         while (first := deadlines.first()) is not None and first[0] <= t:
-            due, kind, id = first
-            self._take(c.DeadlinePassed(kind, id), max(due, self.state.t))
+            due, key = first
+            self._take(c.DeadlinePassed(*key), max(due, self.state.t))
 
     def _take(self, fact: Fact, t: int) -> None:
         state = self.state

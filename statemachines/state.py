@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from heapq import heappop, heappush
 
 import msgspec
 
 from events.catalogue import NEVER, ConfigView, ModelDismissed, ModelView, Option, Process, Reading
+from statemachines.agenda import Agenda
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 
@@ -146,57 +146,15 @@ class Claim(msgspec.Struct):
     victims: tuple[str, ...]
 
 
-class Deadlines:
-    """Every wait's end: (kind, id) to its time, and a heap of (time, kind, id) whose stale entries are
-    dropped when they surface. Moving a deadline later costs one dict write: the heap learns of it lazily.
-    """
-
-    __slots__ = ("_heap", "_queued", "due")
-
-    def __init__(self) -> None:
-        self.due: dict[tuple[str, str], int] = {}
-        self._heap: list[tuple[int, str, str]] = []
-        self._queued: dict[tuple[str, str], int] = {}
-
-    def arm(self, kind: str, id: str, at: int) -> None:
-        """Set or move the deadline."""
-        key = (kind, id)
-        self.due[key] = at
-        queued = self._queued.get(key)
-        if queued is None or queued > at:
-            self._queued[key] = at
-            heappush(self._heap, (at, kind, id))
-
-    def disarm(self, kind: str, id: str) -> None:
-        """Drop the deadline, if it is set."""
-        self.due.pop((kind, id), None)
-
-    def first(self) -> tuple[int, str, str] | None:
-        """The next deadline in (time, kind, id) order."""
-        heap = self._heap
-        while heap:
-            at, kind, id = entry = heap[0]
-            key = (kind, id)
-            due = self.due.get(key)
-            if due == at:
-                return entry
-            heappop(heap)
-            if self._queued.get(key) == at:
-                del self._queued[key]
-                if due is not None:
-                    self._queued[key] = due
-                    heappush(heap, (due, kind, id))
-        return None
-
-
 class State:
     """Everything that a decision may depend on."""
 
     __slots__ = (
-        "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands", "dismissing",
-        "drain_cost_ns", "footprints", "load_cost_ns", "measured_t", "measuring", "models", "next_port",
-        "node", "operations", "policy", "quarantine", "queued", "readings", "refused_ports", "requests",
-        "rules", "runners", "seq", "starving", "stopping", "t", "wanted",
+        "alone", "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands",
+        "dismissing", "drain_cost_ns", "footprints", "held", "load_cost_ns", "loading",
+        "measured_t", "measuring", "models", "next_port", "node", "operations", "policy",
+        "quarantine", "queued", "readings", "refused_ports", "requests", "rules", "runners", "seq",
+        "starving", "stopping", "t", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -213,6 +171,12 @@ class State:
         """Runners that are not terminal."""
         self.models: dict[str, dict[str, Runner]] = {}
         """The same by model; a model without one has no entry."""
+        self.loading: dict[str, Runner] = {}
+        """Those of them that load."""
+        self.alone: dict[str, None] = {}
+        """Those of them beside which nothing may be loaded."""
+        self.held: dict[str, int] = {}
+        """Bytes that they hold on each device."""
         self.requests: dict[str, Request] = {}
         """Requests that have not ended, or whose slot is not back."""
         self.queued = 0
@@ -220,8 +184,8 @@ class State:
         """Demands with somebody waiting."""
         self.wanted: dict[str, OrderedDict[str, Demand]] = {}
         """The same by model; a model that nobody waits for has no entry."""
-        self.starving: dict[str, None] = {}
-        """Demands that no live runner satisfies."""
+        self.starving: dict[int, Agenda[str]] = {}
+        """Demands that no live runner satisfies, by priority, each with the age of its head (`head_seq`)."""
         self.dismissing: dict[str, ModelDismissed] = {}
         """Dismissals whose waiters are being failed, a few each step, by `dismissal_key`."""
         self.operations: dict[str, Operation] = {}
@@ -240,13 +204,19 @@ class State:
         self.measuring = False
         self.next_port = 0
         self.refused_ports: dict[int, None] = {}
-        self.deadlines = Deadlines()
+        self.deadlines: Agenda[tuple[str, str]] = Agenda()
+        """Every wait's end, by (kind, id)."""
         self.counts: dict[str, int] = {}
         """How many events of each type there have been."""
 
     def model(self, name: str) -> ModelView | None:
         """The model's configuration, or None where there is none."""
         return self.config.models.get(name)
+
+
+def head_seq(demand: Demand) -> int:
+    """The age of a demand: the number of its oldest request, or of an operator's load."""
+    return int((next(iter(demand.waiting), "") or next(iter(demand.operations)))[1:])
 
 
 def demand_key(model: str, options: dict[str, Option], priority: int, excluded: str = "") -> str:
@@ -308,8 +278,8 @@ def spec_key(digest: str, options: dict[str, Option]) -> str:
     return digest + "?" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))
 
 
-INDEXES = ("deadlines", "models", "wanted")
-"""What `canonical` writes in its own way."""
+INDEXES = ("deadlines", "loading", "models", "starving", "wanted")
+"""What `canonical` writes in its own way, or is a second view of what it writes."""
 
 
 def canonical(state: State) -> bytes:
@@ -318,4 +288,5 @@ def canonical(state: State) -> bytes:
     plain["models"] = {model: list(runners) for model, runners in state.models.items()}
     plain["wanted"] = {model: list(demands) for model, demands in state.wanted.items()}
     plain["deadlines"] = sorted((due, kind, id) for (kind, id), due in state.deadlines.due.items())
+    plain["starving"] = {priority: agenda.due for priority, agenda in state.starving.items()}
     return msgspec.json.encode(msgspec.to_builtins(plain, str_keys=True), order="deterministic")

@@ -184,7 +184,7 @@ DEADLINES: dict[str, str] = {
 
 
 def _deadline(s: str, p: Payload) -> str:
-    words = DEADLINES.get(p["kind"], "the deadline " + p["kind"] + " of {id} has passed")
+    words = DEADLINES.get(p["kind"]) or f"the deadline {p['kind']} of {{id}} has passed"
     return words.replace("{id}", _demand(p["id"]) or "the daemon")
 
 

@@ -50,8 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     import trio
 
-    from daemon.config import ConfigError, load
+    from daemon.config.errors import ConfigError
+    from daemon.config.file import load
     from daemon.driver import StepFailed
+    from daemon.processes.gate import raise_open_files
     from daemon.service import Places, StopFailed, serve
     from events.envelope import LogError
     from events.store import StoreBroken
@@ -73,6 +75,7 @@ def _serve(options: argparse.Namespace) -> int:
     )
     codes = {StepFailed: EXIT_STEP_FAILED, StoreBroken: EXIT_LOG_FAILED, LogError: EXIT_UNREACHABLE,
              sqlite3.Error: EXIT_UNREACHABLE, StopFailed: EXIT_REFUSED, OSError: EXIT_REFUSED}  # fmt: skip
+    raise_open_files()
     try:
         trio.run(serve, config, places, strict_exception_groups=True)
     except tuple(codes) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import msgspec
 
@@ -22,6 +22,8 @@ _MODEL = msgspec.json.Decoder(_Model)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUE: msgspec.json.Decoder[Option | None] = msgspec.json.Decoder(Option | None)
 
+_TYPES = {bool: "true or false", int: "an integer", str: "a text"}
+
 _INVALID = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Deep nesting and bad UTF-8 raise errors that are not msgspec's."""
 
@@ -39,7 +41,7 @@ def model_name(body: Buffer) -> str:
     return name
 
 
-def launch_options(body: Buffer, declared: Collection[str]) -> dict[str, Option]:
+def launch_options(body: Buffer, declared: Mapping[str, Option]) -> dict[str, Option]:
     """The declared launch options that the body fixes, at its top level or under "options" (as Ollama's
     clients do), which goes first. Raises Refused. `body` has passed `model_name`."""
     try:
@@ -49,18 +51,23 @@ def launch_options(body: Buffer, declared: Collection[str]) -> dict[str, Option]
             members.update(_MEMBERS.decode(inner))
     except _INVALID as invalid:
         raise _refused("invalid_json", f"The request body is not valid JSON: {invalid}.") from None
-    found = {name: _option(name, members[name]) for name in declared if name in members}
+    found = {
+        name: _option(name, members[name], default) for name, default in declared.items() if name in members
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _option(name: str, raw: msgspec.Raw) -> Option | None:
-    """A launch option's value; None (null) leaves it open."""
+def _option(name: str, raw: msgspec.Raw, default: Option) -> Option | None:
+    """A launch option's value, of its default's type; None (null) leaves it open."""
+    expected = _TYPES[type(default)]
     try:
         value = _VALUE.decode(raw)
     except _INVALID:
-        raise _refused(
-            "invalid_option", f'The option "{name}" must be an integer, text or boolean.'
-        ) from None
+        raise _refused("invalid_option", f'The option "{name}" must be {expected}.') from None
+    if value is not None and type(value) is not type(default):
+        raise _refused("invalid_option", f'The option "{name}" must be {expected}, not {value!r}.')
+    if isinstance(value, str) and "\0" in value:
+        raise _refused("invalid_option", f'The option "{name}" contains a NUL character.')
     if isinstance(value, int) and abs(value) >= 1 << 63:
         raise _refused("invalid_option", f'The option "{name}" does not fit into 64 bits.')
     if len(memoryview(raw)) > HTTP_OPTION_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import msgspec
 
 from daemon.http.answers import Answer, error, json
 from daemon.ports import Desk
-from events.catalogue import NEVER
+from events.catalogue import NEVER, Option
 from events.limits import S
 from statemachines.runner import RunnerState
 from statemachines.state import Runner
@@ -46,8 +46,8 @@ class Catalog(Protocol):
         """The rows of /v1/models, in order; without unlisted models."""
         ...
 
-    def launch_options(self, model: str) -> Collection[str]:
-        """The names of the launch options that a request may fix."""
+    def launch_options(self, model: str) -> Mapping[str, Option]:
+        """The launch options that a request may fix, with their defaults, which give their types."""
         ...
 
 

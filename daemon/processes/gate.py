@@ -8,6 +8,7 @@ the gate becomes the runner. If the daemon dies before, the gate reads end of fi
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -45,7 +46,18 @@ def start(argv: Sequence[str], env: Mapping[str, str], output: Path) -> subproce
     finally:
         os.close(descriptor)
     _reset_oom(process.pid)
+    with suppress(OSError):
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, _OPEN_FILES)
     return process
+
+
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""What the daemon was started with."""
+
+
+def raise_open_files() -> None:
+    """As many connections as the system allows. A runner gets the old limit: select() ends at 1024."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES[1], _OPEN_FILES[1]))
 
 
 def _reset_oom(pid: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from daemon.http.limits import Limits
 from daemon.http.routes import ModelRow
 from daemon.http.server import FrontDoor
 from daemon.ports import Address, Dispatched, Ended, LogBlocked, Ticket
-from events.catalogue import RequestArrived, UpstreamEnded
+from events.catalogue import Option, RequestArrived, UpstreamEnded
 from statemachines.state import Runner, State
 
 LIMIT_S = 10
@@ -105,7 +105,7 @@ class FakeDesk:
 class FakeCatalog:
     """Two models, one alias, one launch option."""
 
-    options: Collection[str] = ("num_ctx", "adapter")
+    options: Mapping[str, Option] = {"num_ctx": 4096, "adapter": ""}
 
     def resolve(self, name: str) -> str | None:
         return {"tiny": "tiny", "small": "small", "mini": "small"}.get(name)
@@ -113,7 +113,7 @@ class FakeCatalog:
     def models(self) -> Sequence[ModelRow]:
         return [ModelRow("tiny"), ModelRow("small", ("mini",), "Small", "The small one.")]
 
-    def launch_options(self, model: str) -> Collection[str]:
+    def launch_options(self, model: str) -> Mapping[str, Option]:
         return self.options
 
 

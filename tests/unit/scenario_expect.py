@@ -52,7 +52,9 @@ class History:
         self.log.append(event)
         self.state = state
         body, id = event.body, event.subject
-        if isinstance(body, c.RequestArrived | c.RunnerLoad | c.LoadRequested | c.UnloadRequested | c.CancelRequested):
+        if isinstance(
+            body, c.RequestArrived | c.RunnerLoad | c.LoadRequested | c.UnloadRequested | c.CancelRequested
+        ):
             kind = id[0]
             self.names[id] = f"{kind}{sum(name[0] == kind for name in self.names) + 1}"
         if isinstance(body, c.RequestArrived):
@@ -84,7 +86,9 @@ class History:
 
     def tally(self, name: str) -> str:
         told = self.of(name)
-        ends = {end: sum(each.end == end for each in told) for end in dict.fromkeys(each.end for each in told)}
+        ends = {
+            end: sum(each.end == end for each in told) for end in dict.fromkeys(each.end for each in told)
+        }
         became = ", ".join(f"{count} {end or 'under way'}" for end, count in ends.items())
         return f"{name}: {became}; longest wait {seconds(max(self.waited(each) for each in told))}"
 
@@ -121,7 +125,9 @@ def within(h: History, words: list[str]) -> None:
     """`expect within 5s q1`: the request ended within that of its arrival."""
     told = h.requests[words[1]]
     took = told.end_t - told.arrived_t
-    assert told.end and took <= duration(words[0]), f"{words[1]}: {told.end or 'no end'} after {seconds(took)}"
+    assert told.end and took <= duration(words[0]), (
+        f"{words[1]}: {told.end or 'no end'} after {seconds(took)}"
+    )
 
 
 def all_completed(h: History, words: list[str]) -> None:

@@ -124,7 +124,7 @@ def _ended(word: str) -> Callable[[str, Any], str]:
 
 def _dismissed(id: str, d: c.ModelDismissed) -> str:
     who = demand(d.demand) if d.demand else d.model
-    return f"who waits for {who} is told: " + _of(d.reason, d.runner, f"({d.detail})" if d.detail else "")
+    return f"who waits for {who} is told: " + _of(d.reason, d.runner)
 
 
 def _waits(id: str, d: c.TurnWaits) -> str:
@@ -213,9 +213,13 @@ def state_lines(state: State) -> list[str]:
     """Runners, requests, claims and memory, as few lines as possible."""
     lines = []
     for runner in state.runners.values():
-        held = f"{len(runner.held)}/{runner.slots} slots" + (f" ({', '.join(runner.held)})" * bool(runner.held))
+        held = f"{len(runner.held)}/{runner.slots} slots" + (
+            f" ({', '.join(runner.held)})" * bool(runner.held)
+        )
         marks = [mark for mark in ("suspect", "stuck") if getattr(runner, mark)]
-        lines.append(", ".join([f"{runner.id} {label(runner.model, runner.options)} {runner.state}", held, *marks]))
+        lines.append(
+            ", ".join([f"{runner.id} {label(runner.model, runner.options)} {runner.state}", held, *marks])
+        )
     for request in state.requests.values():
         held = f", holds a slot of {request.runner}" if request.slot else ""
         lines.append(f"{request.id} {label(request.model, request.options)} {request.state}{held}")

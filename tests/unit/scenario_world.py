@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from events import catalogue as c
-from events.catalogue import NEVER, Event, Option
+from events.catalogue import Event, Option
 from events.envelope import Record, decode, encode, first_hash
 from events.limits import MS
 from events.upcast import type_of
@@ -322,7 +322,9 @@ class Play:
                 self.command(text)
         self.flush()
         names = self.script.history.names
-        return [re.sub(r"\b[qro]\d+\b", lambda found: names.get(found[0], found[0]), text) for text in self.out]
+        return [
+            re.sub(r"\b[qro]\d+\b", lambda found: names.get(found[0], found[0]), text) for text in self.out
+        ]
 
     def check_log(self) -> None:
         """What was logged is stored, read, folded and derived again: the same events, the same state."""
@@ -365,7 +367,9 @@ def play(text: str) -> str:
             said = run.block(commands)
         except Exception as error:
             error.add_note("in the block:\n" + "\n".join(commands))
-            error.add_note(f"at {seconds(run.world.t)}, after:\n" + "\n".join(line(e) for e in run.world.log[-12:]))
+            error.add_note(
+                f"at {seconds(run.world.t)}, after:\n" + "\n".join(line(e) for e in run.world.log[-12:])
+            )
             raise
         done.append("\n".join([*commands, "----", *said]))
     run.check_log()

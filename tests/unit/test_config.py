@@ -10,9 +10,11 @@ from textwrap import dedent
 import msgspec
 import pytest
 
-from daemon.config import Config, ConfigError, SpecChanged, load
 from daemon.config.check import check_main
 from daemon.config.commands import Command
+from daemon.config.config import Config, SpecChanged
+from daemon.config.errors import ConfigError
+from daemon.config.file import load
 from daemon.ports import Launch
 from events.catalogue import NEVER, DeviceView, Option
 from events.limits import GIB, MIB, S

@@ -8,8 +8,9 @@ from textwrap import dedent
 
 import pytest
 
-from daemon.config import ConfigError, load
 from daemon.config.check import check_main
+from daemon.config.errors import ConfigError
+from daemon.config.file import load
 from events.limits import CONFIG_MAX_BYTES, CONFIG_PROBLEMS_SHOWN
 
 ROOT = Path(__file__).parents[2]

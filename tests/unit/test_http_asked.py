@@ -16,19 +16,32 @@ def test_the_model() -> None:
     "body", [b'{"options":[1]}', b'{"options":"x"}', b'{"options":null}', b"{}", b'{"n":null}']
 )
 def test_open_options(body: bytes) -> None:
-    assert asked.launch_options(body, ["n"]) == {}
+    assert asked.launch_options(body, {"n": 1}) == {}
 
 
 def test_options_of_each_kind() -> None:
     body = b'{"n": 1, "s": "a", "b": true, "undeclared": 5, "options": {"n": 2, "m": 7}}'
-    assert asked.launch_options(body, ["n", "s", "b"]) == {"n": 2, "s": "a", "b": True}
+    assert asked.launch_options(body, {"n": 1, "s": "", "b": False}) == {"n": 2, "s": "a", "b": True}
 
 
-@pytest.mark.parametrize("value", [b"1.5", b"[]", b"{}", b'"%b"' % (b"a" * 2000), b"9223372036854775808"])
+@pytest.mark.parametrize("value", [b"1.5", b"[]", b"{}", b'"8192"', b"true", b"9223372036854775808"])
 def test_bad_options(value: bytes) -> None:
     with pytest.raises(Refused) as refused:
-        asked.launch_options(b'{"n": %b}' % value, ["n"])
+        asked.launch_options(b'{"n": %b}' % value, {"n": 4096})
     assert refused.value.answer.status == 400
+
+
+@pytest.mark.parametrize("value", [b"1", b'"%b"' % (b"a" * 2000), b'"a\\u0000b"'])
+def test_bad_texts(value: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        asked.launch_options(b'{"s": %b}' % value, {"s": "f16"})
+    assert refused.value.answer.status == 400
+
+
+def test_a_refused_option_says_what_it_should_be() -> None:
+    with pytest.raises(Refused) as refused:
+        asked.launch_options(b'{"num_ctx": "8192"}', {"num_ctx": 4096})
+    assert b'\\"num_ctx\\" must be an integer, not' in refused.value.answer.body
 
 
 def test_renamed_keeps_the_bytes_of_the_rest() -> None:

@@ -41,7 +41,7 @@ def serve_front(backend_port: int) -> None:
     from daemon.http.routes import ModelRow
     from daemon.http.server import FrontDoor
     from daemon.ports import Address, Dispatched, Ended
-    from events.catalogue import RequestArrived, UpstreamEnded
+    from events.catalogue import Option, RequestArrived, UpstreamEnded
     from statemachines.state import State
 
     turn = Dispatched(Address("r1", f"http://127.0.0.1:{backend_port}"), 1)

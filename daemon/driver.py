@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import outcome
@@ -147,7 +147,7 @@ class Driver:
 
     def submit(self, fact: Fact) -> Sequence[Event]:
         """Number, fold and append a fact; its step's events are not durable yet. Raises StepFailed."""
-        events = self._step(lambda: self._scheduler.step(fact, self._clock()), fact)
+        events = self._step(fact)
         self._close(events)
         return events
 
@@ -161,23 +161,29 @@ class Driver:
         with suppress(StepFailed):
             self.submit(fact)
 
-    def _step(self, run: Callable[[], list[Event]], fact: Fact | None) -> list[Event]:
+    def _step(self, fact: Fact | None) -> list[Event]:
+        """Take a fact, or (None) fire the deadlines that are due, and append what follows."""
         if self._failed is not None:
             raise self._failed
+        scheduler, t = self._scheduler, self._clock()
         try:
-            events = run()
+            events = scheduler.step(fact, t) if fact is not None else scheduler.advance(t)
         except Exception as error:
-            self._failed = StepFailed(f"{type(error).__name__}: {error}")
-            self._record_breach(fact, error)
-            self._wake.set()
-            raise self._failed from error
+            self._fail(fact, error)
         if events:
             urgent = len(events) != 2 or type(events[1].body) is not c.RequestCompleted
             self._store.append(events, time.time_ns(), urgent=urgent)
-            due = self._scheduler.next_due()
+            due = scheduler.next_due()
             if due is not None and due < self._wake_t:
                 self._wake.set()
         return events
+
+    def _fail(self, fact: Fact | None, error: Exception) -> NoReturn:
+        """The state is void from here on."""
+        self._failed = StepFailed(f"{type(error).__name__}: {error}")
+        self._record_breach(fact, error)
+        self._wake.set()
+        raise self._failed from error
 
     def _record_breach(self, fact: Fact | None, error: Exception) -> None:
         """Keep the offending fact beside the log; it must not be met again at every start."""
@@ -198,7 +204,7 @@ class Driver:
         if self._store.blocked_since is not None:
             self._refused += 1
             raise LogBlocked(f"the event log cannot be written: {self._store.blocked_error}")
-        events = self._step(lambda: self._scheduler.step(arrival, self._clock()), arrival)
+        events = self._step(arrival)
         for event in events:
             if event.body is arrival:
                 ticket = self._tickets[event.subject] = Ticket(event.subject, arrival.model, arrival.caller)
@@ -311,7 +317,7 @@ class Driver:
 
     def operate(self, fact: Fact) -> Operation:
         """Submit an operator's fact; its answer comes when it is durable."""
-        events = self._step(lambda: self._scheduler.step(fact, self._clock()), fact)
+        events = self._step(fact)
         id = next(event.subject for event in events if event.body is fact)
         about = getattr(fact, "model", "") or getattr(fact, "request", "")
         operation = self._operations[id] = Operation(about)
@@ -361,8 +367,7 @@ class Driver:
                     await self._wake.wait()
             else:
                 await trio.lowlevel.checkpoint()
-            events = self._step(lambda: self._scheduler.advance(self._clock()), None)
-            self._close(events)
+            self._close(self._step(None))
 
     async def _meter_task(self) -> None:
         """Measure when a decision asks for it; otherwise sample now and then, and report what moved."""

@@ -33,38 +33,50 @@ def is_held(path: str) -> bool:
         os.close(descriptor)
 
 
+def is_marked(pid: int, log_id: str) -> bool:
+    """Whether a process carries this log's marker."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return any(e.startswith(f"RUNNERD_RUNNER={log_id}/".encode()) for e in file.read().split(b"\0"))
+    except OSError:
+        return False
+
+
 def marked(log_id: str) -> list[int]:
     """The live processes that carry this log's marker."""
-    wanted = f"RUNNERD_RUNNER={log_id}/".encode()
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if any(entry.startswith(wanted) for entry in file.read().split(b"\0")):
-                        found.append(int(name))
-            except OSError:
-                continue
-    return found
+    names = (name for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in map(int, names) if pid != os.getpid() and is_marked(pid, log_id)]
 
 
-def end_all(log_id: str) -> None:
-    """SIGTERM, then SIGKILL."""
-    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, TERM_S)):
+def send(pid: int, number: int, log_id: str) -> None:
+    """Signal a marked process, and never one that has got its number since it was found."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if is_marked(pid, log_id):
+            signal.pidfd_send_signal(descriptor, number)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def end_all(log: str, log_id: str) -> None:
+    """SIGTERM, then SIGKILL; unless a daemon comes back meanwhile, which then does as it sees fit."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in marked(log_id):
-            try:
-                os.kill(pid, number)
-            except OSError:
-                continue
-        give_up = time.monotonic() + patience_s
+            send(pid, number, log_id)
+        give_up = time.monotonic() + TERM_S
         while time.monotonic() < give_up:
-            if not marked(log_id):
+            if is_held(f"{log}.lock") or not marked(log_id):
                 return
             time.sleep(POLL_S / 10)
 
 
 def watch(log: str, log_id: str, grace_s: float) -> int:
-    """Until the log has had no holder for `grace_s`, or another guardian is there."""
+    """Until the log has had no holder for `grace_s`, nothing is left to guard, or another guardian is there."""
     own = os.open(f"{log}.guardian", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.fcntl(own, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
@@ -76,8 +88,10 @@ def watch(log: str, log_id: str, grace_s: float) -> int:
     while time.monotonic() - last_held < grace_s:
         if is_held(f"{log}.lock"):
             last_held = time.monotonic()
+        elif not marked(log_id) and not is_held(f"{log}.lock"):
+            return 0
         time.sleep(min(POLL_S, grace_s / 4))
-    end_all(log_id)
+    end_all(log, log_id)
     return 0
 
 

@@ -28,11 +28,11 @@ def environment(overlay: Mapping[str, str], marker: str) -> dict[str, str]:
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], output: Path) -> subprocess.Popen[bytes]:
-    """Start the gate, in a session of its own, its output appended to a file. Raises OSError.
+    """Start the gate, in a session of its own, its output appended to a file made anew. Raises OSError.
 
     Takes one to two milliseconds (vfork). The main thread is the parent, which lives as long as the daemon.
     """
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
     try:
         process = subprocess.Popen(
             [*GATE, *argv],

@@ -7,7 +7,9 @@ variable RUNNERD_RUNNER, which children inherit: `<log id>/<runner>/<shard>`.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +23,14 @@ class Stat(NamedTuple):
     state: str
     parent: int
     group: int
+    threads: int
     start_time: int
     rss_bytes: int
 
     @property
     def alive(self) -> bool:
-        """A zombie is gone: it holds nothing but its number."""
-        return self.state not in ("Z", "X")
+        """A zombie is gone: it holds nothing but its number. Unless only its first thread has ended."""
+        return self.state not in ("Z", "X") or self.threads > 1
 
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -40,7 +43,8 @@ def stat_of(pid: int) -> Stat | None:
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold anything
-    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[19]), int(fields[21]) * PAGE_BYTES)
+    parent, group, threads, start_time, rss_pages = (int(fields[i]) for i in (1, 2, 17, 19, 21))
+    return Stat(pid, fields[0], parent, group, threads, start_time, rss_pages * PAGE_BYTES)
 
 
 def processes() -> Iterator[Stat]:
@@ -65,9 +69,37 @@ def marker_of(pid: int) -> str:
     return ""
 
 
-def members(group: int, marker: str) -> list[Stat]:
-    """The processes in a group, or with a marker (`<log id>/<runner>/<shard>`)."""
+def members(leader: int, start_time: int, marker: str) -> list[Stat]:
+    """The processes in the group of a leader, or with a marker (`<log id>/<runner>/<shard>`).
+
+    Where the leader's number now belongs to a process that started at another time, so does the group.
+    """
+    now = stat_of(leader)
+    group = leader if now is None or now.start_time == start_time else None
     return [stat for stat in processes() if stat.group == group or marker_of(stat.pid) == marker]
+
+
+def open_pidfd(pid: int, start_time: int) -> int | None:
+    """A descriptor of the very process that started then, or None where that is gone. Raises OSError where
+    the descriptors run out."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    stat = stat_of(pid)
+    if stat is not None and stat.start_time == start_time:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def kill(found: Stat) -> None:
+    """SIGKILL a process that was found, and never one that has got its number since."""
+    descriptor = open_pidfd(found.pid, found.start_time)
+    if descriptor is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        os.close(descriptor)
 
 
 def marked(log_id: str) -> list[tuple[Stat, str]]:

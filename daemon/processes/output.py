@@ -12,7 +12,7 @@ from pathlib import Path
 from events.limits import OUTPUT_MAX_BYTES, RUNNER_LOG_MAX_BYTES
 
 TAIL_BYTES = 64 * 1024
-"""How much of a file's end is read for its last lines."""
+"""How much of a file's end is read for its last lines, and is kept when it is truncated."""
 
 
 def last_lines(path: Path, lines: int) -> list[str]:
@@ -39,7 +39,15 @@ def last_words(path: Path) -> str:
 
 
 def bound(path: Path) -> None:
-    """Truncate the file in place once it is too large: the runner, which appends, does not notice."""
+    """Once the file is too large, cut it in place to its end: the runner, which appends, does not notice.
+
+    What the runner writes in the microseconds between may be lost or come before the older lines.
+    """
     with suppress(OSError):
         if path.stat().st_size > RUNNER_LOG_MAX_BYTES:
+            with path.open("rb") as file:
+                file.seek(-TAIL_BYTES, os.SEEK_END)
+                kept = file.read(TAIL_BYTES).partition(b"\n")[2]
             os.truncate(path, 0)
+            with path.open("ab") as file:
+                file.write(kept)

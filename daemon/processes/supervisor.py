@@ -6,6 +6,7 @@ watches its process. Methods return at once; what comes of them arrives as facts
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -30,7 +31,16 @@ from events.catalogue import (
     ProcessSpawned,
     SpawnFailed,
 )
-from events.limits import OUTPUT_LOOK_S, PROBE_LONGEST_S, PROBE_S, READY_POLL_S, SHARD, STOP_COMMAND_S
+from events.limits import (
+    KILL_NS,
+    OUTPUT_LOOK_S,
+    PROBE_LONGEST_S,
+    PROBE_S,
+    READY_POLL_S,
+    SHARD,
+    STOP_COMMAND_S,
+    S,
+)
 
 log = logging.getLogger("runnerd")
 
@@ -51,7 +61,9 @@ class Charge:
         self.child: subprocess.Popen[bytes] | None = None
         """The process, where it is our child; an adopted one is not."""
         self.pidfd = -1
-        self.ready = False
+        self.silent = False
+        """Whether its output must stay out of the log: it has been ready, or may have been."""
+        self.warned = False
         self.exited = trio.Event()
         self.nursery: trio.Nursery
         """Its tasks, from the first order to `forget`."""
@@ -137,8 +149,8 @@ class Supervisor:
         charge = self._charges.pop(runner, None)
         if charge is not None:
             charge.nursery.cancel_scope.cancel()
-            for path in (charge.log, charge.socket):
-                path.unlink(missing_ok=True)
+        for end in ("log", "sock"):  # also of one that did not outlive an earlier daemon
+            (self._state_dir / "runners" / f"{runner}.{end}").unlink(missing_ok=True)
 
     def tail(self, runner: str, lines: int) -> list[str]:
         """The last lines of the runner's output."""
@@ -154,6 +166,8 @@ class Supervisor:
 
     def _start(self, charge: Charge) -> None:
         launch = charge.launch
+        if charge.process is not None:
+            return
         if launch.port and not _port_is_free(launch.port):
             self._submit(LeaseRefused(launch.runner, launch.port))
             return
@@ -161,11 +175,11 @@ class Supervisor:
             command = charge.command = self._command_of(launch.model, launch, str(charge.socket))
             marker = self._marker(launch.runner)
             child = gate.start(command.argv, gate.environment(command.env, marker), charge.log)
+            charge.pidfd = os.pidfd_open(child.pid)  # where this fails, the gate ends with its `child`
         except Exception as error:  # a spec that changed, no memory, no process: all of them end the load
             self._submit(SpawnFailed(launch.runner, f"{error}"))
             return
         charge.child = child
-        charge.pidfd = os.pidfd_open(child.pid)
         stat = identity.stat_of(child.pid)
         start_time = stat.start_time if stat is not None else 0
         charge.process = Process(launch.runner, SHARD, self._boot_id, child.pid, start_time)
@@ -179,6 +193,7 @@ class Supervisor:
         if charge.child is not None and gate.shut(charge.child):
             gate.open_gate(charge.child)
             charge.nursery.start_soon(self._find_ready, charge)
+            charge.nursery.start_soon(self._bound_output, charge)
 
     # --- ending ------------------------------------------------------------------------------------------
 
@@ -197,18 +212,19 @@ class Supervisor:
     async def _run_stop_command(self, charge: Charge, argv: Sequence[str]) -> None:
         """The configured stop command; where it fails, a signal, as if it were not there."""
         env = gate.environment(charge.command.env if charge.command else {}, "")
-        with trio.move_on_after(STOP_COMMAND_S):
+        with trio.move_on_after(STOP_COMMAND_S) as late:
             try:
                 done = await trio.run_process(
                     argv, env=env, check=False, capture_stdout=True, capture_stderr=True
                 )
                 if done.returncode == 0:
                     return
-                log.warning(
-                    "%s: cmdStop exited with %d: %s", charge.runner, done.returncode, done.stderr[-200:]
-                )
+                words = done.stderr[-200:].decode("utf-8", "replace").strip()
+                log.warning("%s: cmdStop exited with %d: %s", charge.runner, done.returncode, words)
             except OSError as error:
                 log.warning("%s: cmdStop: %s", charge.runner, error)
+        if late.cancelled_caught:
+            log.warning("%s: cmdStop did not end within %g s", charge.runner, STOP_COMMAND_S)
         self._signal(charge, signal.SIGTERM)
 
     def _signal(self, charge: Charge, number: signal.Signals) -> None:
@@ -220,32 +236,40 @@ class Supervisor:
             os.killpg(process.pid, number)
 
     def _kill(self, charge: Charge) -> None:
-        self._signal(charge, signal.SIGKILL)
-        if charge.process is not None:
-            for stat in identity.members(charge.process.pid, self._marker(charge.runner)):
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(stat.pid, signal.SIGKILL)
+        for stat in self._members(charge):
+            identity.kill(stat)
+
+    def _members(self, charge: Charge) -> list[identity.Stat]:
+        """Every process of the runner that is left."""
+        process = charge.process
+        if process is None or charge.exited.is_set():
+            return []
+        return identity.members(process.pid, process.start_time, self._marker(charge.runner))
 
     async def _watch(self, charge: Charge) -> None:
-        """Wait for the process's end, and for that of all it left behind; then say so."""
-        process = charge.process
+        """Wait for the process's end, and for that of all it left behind; then say so.
+
+        A child is reaped last: until then nobody can get its number, which is that of the group."""
+        process, child = charge.process, charge.child
         assert process is not None
-        await trio.lowlevel.wait_readable(charge.pidfd)
-        os.close(charge.pidfd)
-        status = charge.child.wait() if charge.child is not None else None
-        while left := identity.members(process.pid, self._marker(charge.runner)):
-            await _end_all([stat.pid for stat in left])
-        if charge.child is not None and charge.child.stdin is not None:
-            charge.child.stdin.close()
+        try:
+            await trio.lowlevel.wait_readable(charge.pidfd)
+        finally:
+            os.close(charge.pidfd)
+        while left := self._members(charge):
+            await _end_all(left)
+        status = child.wait() if child is not None else None
+        if child is not None and child.stdin is not None:
+            child.stdin.close()
         charge.exited.set()
-        words = "" if charge.ready else output.last_words(charge.log)
+        words = "" if charge.silent else output.last_words(charge.log)
         self._submit(ProcessExited(charge.runner, process.shard, status, words))
 
     # --- health ------------------------------------------------------------------------------------------
 
     async def _find_ready(self, charge: Charge) -> None:
-        """Ask every READY_POLL_S, never twice at once, and never more often than a twentieth of the time:
-        a refused connection costs 50 µs, a "still loading" about 300."""
+        """Ask every READY_POLL_S, and never twice at once: a refused connection costs 50 µs, a "loading" about
+        300. One that takes long to answer is left alone for twenty times as long."""
         command = charge.command
         assert command is not None
         while not charge.exited.is_set():
@@ -254,21 +278,19 @@ class Supervisor:
             if charge.exited.is_set():
                 return
             if ok and self._is_its_own(charge, command):
-                charge.ready = True
+                charge.silent = True
                 self._submit(ProbeAnswered(charge.runner, True))
-                charge.nursery.start_soon(self._bound_output, charge)
                 return
             spent = trio.current_time() - began
             await trio.sleep(max(READY_POLL_S, 20 * spent if spent > READY_POLL_S else 0))
 
     def _is_its_own(self, charge: Charge, command: Command) -> bool:
-        if command.trust_probe or charge.process is None:
+        if command.trust_probe or probe.listens(command.url, [stat.pid for stat in self._members(charge)]):
             return True
-        pids = [stat.pid for stat in identity.members(charge.process.pid, self._marker(charge.runner))]
-        own = probe.listens(command.url, pids)
-        if not own:
+        if not charge.warned:
+            charge.warned = True
             log.warning("%s: %s answers, but another program listens there", charge.runner, command.url)
-        return own
+        return False
 
     async def _probe_once(self, charge: Charge) -> None:
         command = charge.command
@@ -288,41 +310,45 @@ class Supervisor:
     async def identify(self, recorded: Sequence[tuple[Process, Launch]]) -> Sequence[Process]:
         """The recorded processes that are alive, from here on looked after; what carries this log's marker
         and is not one of them is ended."""
-        survivors = [
-            (p, launch) for p, launch in recorded if p.boot_id == self._boot_id and self._is_marked(p)
-        ]
-        groups = {process.pid for process, _ in survivors}
-        kept = {process.runner for process, _ in survivors}
+        kept = {p.runner for p, _ in recorded if self._is_marked(p)}
         stray = [
-            stat.pid
+            stat
             for stat, marker in identity.marked(self._log_id)
-            if stat.group not in groups and marker.split("/")[1] not in kept
+            if marker.removeprefix(f"{self._log_id}/").partition("/")[0] not in kept
         ]
         if stray:
-            log.warning("ended %d processes of this log that it does not know", len(stray))
-            await _end_all(stray)
-        for process, launch in survivors:
-            self._adopt(process, launch)
-        return [process for process, _ in survivors]
+            log.warning("ending %d processes of this log that it does not know", len(stray))
+            with trio.move_on_after(KILL_NS / S) as late:
+                await _end_all(stray)
+            if late.cancelled_caught:
+                log.error("some of them cannot be ended")
+        # Nothing below waits: whatever happens to a survivor comes after the fact that it is one.
+        return [process for process, launch in recorded if self._adopt(process, launch)]
 
     def _is_marked(self, process: Process) -> bool:
         return (
-            _is(process)
-            and identity.marker_of(process.pid) == f"{self._log_id}/{process.runner}/{process.shard}"
+            process.boot_id == self._boot_id
+            and _is(process)
+            and identity.marker_of(process.pid) == self._marker(process.runner)
         )
 
-    def _adopt(self, process: Process, launch: Launch) -> None:
+    def _adopt(self, process: Process, launch: Launch) -> bool:
+        """Look after a recorded process from here on; False where it is gone."""
+        pidfd = identity.open_pidfd(process.pid, process.start_time)
+        if pidfd is None or not self._is_marked(process):
+            if pidfd is not None:
+                os.close(pidfd)
+            return False
         charge = self._charges[process.runner] = Charge(launch, self._state_dir)
-        charge.process = process
-        with suppress(
-            Exception
-        ):  # its specification changed: it drains, and only its requests need a command
+        charge.process, charge.pidfd, charge.silent = process, pidfd, True
+        with suppress(Exception):  # its specification changed: it drains, and nobody needs its address
             charge.command = self._command_of(launch.model, launch, str(charge.socket))
-        charge.pidfd = os.pidfd_open(process.pid)
         self._nursery.start_soon(self._look_after, charge)
         self._nursery.start_soon(self._watch, charge)
         if charge.command is not None:
             charge.orders.send_nowait(lambda: charge.nursery.start_soon(self._find_ready, charge))
+        charge.orders.send_nowait(lambda: charge.nursery.start_soon(self._bound_output, charge))
+        return True
 
 
 def _is(process: Process) -> bool:
@@ -338,18 +364,20 @@ def _port_is_free(port: int) -> bool:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind((host, port))
-            except OSError:
-                return False
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return False
     return True
 
 
-async def _end_all(pids: Sequence[int]) -> None:
-    """SIGKILL processes and wait until they are gone."""
-    for pid in pids:
-        with suppress(ProcessLookupError, PermissionError):
-            pidfd = os.pidfd_open(pid)
+async def _end_all(found: Sequence[identity.Stat]) -> None:
+    """SIGKILL processes, all of them first, and wait until they are gone, also those that we may not kill."""
+    for stat in found:
+        identity.kill(stat)
+    for stat in found:
+        pidfd = identity.open_pidfd(stat.pid, stat.start_time)
+        if pidfd is not None:
             try:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 await trio.lowlevel.wait_readable(pidfd)
             finally:
                 os.close(pidfd)

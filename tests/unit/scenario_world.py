@@ -30,6 +30,7 @@ HIDDEN = {
     "requests": ("request.", "upstream.", "client."),
     "probes": ("runner.probe", "probe."),
     "deadlines": ("deadline.",),
+    "waits": ("turn.", "reclaim.", "deadline."),
 }
 """What `hide` and `show` name, by the beginning of the types of event."""
 

@@ -1,7 +1,7 @@
 """The interface of the control socket: frozen in tests/golden/, and kept by the code in both directions.
 
-A difference means that programs already written would have to change. Adding an optional parameter, a field of
-a reply, a method or an error is no breach. Then rewrite the file with RUNNERD_REWRITE=1 and review the diff.
+A difference means that programs already written may have to change. Adding an optional parameter, a field of a
+reply, a method or an error is no breach. Then rewrite the file with RUNNERD_REWRITE=1 and review it as a diff.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from daemon.control import methods, server, views
 from daemon.control.methods import MANY, ONCE
 from daemon.control.varlink import SERVICE, VarlinkError
 from events.catalogue import (
+    ConfigChanged,
     ConfigView,
+    DaemonStarted,
     DeviceView,
     Event,
     LoadRequested,
@@ -66,9 +68,6 @@ def test_every_declared_method_is_implemented_and_the_reverse() -> None:
     assert set(DECLARED) == {*ONCE, *MANY}
     assert not set(ONCE) & set(MANY)
     assert set(methods.ENDLESS) <= set(MANY)
-
-
-OPTIONAL = {"string": str, "int": int, "bool": bool}
 
 
 def test_every_declared_parameter_is_taken_and_the_reverse() -> None:
@@ -119,8 +118,6 @@ def check(value: Any, declared: str, where: str) -> None:
 
 def scheduler() -> Scheduler:
     """One runner that loads, one request that waits for it."""
-    from events.catalogue import ConfigChanged, DaemonStarted
-
     model = ModelView("digest", memory_bytes={"host": 1 << 30}, options={"num_ctx": 4096})
     made = Scheduler()
     made.step(DaemonStarted(1, "balanced", "boot", "0"), 1)

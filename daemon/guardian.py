@@ -66,17 +66,22 @@ def send(pid: int, number: int, log_id: str) -> None:
 def end_all(log: str, log_id: str) -> None:
     """SIGTERM, then SIGKILL; unless a daemon comes back meanwhile, which then does as it sees fit."""
     for number in (signal.SIGTERM, signal.SIGKILL):
+        if is_held(f"{log}.lock"):
+            return
         for pid in marked(log_id):
             send(pid, number, log_id)
         give_up = time.monotonic() + TERM_S
-        while time.monotonic() < give_up:
-            if is_held(f"{log}.lock") or not marked(log_id):
+        while marked(log_id) and time.monotonic() < give_up:
+            if is_held(f"{log}.lock"):
                 return
             time.sleep(POLL_S / 10)
 
 
 def watch(log: str, log_id: str, grace_s: float) -> int:
-    """Until the log has had no holder for `grace_s`, nothing is left to guard, or another guardian is there."""
+    """Until nobody holds the log and nothing is left to guard, or another guardian is there.
+
+    A process that cannot be ended is tried again after another `grace_s`.
+    """
     own = os.open(f"{log}.guardian", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.fcntl(own, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
@@ -85,20 +90,22 @@ def watch(log: str, log_id: str, grace_s: float) -> int:
     os.ftruncate(own, 0)
     os.pwrite(own, str(os.getpid()).encode(), 0)
     last_held = time.monotonic()
-    while time.monotonic() - last_held < grace_s:
+    while True:
         if is_held(f"{log}.lock"):
             last_held = time.monotonic()
         elif not marked(log_id) and not is_held(f"{log}.lock"):
             return 0
+        elif time.monotonic() - last_held >= grace_s:
+            end_all(log, log_id)
+            last_held = time.monotonic()
         time.sleep(min(POLL_S, grace_s / 4))
-    end_all(log, log_id)
-    return 0
 
 
 def start(log: str, log_id: str, grace_s: float) -> None:
     """Start a guardian for a log, which outlives us; if there is one, the new one ends at once."""
     subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, log, log_id, str(grace_s)],
+        [sys.executable, "-I", "-S", __file__, os.path.abspath(log), log_id, str(grace_s)],
+        cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Measuring memory: the host by /proc and the cgroup, GPUs by NVML, each runner by its processes.
 
-Runs in a worker thread: NVML can take its time. A machine without a driver has no GPUs.
+Runs in a worker thread: NVML can take its time, or never return. A machine without a driver has no GPUs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import trio
 
 from daemon.processes import identity
 from events.catalogue import MemoryMeasured, Reading
+from events.limits import METER_S
 
 log = logging.getLogger("runnerd")
 
@@ -26,14 +27,35 @@ NO_LIMIT_BYTES = 1 << 62
 class MachineMeter:
     """See `daemon.ports.Meter`."""
 
-    def __init__(self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
+    def __init__(
+        self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"), patience_s: float = METER_S
+    ) -> None:
         self._proc = proc
         self._cgroups = cgroups
-        self._nvml: bool | None = None
+        self._patience_s = patience_s
+        self._nvml = False
+        self._gpu_count = 0
+        """As many as were ever seen: one that is not seen any more cannot be used, but is still there."""
+        self._in_thread = False
+        self._trouble = ""
 
     async def measure(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
-        """Read every device, and what each runner's processes (by their groups) use of it."""
-        return await trio.to_thread.run_sync(self.measure_now, processes)
+        """Read every device, and what each runner's processes (by their groups) use of it.
+
+        A driver that does not answer in time leaves its GPUs without a reading, and one thread behind.
+        """
+        if not self._in_thread:
+            self._in_thread = True
+            with trio.move_on_after(self._patience_s):
+                return await trio.to_thread.run_sync(self._in_worker, processes, abandon_on_cancel=True)
+        self._warn("the driver does not answer")
+        return MemoryMeasured({HOST: host_reading(self._proc, self._cgroups), **self._unknown()})
+
+    def _in_worker(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
+        try:
+            return self.measure_now(processes)
+        finally:
+            self._in_thread = False
 
     def measure_now(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
         """The same, in this thread."""
@@ -48,27 +70,40 @@ class MachineMeter:
                     mine = used.setdefault(runner, {})
                     mine[HOST] = mine.get(HOST, 0) + stat.rss_bytes
         devices = {HOST: host_reading(self._proc, self._cgroups)}
-        if self._has_nvml():
-            devices.update(self._gpus(owner, used))
+        devices.update(self._gpus(owner, used) if self._has_nvml() else self._unknown())
         return MemoryMeasured(devices, used)
 
     def _has_nvml(self) -> bool:
-        if self._nvml is None:
-            try:
+        """Whether there is a driver. It may come later, and come back: its module can be loaded again."""
+        if not self._nvml:
+            with suppress(pynvml.NVMLError):
                 pynvml.nvmlInit()
                 self._nvml = True
-            except pynvml.NVMLError:
-                self._nvml = False
         return self._nvml
+
+    def _unknown(self) -> dict[str, Reading]:
+        """Every GPU without a reading: it has none free, and cannot be trusted."""
+        return {f"gpu{index}": Reading(0, 0, reliable=False) for index in range(self._gpu_count)}
+
+    def _warn(self, trouble: str) -> None:
+        """Say it once, not at every measurement."""
+        if trouble and trouble != self._trouble:
+            log.warning("NVML: %s", trouble)
+        self._trouble = trouble
 
     def _gpus(self, owner: Mapping[int, str], used: dict[str, dict[str, int]]) -> dict[str, Reading]:
         """Each GPU's memory. One that fails (it fell off the bus) has none free, and cannot be trusted."""
-        found = {}
+        found = self._unknown()
+        troubles = []
         try:
-            count = pynvml.nvmlDeviceGetCount()
+            count = int(pynvml.nvmlDeviceGetCount())
         except pynvml.NVMLError as error:
-            log.warning("NVML: %s", error)
-            return {}
+            self._warn(str(error))
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+            self._nvml = False
+            return found
+        self._gpu_count = max(self._gpu_count, count)
         for index in range(count):
             name = f"gpu{index}"
             try:
@@ -81,8 +116,9 @@ class MachineMeter:
                         mine = used.setdefault(runner, {})
                         mine[name] = mine.get(name, 0) + int(process.usedGpuMemory)
             except pynvml.NVMLError as error:
-                log.warning("NVML: %s: %s", name, error)
+                troubles.append(f"{name}: {error}")
                 found[name] = Reading(0, 0, reliable=False)
+        self._warn("; ".join(troubles))
         return found
 
 

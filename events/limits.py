@@ -131,9 +131,6 @@ STEP_DECISIONS = 4
 """Waiters answered in one step; the rest follow in steps of their own, due at once. Keeps a step under
 50 µs with 10,000 queued."""
 
-LOAD_WEIGHT = 4
-"""As many waiters a load decision counts for: a step makes one, and goes on in the next."""
-
 SWAP_PATIENCE = 4
 """α: a runner may keep its place for α × (what it costs to swap) while others wait. Switching then takes
 at most 1/(1+α) of the time."""
@@ -169,6 +166,9 @@ MAX_DOWNTIME_NS = 30 * 24 * 3600 * S
 
 SAMPLE_NS = 5 * S
 """Between two samples of memory while runners are loaded; one reading costs well under a millisecond."""
+
+METER_S = 1.5
+"""How long a GPU's driver may take to answer; within MEASURE_NS, so that host memory is known all the same."""
 
 SAMPLE_STEP_BYTES = 64 * MIB
 """A sample becomes a fact only when free memory moved by this much: the log is no telemetry."""

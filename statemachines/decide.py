@@ -22,7 +22,7 @@ from statemachines.ledger import back
 from statemachines.loading import place
 from statemachines.policy import rank
 from statemachines.request import RequestState
-from statemachines.room import free_port
+from statemachines.room import next_port
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Request, Runner, dismissed, fits, satisfies, waiting_for
 
@@ -143,7 +143,9 @@ def upstream_ended(s: Scheduler, f: c.UpstreamEnded, id: str) -> None:
 
 
 def _failed_exchange(s: Scheduler, request: Request, f: c.UpstreamEnded) -> None:
-    if f.bytes_to_client == 0 and request.attempt == 1 and not s.state.stopping:
+    again = f.bytes_to_client == 0 and request.attempt == 1 and not s.state.stopping
+    runner = s.state.runners.get(f.runner)
+    if again and not (runner is not None and runner.cancelled):
         s.emit(c.RequestRequeued(request.id, f.runner, f.error or "ended early"))
         for other in s.state.models.get(request.model, {}).values():
             if other.state is RunnerState.ready and not other.suspect:
@@ -270,7 +272,7 @@ def lease_refused(s: Scheduler, f: c.LeaseRefused, id: str) -> None:
     if runner is None or runner.port != f.port or runner.processes:
         return
     if runner.state is RunnerState.loading:
-        s.emit(c.RunnerLeased(runner.id, free_port(s.state, s.state.config.models[runner.model])))
+        s.emit(c.RunnerLeased(runner.id, next_port(s.state)))
     elif runner.state is RunnerState.reclaiming:
         finish(s, runner)
 

@@ -46,6 +46,7 @@ def _measure(state: State, event: Event, d: c.MemoryMeasure) -> None:
 def _claim_made(state: State, event: Event, d: c.ClaimMade) -> None:
     require(state.claim is None, "two claims at once")
     state.claim = Claim(d.demand, dict(d.need_bytes), d.victims)
+    state.demands[d.demand].short_t = NEVER
 
 
 def _claim_ended(state: State, event: Event, d: c.ClaimEnded) -> None:
@@ -55,7 +56,9 @@ def _claim_ended(state: State, event: Event, d: c.ClaimEnded) -> None:
 def _turn_waits(state: State, event: Event, d: c.TurnWaits) -> None:
     demand = state.demands[d.demand]
     demand.turn_due = d.until_ns
-    if d.reason == "memory" and demand.short_t == NEVER:
+    if d.reason != "memory":
+        demand.short_t = NEVER
+    elif demand.short_t == NEVER:
         demand.short_t = event.t
     state.deadlines.arm(("turn", d.demand), d.until_ns)
 
@@ -92,6 +95,7 @@ def _unload_requested(state: State, event: Event, f: c.UnloadRequested) -> None:
     for runner in state.runners.values():
         if f.runner == runner.id or (not f.runner and f.model in ("", runner.model)):
             operation.runners[runner.id] = None
+            runner.cancelled = runner.cancelled or f.cancel
             if f.now and runner.state is RunnerState.draining:
                 hasten(state, runner)
     state.operations[operation.id] = operation

@@ -10,7 +10,7 @@ from events.catalogue import NEVER, Event
 from events.limits import KILL_NS, LEASE_TRIES, PROBE_NS, RECLAIM_NS, REPROBE_NS, STOP_NS, UPSTREAM_CLOSE_NS
 from statemachines.invariants import check_ended, check_load, check_stop, require
 from statemachines.moves import Handlers, idle, runner_to, serve, watched
-from statemachines.room import free_port
+from statemachines.room import next_port
 from statemachines.runner import RunnerState
 from statemachines.state import Cooling, Runner, State, satisfies, spec_key, waiting_for
 
@@ -49,6 +49,8 @@ def _spawned(state: State, event: Event, f: c.ProcessSpawned) -> None:
     runner = state.runners.get(f.process.runner)
     if runner is not None and not runner.exited:
         runner.processes[f.process.shard] = f.process
+        if state.refused_ports:
+            state.refused_ports.pop(runner.port, None)
 
 
 def _exited(state: State, event: Event, f: c.ProcessExited) -> None:
@@ -72,7 +74,7 @@ def _lease_refused(state: State, event: Event, f: c.LeaseRefused) -> None:
     state.refused_ports[f.port] = None
     view = state.model(runner.model)
     # With no other port to try it is gone: it has no process whose exit would say so.
-    last = view is None or view.fixed_port == f.port or free_port(state, view) == NEVER
+    last = view is None or view.fixed_port == f.port or next_port(state) == NEVER
     if last or runner.lease_tries >= LEASE_TRIES or runner.state is not RunnerState.loading:
         _gone(state, runner, "port_taken", f"port {f.port} is in use by another program")
 
@@ -89,7 +91,7 @@ def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
         runner.verdict, runner.reason = "failed", reason
     if runner.ready_t == NEVER:
         runner.output = output
-    for device in runner.reserved_bytes:
+    for device in runner.reserved_bytes | runner.peak_bytes:
         if device != "host" and device in state.readings:
             runner.exit_free_bytes[device] = state.readings[device].free_bytes
     if was_live:

@@ -21,13 +21,12 @@ from events import catalogue as c
 from events.catalogue import NEVER, Considered
 from events.limits import (
     CONSIDERED_MAX,
-    LOAD_WEIGHT,
     MEMORY_FRESH_NS,
     MEMORY_RETRY_NS,
     MEMORY_WAIT_NS,
     WATCH_NS,
 )
-from statemachines.policy import POLICIES, Cost, cost_to_lose, rank
+from statemachines.policy import POLICIES, Cost, costs_to_lose, rank
 from statemachines.room import Need, Room, free_port, in_use, need_of, never_fits
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Runner, State
@@ -49,30 +48,35 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
         if not _place_one(s, demand):
             return
         arrived = None
+        if state.starving:
+            s.left = -1  # the next one in a step of its own
 
 
 def next_starving(s: Scheduler) -> Demand | None:
-    """The demand with the claim, or the best-ranked one; None: all of them cool down."""
+    """The demand with the claim, or the best-ranked one that can be helped now; None: there is none."""
     state = s.state
     if state.claim is not None:
         demand = state.demands.get(state.claim.demand)
-        if demand is not None and not demand.servers and _warm(state, demand):
+        if demand is not None and not demand.servers and _ready(state, demand):
             return demand
         s.emit(c.ClaimEnded(state.claim.demand, "nobody_waits"))
     best: Demand | None = None
     for agenda in state.starving.values():
         first = agenda.first()
         demand = state.demands[first[1]] if first else None
-        if demand is not None and not _warm(state, demand):
-            warm = [key for key in agenda.due if _warm(state, state.demands[key])]
-            demand = state.demands[min(warm, key=agenda.due.__getitem__)] if warm else None
+        if demand is not None and not _ready(state, demand):
+            ready = [key for key in agenda.due if _ready(state, state.demands[key])]
+            demand = state.demands[min(ready, key=agenda.due.__getitem__)] if ready else None
         if demand is not None and (best is None or rank(state, demand) < rank(state, best)):
             best = demand
     return best
 
 
-def _warm(state: State, demand: Demand) -> bool:
-    """Not cooling down (an operator's load does not wait for that)."""
+def _ready(state: State, demand: Demand) -> bool:
+    """Not waiting for memory that others hold, and not cooling down (an operator's load does not wait for
+    that)."""
+    if NEVER not in (demand.short_t, demand.turn_due):
+        return False
     cooling = state.cooling.get(demand.model) if state.cooling else None
     return cooling is None or cooling.until_t <= state.t or bool(demand.operations)
 
@@ -127,15 +131,14 @@ def _load(s: Scheduler, demand: Demand, need: Need) -> bool:
             alone=need.alone,
         )
     )
-    s.left -= LOAD_WEIGHT
     return True
 
 
 def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
     """Find the room: wait for what is leaving anyway, else choose victims, else wait for other programs."""
     state = s.state
-    idle: list[Cost] = []
-    busy: list[Cost] = []
+    idle: list[Runner] = []
+    busy: list[Runner] = []
     leaving = unsure = False
     for runner in state.runners.values():
         if runner.state is RunnerState.ready:
@@ -143,9 +146,9 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
             if runner.suspect:
                 unsure = True
             elif not runner.held:
-                idle.append(cost_to_lose(state, runner))
+                idle.append(runner)
             elif demand.turn_due == NEVER:  # else they were looked at, and it waits for its turn
-                busy.append(cost_to_lose(state, runner))
+                busy.append(runner)
         elif runner.state is RunnerState.loading:  # nor is what loads: its requests have waited for it
             unsure = True
         elif not runner.stuck:  # what is stuck may hold its place for ever
@@ -153,7 +156,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
             room.lose(runner)
     if leaving and room.fits():
         return False
-    candidates = [*sorted(idle), *sorted(busy)]
+    candidates = costs_to_lose(state, idle, busy)
     chosen: list[Runner] = []
     for cost in candidates:
         runner = state.runners[cost[3]]
@@ -186,7 +189,7 @@ def _wait_for_memory(s: Scheduler, demand: Demand, need: Need) -> bool:
         s.dismiss(demand.model, "no_memory", detail=in_use(s.state, need), demand=demand.key)
         return True
     s.emit(c.TurnWaits(demand.key, "memory", t + MEMORY_RETRY_NS))
-    return False
+    return True
 
 
 def _claim(s: Scheduler, demand: Demand, need: Need, chosen: list[Runner], candidates: list[Cost]) -> None:

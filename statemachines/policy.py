@@ -11,7 +11,7 @@ turn: when a busy runner closes to new work because others wait for its room.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from events.catalogue import NEVER
 from events.limits import AGE_STEP_NS, LOAD_GUESS_NS, SWAP_PATIENCE
@@ -59,11 +59,15 @@ Cost = tuple[int, int, int, str]
 POLICIES: Mapping[str, Turn] = {"balanced": balanced, "fifo": fifo, "collate": collate}
 
 
-def cost_to_lose(state: State, runner: Runner) -> Cost:
-    """Sort key of a victim: idle before busy, then the cheapest to load again, the least recently used."""
-    busy = 1 if runner.held else 0
-    cost = state.load_cost_ns.get(runner.model, LOAD_GUESS_NS)
-    last_used = runner.idle_t if runner.idle_t != NEVER else state.t
-    # Idle for longer than a load costs: others' use has paid its cost off (Landlord, in integers).
-    credit = max(0, cost - (state.t - last_used))
-    return (busy, credit, last_used, runner.id)
+def costs_to_lose(state: State, idle: Sequence[Runner], busy: Sequence[Runner]) -> list[Cost]:
+    """Possible victims, the cheapest first: idle before busy, then the cheapest to load again, the least
+    recently used."""
+    t, load_cost = state.t, state.load_cost_ns
+    costs: list[Cost] = []
+    for runner in idle:
+        # Idle for longer than a load costs: others' use has paid its cost off (Landlord, in integers).
+        credit = max(0, load_cost.get(runner.model, LOAD_GUESS_NS) - (t - runner.idle_t))
+        costs.append((0, credit, runner.idle_t, runner.id))
+    costs += [(1, load_cost.get(runner.model, LOAD_GUESS_NS), t, runner.id) for runner in busy]
+    costs.sort()
+    return costs

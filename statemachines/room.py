@@ -33,7 +33,7 @@ def need_of(state: State, demand: Demand) -> Need | None:
 class Room:
     """Whether a need fits, while runners are imagined gone (`lose`) and back (`regain`) one by one."""
 
-    __slots__ = ("_blocking", "_count", "_limit", "_need", "_predicted", "_reported")
+    __slots__ = ("_blocking", "_count", "_limit", "_need", "_predicted", "_reported", "_short")
 
     def __init__(self, state: State, demand: Demand, need: Need) -> None:
         self._need = need
@@ -49,18 +49,22 @@ class Room:
                 self._predicted[device] = predicted
                 reported = reported_bytes(state, device)
                 self._reported[device] = predicted if reported is None else reported
+        self._short: list[str] = []
+        """Devices on which there is too little."""
+        self._compare()
 
     def fits(self) -> bool:
         """Whether the load could be decided now."""
-        if self._count > self._limit or any(self._blocking.values()):
-            return False
-        return not any(self._short(device) for device in self._predicted)
+        return self._count <= self._limit and not self._short and not any(self._blocking.values())
 
     def helps(self, runner: Runner) -> bool:
         """Whether losing this runner brings the load nearer."""
         if self._count > self._limit or runner.id in self._blocking:
             return True
-        return any(self._short(device) and runner.hold_bytes(device) for device in self._predicted)
+        for device in self._short:
+            if runner.reserved_bytes.get(device) or runner.peak_bytes.get(device):
+                return True
+        return False
 
     def lose(self, runner: Runner) -> None:
         """Imagine a runner gone."""
@@ -70,9 +74,9 @@ class Room:
         """Imagine it back."""
         self._move(runner, -1)
 
-    def _short(self, device: str) -> bool:
-        size = self._need.bytes[device]
-        return size > self._predicted[device] or size > self._reported[device]
+    def _compare(self) -> None:
+        predicted, reported, need = self._predicted, self._reported, self._need.bytes
+        self._short = [d for d in predicted if need[d] > predicted[d] or need[d] > reported[d]]
 
     def _move(self, runner: Runner, sign: int) -> None:
         self._count -= sign
@@ -82,6 +86,7 @@ class Room:
             hold = runner.hold_bytes(device)
             self._predicted[device] += sign * hold
             self._reported[device] += sign * (runner.used_bytes.get(device, 0) or hold)
+        self._compare()
 
 
 def _blocking(state: State, demand: Demand, need: Need) -> dict[str, bool]:
@@ -133,9 +138,19 @@ def in_use(state: State, need: Need) -> str:
 
 
 def free_port(state: State, view: c.ModelView) -> int:
-    """A free port: fixed, or the next of the range that nobody holds. 0: needs none. NEVER: there is none."""
+    """A port for a new load: fixed, or the next of the range that nobody holds, one that was refused before
+    only if there is no other. 0: needs none. NEVER: there is none."""
     if view.fixed_port or view.lease != "port":
         return view.fixed_port
+    port = next_port(state)
+    if port == NEVER:
+        taken = {runner.port: None for runner in state.runners.values()}
+        return next((port for port in state.refused_ports if port not in taken), NEVER)
+    return port
+
+
+def next_port(state: State) -> int:
+    """The next port of the range that nobody holds and that was not refused. NEVER: there is none."""
     config = state.config
     taken = {runner.port: None for runner in state.runners.values()}
     size = config.port_last - config.port_first + 1

@@ -50,6 +50,8 @@ class Runner(msgspec.Struct):
     """Slots in use: request id to the time of dispatch. A request may have ended while its slot is held."""
     served: int = 0
     """Requests completed."""
+    cancelled: bool = False
+    """An operator unloads it and cancels its requests: one that is cut is not tried again."""
     suspect: bool = False
     probe_due: int = 0
     """When a suspicion, unless it is lifted, becomes a failure."""

@@ -100,6 +100,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     durability: Literal["process", "machine"] = "process"
     max_queue: int = QUEUE_MAX
     max_loaded: int = 0
+    policy: str = "balanced"
     devices: dict[str, int | None] = {}
     headroom_bytes: int = HEADROOM_BYTES
     port_first: int = PORT_FIRST
@@ -124,6 +125,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             devices={name: DeviceView(budget, name != "host") for name, budget in self.devices.items()},
             max_queue=self.max_queue,
             max_loaded=self.max_loaded,
+            policy=self.policy,
             port_first=self.port_first,
             port_last=self.port_last,
             headroom_bytes=self.headroom_bytes,

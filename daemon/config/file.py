@@ -33,6 +33,7 @@ from events.limits import (
     UNLOAD_NS,
     S,
 )
+from statemachines.policy import POLICIES
 
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
@@ -121,6 +122,7 @@ class _Reader:
             durability=self._durability(section),
             max_queue=section.integer("maxQueue", QUEUE_MAX, 1, REQUESTS_MAX),
             max_loaded=section.integer("maxLoadedModels", 0, 0, CONFIG_MODELS),
+            policy=section.choice("policy", "balanced", tuple(POLICIES)),
             devices=self._devices(section),
             headroom_bytes=section.size_bytes("memoryHeadroom", HEADROOM_BYTES),
             port_first=port,

@@ -268,8 +268,8 @@ class Supervisor:
     # --- health ------------------------------------------------------------------------------------------
 
     async def _find_ready(self, charge: Charge) -> None:
-        """Ask every READY_POLL_S, and never twice at once: a refused connection costs 50 µs, a "loading" about
-        300. One that takes long to answer is left alone for twenty times as long."""
+        """Ask every READY_POLL_S, and never twice at once: a refused connection costs 50 µs, an answer 300. A
+        runner that takes long to answer is left alone for twenty times as long."""
         command = charge.command
         assert command is not None
         while not charge.exited.is_set():

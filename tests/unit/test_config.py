@@ -75,6 +75,7 @@ def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
         durability: machine
         maxQueue: 7
         maxLoadedModels: 2
+        policy: fifo
         memoryHeadroom: 1GiB
         healthCheckTimeout: 20
         globalTTL: 60
@@ -112,6 +113,7 @@ def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
     assert (config.durability, config.include_aliases) == ("machine", True)
     view = config.view(b"")
     assert (view.max_queue, view.max_loaded, view.headroom_bytes, view.unload_ns) == (7, 2, GIB, 5 * S)
+    assert view.policy == "fifo"
     assert (view.port_first, view.port_last) == (7000, 7999)
     assert view.devices == {
         "host": DeviceView(12 * GIB, False),

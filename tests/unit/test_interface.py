@@ -1,7 +1,7 @@
 """The interface of the control socket: frozen in tests/golden/, and kept by the code in both directions.
 
-A difference means that programs already written may have to change. Adding an optional parameter, a field of a
-reply, a method or an error is no breach. Then rewrite the file with RUNNERD_REWRITE=1 and review it as a diff.
+A difference means that programs already written may have to change. Adding an optional parameter, a field of
+a reply, a method or an error is no breach. Then rewrite the file with RUNNERD_REWRITE=1 and review the diff.
 """
 
 from __future__ import annotations

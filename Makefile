@@ -41,8 +41,9 @@ check: venv
 
 bench: venv
 	@$(BIN)/python benchmarks/bench_step.py
-	$(BIN)/python benchmarks/bench_store.py
+	$(BIN)/python benchmarks/bench_store.py 60
 	$(BIN)/python benchmarks/bench_relay.py
+	$(BIN)/python benchmarks/bench_daemon.py --soak 1000000
 
 venv: $(INSTALLED)
 

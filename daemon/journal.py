@@ -28,6 +28,7 @@ LEVELS: dict[type, int] = {
     c.ModelDismissed: logging.WARNING,
     c.ClaimMade: logging.INFO,
     c.LeaseRefused: logging.WARNING,
+    c.RunnerLeased: logging.INFO,
     c.ProbeAnswered: logging.INFO,
     c.LogResumed: logging.WARNING,
     c.LogTailLost: logging.WARNING,

@@ -34,8 +34,8 @@ class MachineMeter:
         self._cgroups = cgroups
         self._patience_s = patience_s
         self._nvml = False
-        self._gpu_count = 0
-        """As many as were ever seen: one that is not seen any more cannot be used, but is still there."""
+        self._total_bytes: dict[str, int] = {}
+        """Of every GPU that was ever seen: one that cannot be read now is not one that was never there."""
         self._in_thread = False
         self._trouble = ""
 
@@ -82,8 +82,8 @@ class MachineMeter:
         return self._nvml
 
     def _unknown(self) -> dict[str, Reading]:
-        """Every GPU without a reading: it has none free, and cannot be trusted."""
-        return {f"gpu{index}": Reading(0, 0, reliable=False) for index in range(self._gpu_count)}
+        """Every known GPU as one that cannot be read: nothing of it is free."""
+        return {name: Reading(size, 0, reliable=False) for name, size in self._total_bytes.items()}
 
     def _warn(self, trouble: str) -> None:
         """Say it once, not at every measurement."""
@@ -92,7 +92,7 @@ class MachineMeter:
         self._trouble = trouble
 
     def _gpus(self, owner: Mapping[int, str], used: dict[str, dict[str, int]]) -> dict[str, Reading]:
-        """Each GPU's memory. One that fails (it fell off the bus) has none free, and cannot be trusted."""
+        """Each GPU's memory. One that fails (it fell off the bus) has none free."""
         found = self._unknown()
         troubles = []
         try:
@@ -103,23 +103,31 @@ class MachineMeter:
                 pynvml.nvmlShutdown()
             self._nvml = False
             return found
-        self._gpu_count = max(self._gpu_count, count)
         for index in range(count):
             name = f"gpu{index}"
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
                 found[name] = Reading(int(memory.total), int(memory.free))
-                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                    runner = owner.get(process.pid)
-                    if runner is not None and process.usedGpuMemory is not None:
+                self._total_bytes[name] = found[name].total_bytes
+                for pid, size_bytes in _users(handle):
+                    runner = owner.get(pid)
+                    if runner is not None:
                         mine = used.setdefault(runner, {})
-                        mine[name] = mine.get(name, 0) + int(process.usedGpuMemory)
+                        mine[name] = mine.get(name, 0) + size_bytes
             except pynvml.NVMLError as error:
                 troubles.append(f"{name}: {error}")
-                found[name] = Reading(0, 0, reliable=False)
+                found[name] = Reading(self._total_bytes.get(name, 0), 0, reliable=False)
         self._warn("; ".join(troubles))
         return found
+
+
+def _users(handle: object) -> list[tuple[int, int]]:
+    """(pid, bytes) of each process on a GPU; empty where the driver does not tell (in WSL, for instance)."""
+    with suppress(pynvml.NVMLError):
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        return [(int(p.pid), int(p.usedGpuMemory)) for p in running if p.usedGpuMemory is not None]
+    return []
 
 
 def host_reading(proc: Path, cgroups: Path) -> Reading:

@@ -168,7 +168,7 @@ SAMPLE_NS = 5 * S
 """Between two samples of memory while runners are loaded; one reading costs well under a millisecond."""
 
 METER_S = 1.5
-"""How long a GPU's driver may take to answer; within MEASURE_NS, so that host memory is known all the same."""
+"""How long a GPU's driver may take to answer: within MEASURE_NS, so that host memory is known in any case."""
 
 SAMPLE_STEP_BYTES = 64 * MIB
 """A sample becomes a fact only when free memory moved by this much: the log is no telemetry."""

@@ -259,7 +259,10 @@ def _done(context: Context, text: str) -> None:
 
 @cli.command()
 @click.option(
-    "--after", type=int, metavar="SEQ", help="Begin after this event (default: with what comes next)."
+    "--after",
+    type=click.IntRange(0),
+    metavar="SEQ",
+    help="Begin after this event (default: with what comes next).",
 )
 @click.pass_obj
 def watch(context: Context, after: int | None) -> None:

@@ -70,9 +70,10 @@ def listen(path: Path) -> socket.socket:
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, f"{path} is no socket: it is left alone")
     with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(CONTROL_SEND_S)
-        probe.connect(str(path))
-        raise OSError(errno.EADDRINUSE, f"another daemon answers on {path}")
+        probe.setblocking(False)
+        with suppress(BlockingIOError):  # a full backlog is somebody's, too
+            probe.connect(str(path))
+        raise OSError(errno.EADDRINUSE, f"another daemon listens on {path}")
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))

@@ -181,7 +181,7 @@ def not_said(h: History, words: list[str]) -> None:
 
 
 def in_order(h: History, words: list[str]) -> None:
-    """`expect in_order "r1 exited" "r2 load"`: a line with the first, later one with the second, and so on."""
+    """`expect in_order "r1 exited" "r2 load"`: a line with the first, a later one with the second …."""
     lines = iter([line(event) for event in h.log])
     for word in words:
         assert any(word in text for text in lines), f"nothing says {word} after what is before it"

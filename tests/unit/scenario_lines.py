@@ -128,7 +128,9 @@ def _dismissed(id: str, d: c.ModelDismissed) -> str:
 
 
 def _waits(id: str, d: c.TurnWaits) -> str:
-    what = {"quantum": f"{d.runner} to have had its turn", "memory": "memory that other programs hold"}[d.reason]
+    what = {"quantum": f"{d.runner} to have had its turn", "memory": "memory that other programs hold"}[
+        d.reason
+    ]
     return f"{demand(d.demand)} waits until {seconds(d.until_ns)} for {what}"
 
 

@@ -23,7 +23,7 @@ from statemachines.replay import fold, steps, verify
 from statemachines.simulator import Exchange, Life, Nature, World
 from statemachines.state import Runner, canonical
 from tests.unit.scenario_expect import EXPECTATIONS, History
-from tests.unit.scenario_lines import duration, label, line, seconds, size, state_lines
+from tests.unit.scenario_lines import duration, line, seconds, size, state_lines
 
 HIDDEN = {
     "memory": ("memory.",),
@@ -31,6 +31,7 @@ HIDDEN = {
     "probes": ("runner.probe", "probe."),
     "deadlines": ("deadline.",),
     "waits": ("turn.", "reclaim.", "deadline."),
+    "steps": ("step.",),
 }
 """What `hide` and `show` name, by the beginning of the types of event."""
 
@@ -56,6 +57,13 @@ def sizes(text: str) -> dict[str, int]:
         return {}
     parts = [part.rpartition(":") for part in text.split(",")]
     return {device: size(value) for device, _, value in parts}
+
+
+def kind_of(event: Event) -> str:
+    """An event's type; going on with a step that was full is part of that."""
+    body = event.body
+    resumes = isinstance(body, c.DeadlinePassed) and body.kind == "resume"
+    return "step.resumed" if resumes else type_of(type(body))
 
 
 class Script(Nature):
@@ -103,7 +111,7 @@ class Play:
         self.script = Script()
         self.world = World(self.script, {})
         self.view = c.ConfigView()
-        self.hidden = dict.fromkeys(["memory"])
+        self.hidden = dict.fromkeys(["memory", "steps"])
         self.shown = 0
         self.out: list[str] = []
 
@@ -310,7 +318,7 @@ class Play:
         its step is shown."""
         hidden = tuple(prefix for name in self.hidden for prefix in HIDDEN[name])
         for step in steps(self.world.log[self.shown :]):
-            visible = [not type_of(type(event.body)).startswith(hidden) for event in step]
+            visible = [not kind_of(event).startswith(hidden) for event in step]
             visible[0] = any(visible)
             self.out += [line(event) for event, show in zip(step, visible, strict=True) if show]
         self.shown = len(self.world.log)
@@ -375,6 +383,3 @@ def play(text: str) -> str:
         done.append("\n".join([*commands, "----", *said]))
     run.check_log()
     return "\n\n".join(done) + "\n"
-
-
-__all__ = ["label", "play"]

@@ -45,7 +45,7 @@ expect request q1 failed
 
 
 def test_a_broken_expectation_cannot_be_rewritten_away() -> None:
-    with pytest.raises(AssertionError, match="q\\d+ is completed"):
+    with pytest.raises(AssertionError, match=r"q\d+ is completed"):
         play(FAILS)
 
 

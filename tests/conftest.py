@@ -1,0 +1,20 @@
+"""What tests of several kinds need."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FAKE_NVML = Path(__file__).with_name("fake_nvml.c")
+
+
+@pytest.fixture(scope="session")
+def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a fake libnvidia-ml.so.1, for LD_LIBRARY_PATH; it reads its state from $FAKE_NVML."""
+    folder = tmp_path_factory.mktemp("nvml")
+    library = folder / "libnvidia-ml.so.1"
+    flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{library.name}"]
+    subprocess.run(["gcc", *flags, "-o", library, FAKE_NVML], check=True, timeout=60)
+    return folder

@@ -519,6 +519,9 @@ class ModelDismissed(Decision, frozen=True, gc=False, tag="model.dismissed"):
 class StepContinues(Decision, frozen=True, gc=False, tag="step.continues"):
     """There is more to decide than fits into one step: it goes on in the next, which is due at once."""
 
+    only_loads: bool = False
+    """No waiter can be answered now; only loads are left to be decided."""
+
 
 class MemoryMeasure(Decision, frozen=True, gc=False, tag="memory.measure"):
     """Measure the devices now: a load or a reclaim waits for it."""

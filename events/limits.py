@@ -371,8 +371,8 @@ CONTROL_SEND_S = 10.0
 """A client that takes longer than this to read a reply is dropped."""
 
 CONTROL_LAST_WORD_BYTES = 256 * 1024
-"""The send buffer of a client that is dropped for not reading: the default one is full, and Linux doubles what
-is asked for, so that what was begun and the reason fit behind it."""
+"""The send buffer of a client that is dropped for not reading: the default one is full, and Linux doubles
+what is asked for, so that what was begun and the reason fit behind it."""
 
 CONTROL_LAST_WORD_S = 1.0
 """How long those last words may take: they fit at once, or never."""

@@ -200,7 +200,7 @@ def _next_demand(s: Scheduler, runner: Runner) -> Demand | None:
     mine = [
         demand
         for demand in waiting_for(state, runner.model)
-        if demand.waiting and (demand is own or satisfies(runner, demand))
+        if demand.servers and demand.waiting and (demand is own or satisfies(runner, demand))
     ]
     if len(mine) <= 1:
         return mine[0] if mine else None
@@ -535,8 +535,10 @@ def _resume(s: Scheduler, id: str) -> None:
     """Go on with what did not fit into the last step."""
     for dismissal in list(s.state.dismissing):
         dismiss_waiting(s, dismissal)
-    for runner in s.state.runners.values():
-        if runner.state is RunnerState.ready and not runner.suspect and s.left >= 0:
+    for runner in s.state.runners.values() if not s.state.only_loads else ():
+        if s.left < 0:
+            return
+        if runner.model in s.state.wanted and runner.state is RunnerState.ready and not runner.suspect:
             dispatch_waiting(s, runner)
     place(s)
 

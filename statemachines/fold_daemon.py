@@ -8,7 +8,17 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import MEASURE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
 from statemachines.invariants import require
-from statemachines.moves import Handlers, demand_of, drop_if_empty, hasten, release, rerank, watched
+from statemachines.moves import (
+    Handlers,
+    demand_of,
+    drop_if_empty,
+    hasten,
+    loaded,
+    loads_on,
+    release,
+    rerank,
+    watched,
+)
 from statemachines.runner import RunnerState
 from statemachines.state import Claim, Operation, Runner, State, demand_key, dismissal_key, dismissed
 
@@ -21,18 +31,22 @@ def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
     for runner in state.runners.values():
         used = f.runners.get(runner.id, NOTHING)
         if used != runner.used_bytes:
-            runner.used_bytes = used
-            for device, size in used.items():
-                _grow(state, runner, device, size)
+            _uses(state, runner, used)
 
 
-def _grow(state: State, runner: Runner, device: str, used_bytes: int) -> None:
-    """A runner may hold more than was thought."""
-    if used_bytes > runner.peak_bytes.get(device, 0):
-        more = used_bytes - runner.hold_bytes(device)
-        runner.peak_bytes[device] = used_bytes
-        if more > 0:
-            state.held[device] = state.held.get(device, 0) + more
+def _uses(state: State, runner: Runner, used: dict[str, int]) -> None:
+    """A runner uses other memory than before, perhaps more than it was thought to hold."""
+    loads = runner.id in state.loading
+    if loads:
+        loaded(state, runner)
+    runner.used_bytes = used
+    for device, size in used.items():
+        if size > runner.peak_bytes.get(device, 0):
+            hold = runner.hold_bytes(device)
+            runner.peak_bytes[device] = size
+            state.held[device] = state.held.get(device, 0) + runner.hold_bytes(device) - hold
+    if loads:
+        loads_on(state, runner)
 
 
 NOTHING: dict[str, int] = {}
@@ -74,6 +88,7 @@ def _dismissed(state: State, event: Event, d: c.ModelDismissed) -> None:
 
 def _continues(state: State, event: Event, d: c.StepContinues) -> None:
     state.deadlines.arm(("resume", ""), event.t)
+    state.only_loads = d.only_loads
 
 
 def _load_requested(state: State, event: Event, f: c.LoadRequested) -> None:

@@ -9,7 +9,7 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import KILL_NS, LEASE_TRIES, PROBE_NS, RECLAIM_NS, REPROBE_NS, STOP_NS, UPSTREAM_CLOSE_NS
 from statemachines.invariants import check_ended, check_load, check_stop, require
-from statemachines.moves import Handlers, idle, runner_to, serve, watched
+from statemachines.moves import Handlers, idle, loaded, loads_on, runner_to, serve, watched
 from statemachines.room import next_port
 from statemachines.runner import RunnerState
 from statemachines.state import Cooling, Runner, State, satisfies, spec_key, waiting_for
@@ -22,7 +22,8 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
         d.port, d.socket, d.alone, event.t, wanted=d.reason == "operator",
     )  # fmt: skip
     state.runners[runner.id] = runner
-    state.models.setdefault(d.model, {})[runner.id] = state.loading[runner.id] = runner
+    state.models.setdefault(d.model, {})[runner.id] = runner
+    loads_on(state, runner)
     if d.alone:
         state.alone[runner.id] = None
     for device, size in d.reserved_bytes.items():
@@ -82,7 +83,7 @@ def _lease_refused(state: State, event: Event, f: c.LeaseRefused) -> None:
 def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
     """No process of the runner is left."""
     was_live = runner.live
-    state.loading.pop(runner.id, None)
+    loaded(state, runner)
     runner_to(runner, "exited")
     runner.exited = True
     runner.exit_t = state.t
@@ -111,7 +112,7 @@ def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
     if runner.state is RunnerState.loading:
         if f.healthy:
             runner_to(runner, "healthy")
-            del state.loading[runner.id]
+            loaded(state, runner)
             runner.ready_t = t
             state.load_cost_ns[runner.model] = t - runner.load_t
             due.disarm(("load", runner.id))
@@ -152,7 +153,7 @@ def _stop(state: State, event: Event, d: c.RunnerStop) -> None:
     runner = state.runners[d.runner]
     check_stop(runner, d.verdict, event.t)
     was_live = runner.live
-    state.loading.pop(runner.id, None)
+    loaded(state, runner)
     runner_to(runner, "stop")
     runner.verdict, runner.reason = d.verdict, d.reason
     runner.suspect = False
@@ -202,7 +203,7 @@ def _lost(state: State, event: Event, d: c.RunnerLost) -> None:
 
 def _remove(state: State, runner: Runner) -> None:
     del state.runners[runner.id]
-    state.loading.pop(runner.id, None)
+    loaded(state, runner)
     state.alone.pop(runner.id, None)
     for device in runner.reserved_bytes | runner.peak_bytes:
         state.held[device] -= runner.hold_bytes(device)

@@ -83,8 +83,13 @@ def _check_memory(state: State) -> None:
         for device in runner.reserved_bytes | runner.peak_bytes:
             held[device] = held.get(device, 0) + runner.hold_bytes(device)
     require({k: v for k, v in state.held.items() if v} == {k: v for k, v in held.items() if v}, "held bytes")
-    loading = [r.id for r in state.runners.values() if r.state is RunnerState.loading]
-    require(list(state.loading) == loading, "the list of loading runners is wrong")
+    loading = {r.id: r for r in state.runners.values() if r.state is RunnerState.loading}
+    require(state.loading == loading, "the list of loading runners is wrong")
+    coming: dict[str, int] = {}
+    for runner in loading.values():
+        for device in runner.reserved_bytes | runner.peak_bytes:
+            coming[device] = coming.get(device, 0) + runner.coming_bytes(device)
+    require({k: v for k, v in state.coming.items() if v} == {k: v for k, v in coming.items() if v}, "coming")
     require(list(state.alone) == [r.id for r in state.runners.values() if r.alone], "alone is wrong")
 
 

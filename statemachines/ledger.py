@@ -45,10 +45,7 @@ def reported_bytes(state: State, device: str) -> int | None:
     reading = state.readings.get(device)
     if reading is None:
         return None
-    free = reading.free_bytes - state.config.headroom_bytes
-    for runner in state.loading.values():
-        free -= max(0, runner.hold_bytes(device) - runner.used_bytes.get(device, 0))
-    return free
+    return reading.free_bytes - state.coming.get(device, 0) - state.config.headroom_bytes
 
 
 def free_bytes(state: State, device: str) -> int | None:

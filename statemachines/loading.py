@@ -40,7 +40,7 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
     `arrived`, the others wait for what they waited for, and nothing is done unless it ranks first."""
     state = s.state
     while state.starving and not state.stopping:
-        if s.left < 0 or state.dismissing:
+        if s.left < 0 or s.more or state.dismissing:
             return  # this step is full, or will be gone on with: its last part places
         demand = next_starving(s)
         if demand is None or (arrived is not None and demand is not arrived):
@@ -48,8 +48,7 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
         if not _place_one(s, demand):
             return
         arrived = None
-        if state.starving:
-            s.left = -1  # the next one in a step of its own
+        s.more = bool(state.starving)  # the next one in a step of its own
 
 
 def next_starving(s: Scheduler) -> Demand | None:
@@ -140,16 +139,16 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
     idle: list[Runner] = []
     busy: list[Runner] = []
     leaving = unsure = False
+    turn, ready, loading = demand.turn_due == NEVER, RunnerState.ready, RunnerState.loading
     for runner in state.runners.values():
-        if runner.state is RunnerState.ready:
+        if runner.state is ready:
             # What is suspect is no victim: its probe, or its exit, says first what it is worth.
             if runner.suspect:
                 unsure = True
-            elif not runner.held:
-                idle.append(runner)
-            elif demand.turn_due == NEVER:  # else they were looked at, and it waits for its turn
-                busy.append(runner)
-        elif runner.state is RunnerState.loading:  # nor is what loads: its requests have waited for it
+            elif (turn or not runner.held) and room.helps(runner):
+                # Without a turn it waits for one, and the busy ones were looked at.
+                (busy if runner.held else idle).append(runner)
+        elif runner.state is loading:  # nor is what loads: its requests have waited for it
             unsure = True
         elif not runner.stuck:  # what is stuck may hold its place for ever
             leaving = True

@@ -127,6 +127,20 @@ def serve(state: State, runner: Runner, gain: int) -> None:
                 rerank(state, demand)
 
 
+def loads_on(state: State, runner: Runner) -> None:
+    """A runner loads: count what it has yet to take."""
+    state.loading[runner.id] = runner
+    for device in runner.reserved_bytes | runner.peak_bytes:
+        state.coming[device] = state.coming.get(device, 0) + runner.coming_bytes(device)
+
+
+def loaded(state: State, runner: Runner) -> None:
+    """A runner ceases to load, if it did."""
+    if state.loading.pop(runner.id, None) is not None:
+        for device in runner.reserved_bytes | runner.peak_bytes:
+            state.coming[device] -= runner.coming_bytes(device)
+
+
 def release(state: State, request: Request) -> None:
     """The slot comes back."""
     runner = state.runners[request.runner]

@@ -25,7 +25,7 @@ class Scheduler:
     """The state, and the only way to change it. Raises Breach or IllegalTransition if a step must not be;
     the state is then void, and nothing of the step may be appended."""
 
-    __slots__ = ("cause", "events", "left", "state")
+    __slots__ = ("cause", "events", "left", "more", "state")
 
     def __init__(self, state: State | None = None) -> None:
         self.state = state or State()
@@ -33,6 +33,8 @@ class Scheduler:
         self.cause = 0
         self.left = 0
         """Waiters that this step may still answer."""
+        self.more = False
+        """Whether loads are left for another step."""
 
     def step(self, fact: Fact, t: int) -> list[Event]:
         """Fire every deadline before `t`, then take the fact. `t`: scheduler time, ns; never earlier than
@@ -79,10 +81,12 @@ class Scheduler:
         apply(state, event)
         self.events.append(event)
         self.cause = seq
-        self.left = STEP_DECISIONS
+        self.left, self.more = STEP_DECISIONS, False
         decide.HANDLERS[type(fact)](self, fact, event.subject)
-        if self.left < 0 and ("resume", "") not in state.deadlines.due:
-            self.emit(c.StepContinues())
+        if self.left < 0 or self.more:
+            resumes = ("resume", "") in state.deadlines.due
+            if not resumes or (state.only_loads and self.left < 0):
+                self.emit(c.StepContinues(only_loads=self.left >= 0))
 
     # --- what decisions are made of ----------------------------------------------------------------------
 

@@ -74,6 +74,10 @@ class Runner(msgspec.Struct):
         """It serves, or will: loading or ready."""
         return self.state is RunnerState.loading or self.state is RunnerState.ready
 
+    def coming_bytes(self, device: str) -> int:
+        """What a runner that loads has yet to take of what it holds."""
+        return max(0, self.hold_bytes(device) - self.used_bytes.get(device, 0))
+
     def hold_bytes(self, device: str) -> int:
         """What the ledger counts for it on a device: the larger of reserved and measured peak."""
         return max(self.reserved_bytes.get(device, 0), self.peak_bytes.get(device, 0))
@@ -152,20 +156,16 @@ class State:
     """Everything that a decision may depend on."""
 
     __slots__ = (
-        "alone", "boot_id", "claim", "config", "cooling", "counts", "deadlines", "demands",
-        "dismissing", "drain_cost_ns", "footprints", "held", "load_cost_ns", "loading",
-        "measured_t", "measuring", "models", "next_port", "node", "operations", "policy",
-        "quarantine", "queued", "readings", "refused_ports", "requests", "rules", "runners", "seq",
-        "starving", "stopping", "t", "wanted",
+        "alone", "boot_id", "claim", "coming", "config", "cooling", "counts", "deadlines",
+        "demands", "dismissing", "drain_cost_ns", "footprints", "held", "load_cost_ns", "loading",
+        "measured_t", "measuring", "models", "next_port", "node", "only_loads", "operations",
+        "policy", "quarantine", "queued", "readings", "refused_ports", "requests", "rules",
+        "runners", "seq", "starving", "stopping", "t", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.seq = 0
-        self.t = 0
-        self.node = ""
-        self.boot_id = ""
-        self.rules = 0
-        self.policy = ""
+        self.seq = self.t = self.rules = 0
+        self.node = self.boot_id = self.policy = ""
         self.config = ConfigView()
         self.stopping = ""
         """"", or how the daemon is to stop: "drain", "now", "leave"."""
@@ -179,6 +179,8 @@ class State:
         """Those of them beside which nothing may be loaded."""
         self.held: dict[str, int] = {}
         """Bytes that they hold on each device."""
+        self.coming: dict[str, int] = {}
+        """Bytes of these that runners that load have yet to take."""
         self.requests: dict[str, Request] = {}
         """Requests that have not ended, or whose slot is not back."""
         self.queued = 0
@@ -188,6 +190,8 @@ class State:
         """The same by model; a model that nobody waits for has no entry."""
         self.starving: dict[int, Agenda[str]] = {}
         """Demands that no live runner satisfies, by priority, each with the age of its head (`head_seq`)."""
+        self.only_loads = False
+        """Whether the step that goes on has only loads left to decide."""
         self.dismissing: dict[str, ModelDismissed] = {}
         """Dismissals whose waiters are being failed, a few each step, by `dismissal_key`."""
         self.operations: dict[str, Operation] = {}
@@ -232,8 +236,10 @@ def demand_key(model: str, options: dict[str, Option], priority: int, excluded: 
 
 def fits(runner: Runner, options: dict[str, Option]) -> bool:
     """Whether a runner has the launch options that a request fixed; an open one accepts any value."""
-    mine = runner.options
-    return all(mine.get(name) == value for name, value in options.items())
+    for name, value in options.items():  # noqa: SIM110 (a generator costs as much again)
+        if runner.options.get(name) != value:
+            return False
+    return True
 
 
 def satisfies(runner: Runner, demand: Demand) -> bool:

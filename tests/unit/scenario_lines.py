@@ -155,6 +155,7 @@ LINES: dict[type, Callable[[str, Any], str]] = {
         f"daemon started, survivors: {', '.join(p.runner for p in f.survivors) or 'none'}"
     ),
     c.ConfigChanged: lambda id, f: f"configuration: {', '.join(f.view.models) or 'no models'}",
+    c.BreachRecorded: lambda id, f: f"an earlier start broke on {f.fact} for {f.model}",
     c.StopRequested: lambda id, f: f"daemon is to stop: {f.how}",
     c.DeadlinePassed: lambda id, f: _of("deadline", f.kind, demand(f.id)),
     c.RequestArrived: _arrived,

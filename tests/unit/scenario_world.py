@@ -104,12 +104,27 @@ class Script(Nature):
         world.submit(asked)
 
 
+class Machine(World):
+    """The simulator's world, with processes whose last words are the scenario's."""
+
+    def _exits(self, id: str) -> None:
+        if id in self.alive:
+            self.exits(id, "")
+
+    def exits(self, id: str, told: str) -> None:
+        """A process ends; the fact alone where it is not there any more."""
+        if id in self.alive:
+            self._dies(id)
+        self.submit(c.ProcessExited(id, 0, 1, told))
+        self._cut(id)
+
+
 class Play:
     """One file's run."""
 
     def __init__(self) -> None:
         self.script = Script()
-        self.world = World(self.script, {})
+        self.world = Machine(self.script, {})
         self.view = c.ConfigView()
         self.hidden = dict.fromkeys(["memory", "steps"])
         self.shown = 0
@@ -254,12 +269,8 @@ class Play:
         self.world.submit(c.ProbeAnswered(words[0], False, "moved" in words))
 
     def exits(self, words: list[str]) -> None:
-        """A process ends by itself; the fact alone where it is not there any more."""
-        id, told = words[0], " ".join(words[1:])
-        if id in self.world.alive:
-            self.world._dies(id)
-        self.world.submit(c.ProcessExited(id, 0, 1, told))
-        self.world._cut(id)
+        """`exits r1 "last words"`."""
+        self.world.exits(words[0], " ".join(words[1:]))
 
     def ended(self, words: list[str]) -> None:
         """`ended q1 r1 [after 50]`: the exchange is over, answered or broken off; it may be an old one."""

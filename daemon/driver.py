@@ -305,8 +305,9 @@ class Driver:
         operation = self._operations.pop(body.operation, None)
         if operation is not None:
             if not body.ok:
-                about = operation.about
-                operation.answer = endings.describe(self.state, "operation.ended", body.reason, about)
+                operation.answer = endings.describe(
+                    self.state, "operation.ended", body.reason, operation.about, detail=body.detail
+                )
             operation.done.set()
 
     # --- the control socket's side -----------------------------------------------------------------------

@@ -536,6 +536,7 @@ class OperationEnded(Decision, frozen=True, gc=False, tag="operation.ended"):
     ok: bool
     reason: str = ""
     runner: str = ""
+    detail: str = ""
 
 
 FACTS: tuple[type[Fact], ...] = tuple(Fact.__subclasses__())

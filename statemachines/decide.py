@@ -251,7 +251,8 @@ def dismiss_waiting(s: Scheduler, key: str) -> None:
         if s.left < 0:
             return
         if demand.operations:
-            s.emit(c.OperationEnded(next(iter(demand.operations)), False, why.reason, why.runner))
+            operation = next(iter(demand.operations))
+            s.emit(c.OperationEnded(operation, False, why.reason, why.runner, why.detail))
         else:
             s.emit(c.RequestFailed(next(iter(demand.waiting)), why.reason, why.runner, why.detail))
 
@@ -366,8 +367,8 @@ def load_requested(s: Scheduler, f: c.LoadRequested, id: str) -> None:
     if view is None or state.stopping:
         s.emit(c.OperationEnded(id, False, "stopping" if state.stopping else "unknown_model"))
         return
-    if any(name not in view.options for name in f.options):
-        s.emit(c.OperationEnded(id, False, "unknown_option"))
+    if unknown := [name for name in f.options if name not in view.options]:
+        s.emit(c.OperationEnded(id, False, "unknown_option", detail=", ".join(unknown)))
         return
     demand = state.demands[operation.demand]
     for runner in state.models.get(f.model, {}).values():

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from events.catalogue import ModelView
-from events.limits import RECLAIM_PERCENT
+from events.limits import GIB, MIB, RECLAIM_PERCENT
 from statemachines.state import Runner, State, spec_key
 
 ANY = ""
@@ -94,5 +94,6 @@ def back(state: State, runner: Runner) -> bool:
 
 
 def mib(size_bytes: int) -> str:
-    """A size for people, in whole MiB, rounded up: "needs 0 MiB" would explain nothing."""
-    return f"{-(-size_bytes // 2**20)} MiB"
+    """A size for people, in GiB where it is whole ones, else in MiB, rounded up: "0 MiB" explains nothing."""
+    whole = size_bytes and size_bytes % GIB == 0
+    return f"{size_bytes // GIB} GiB" if whole else f"{-(-size_bytes // MIB)} MiB"

@@ -118,10 +118,8 @@ def never_fits(state: State, need: Need) -> str:
     for device, size in need.bytes.items():
         budget = budget_bytes(state, device)
         if budget is not None and size > budget - headroom:
-            return (
-                f"needs {mib(size)} on {device}; its budget is {mib(budget)}, "
-                f"of which {mib(headroom)} are headroom"
-            )
+            kept = f", of which {mib(headroom)} are headroom" if headroom else ""
+            return f"needs {mib(size)} on {device}; its budget is {mib(budget)}{kept}"
     return ""
 
 

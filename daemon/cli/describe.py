@@ -133,12 +133,10 @@ def _started(s: str, p: Payload) -> str:
 
 
 def _ended(s: str, p: Payload) -> str:
-    done = f"done ({p['runner']})" if p.get("runner") else "done"
-    return (
-        f"{s} {done}"
-        if p.get("ok")
-        else f"{s} refused: {_words(p.get('reason') or 'the daemon started again')}"
-    )
+    if p.get("ok"):
+        return f"{s} done ({p['runner']})" if p.get("runner") else f"{s} done"
+    detail = f" ({p['detail']})" if p.get("detail") else ""
+    return f"{s} refused: {_words(p.get('reason') or 'the daemon started again')}{detail}"
 
 
 def _unload(s: str, p: Payload) -> str:

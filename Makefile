@@ -4,7 +4,10 @@
 #   make test         all tests, but those that need a real llama-server
 #   make test-llama   those, with a llama-server that is found or built
 #   make check        style, types, import rules, generated documents
+#   make simulate     random worlds against the scheduler; SEEDS=10000 of them
+#   make mutate       break its rules on purpose: do the worlds notice?
 #   make bench        speed and memory, as ratios and figures
+#   make bench-policy what the scheduling policies decide; ARGS=--full for all of it
 #   make venv         .venv/ with the project and its test tools, as the other targets use it
 #   make clean        remove what was made, but not the built llama-server
 #
@@ -15,11 +18,12 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test test-llama check bench venv clean
+.PHONY: demo test test-llama check simulate mutate bench bench-policy venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SEEDS ?= 500
 CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 demo: venv
@@ -39,11 +43,22 @@ check: venv
 	$(BIN)/python scripts/generate_docs.py --check
 	$(BIN)/python -m pytest tests/unit/test_tidy.py
 
+simulate: venv
+	@$(BIN)/python -m tests.simulation.run --count $(SEEDS)
+
+mutate: venv
+	@$(BIN)/python -m tests.simulation.mutations
+
 bench: venv
 	@$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_store.py 60
 	$(BIN)/python benchmarks/bench_relay.py
 	$(BIN)/python benchmarks/bench_daemon.py --soak 1000000
+
+bench-policy: venv
+	@$(BIN)/python -c 'import scipy' 2>/dev/null || $(BIN)/python -m pip install -qq \
+	    --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[bench]'
+	$(BIN)/python -m benchmarks.bench_policy $(ARGS)
 
 venv: $(INSTALLED)
 

@@ -80,6 +80,9 @@ def serve_front(backend_port: int) -> None:
         def launch_options(self, model: str) -> dict[str, Option]:
             return {}
 
+        def bounded(self, model: str, options: dict[str, Option]) -> dict[str, Option]:
+            return options
+
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         print("listening on", listener.getsockname()[1], flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from daemon.config.config import Config
+from daemon.estimates import bounded
 from daemon.http.routes import ModelRow
 from events.catalogue import Option
 
@@ -34,3 +35,8 @@ class Catalog:
         """The launch options that a request may fix, with their defaults, which give their types."""
         spec = self.config.models.get(model)
         return spec.options if spec is not None else {}
+
+    def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
+        """The launch options that a request fixes, within what the model's file says of it."""
+        spec = self.config.models.get(model)
+        return bounded(options, spec.options, spec.estimate) if spec is not None else dict(options)

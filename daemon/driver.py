@@ -116,6 +116,8 @@ class Driver:
         """Bytes that a runner has sent in answers so far."""
         self.leave: Callable[[str], None] = lambda runner: None
         """Close idle connections to a runner that is about to be stopped."""
+        self.prefetch: Callable[[str], None] = lambda model: None
+        """Read ahead what a model will load, while its victims drain."""
         store.on_durable = self._durable
         store.on_resumed = self._log_resumed
 
@@ -158,6 +160,8 @@ class Driver:
             moved = total > self._moved_bytes.get(fact.runner, 0)
             self._moved_bytes[fact.runner] = total
             fact = msgspec.structs.replace(fact, moved=moved)
+        elif type(fact) is c.LoadProgressed and fact.runner not in self.state.loading:
+            return  # it is ready, or told to stop: that it gets on says nothing any more
         with suppress(StepFailed):
             self.submit(fact)
 
@@ -273,7 +277,9 @@ class Driver:
         address = self._addresses.get(body.runner)
         if address is None:
             address = self._addresses[body.runner] = self.machinery.address(body.runner)
-        ticket.tell(Dispatched(address, body.attempt))
+        view = self.state.config.models.get(ticket.model)
+        first_byte_ns = view.first_byte_ns if view is not None else 0
+        ticket.tell(Dispatched(address, body.attempt, first_byte_ns / S))
 
     def _ensure(self, event: Event, body: Any) -> None:
         runner = self.state.runners.get(event.subject)
@@ -292,6 +298,11 @@ class Driver:
 
     def _probe(self, event: Event, body: c.RunnerProbe) -> None:
         self.machinery.probe(body.runner, body.reason)
+
+    def _claim(self, event: Event, body: c.ClaimMade) -> None:
+        demand = self.state.demands.get(body.demand)
+        if demand is not None:
+            self.prefetch(demand.model)
 
     def _forget(self, event: Event, body: Any) -> None:
         self._addresses.pop(body.runner, None)
@@ -418,7 +429,10 @@ def _cancelled() -> bool:
 
 def launch_of(runner: Runner) -> Launch:
     """What the log decided about a runner's start."""
-    return Launch(runner.id, runner.model, runner.digest, runner.options, runner.port, runner.socket)
+    return Launch(
+        runner.id, runner.model, runner.digest, runner.options, runner.port, runner.socket,
+        runner.shard_ports, runner.stall_ns,
+    )  # fmt: skip
 
 
 ENDINGS = {c.RequestRejected, c.RequestFailed, c.RequestCancelled, c.RequestTimedOut}
@@ -430,6 +444,7 @@ OPENING: dict[type, Callable[[Driver, Event, Any], None]] = {
     c.RunnerStop: Driver._stop,
     c.RunnerKill: Driver._kill,
     c.RunnerProbe: Driver._probe,
+    c.ClaimMade: Driver._claim,
     c.RunnerUnloaded: Driver._forget,
     c.RunnerFailed: Driver._forget,
     c.RunnerLost: Driver._forget,

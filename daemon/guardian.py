@@ -21,11 +21,13 @@ TERM_S = 10.0
 
 
 def is_held(path: str) -> bool:
-    """Whether somebody holds the lock on a file's first byte. Takes nothing."""
+    """Whether somebody holds the lock on a file's first byte, or that cannot be told. Takes nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # no descriptor left on the machine, for instance: no reason to end anything
+        return True
     try:
         asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         return bool(FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
@@ -48,14 +50,34 @@ def marked(log_id: str) -> list[int]:
     return [pid for pid in map(int, names) if pid != os.getpid() and is_marked(pid, log_id)]
 
 
+def group_of(pid: int) -> int:
+    """A process's group; 0 where it is gone, or a zombie, which is as good as gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, _, group = file.read().rpartition(b")")[2].split()[:3]
+    except (OSError, ValueError):
+        return 0
+    return 0 if state in b"ZX" else int(group)
+
+
+def guarded(log_id: str) -> list[int]:
+    """What is to be ended: the live processes with the marker, and the groups that one of them leads, whose
+    others may have lost it (a process can write its title over its environment)."""
+    found = marked(log_id)
+    if not found:
+        return []
+    names = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return found + [pid for pid in names if pid not in found and group_of(pid) in found]
+
+
 def send(pid: int, number: int, log_id: str) -> None:
-    """Signal a marked process, and never one that has got its number since it was found."""
+    """Signal a process, and never one that has got its number since it was found."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return
     try:
-        if is_marked(pid, log_id):
+        if is_marked(pid, log_id) or is_marked(group_of(pid), log_id):
             signal.pidfd_send_signal(descriptor, number)
     except OSError:
         return
@@ -68,37 +90,52 @@ def end_all(log: str, log_id: str) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if is_held(f"{log}.lock"):
             return
-        for pid in marked(log_id):
+        for pid in reversed(guarded(log_id)):  # leaders last: their groups are known by them
             send(pid, number, log_id)
         give_up = time.monotonic() + TERM_S
-        while marked(log_id) and time.monotonic() < give_up:
-            if is_held(f"{log}.lock"):
-                return
+        while guarded(log_id) and time.monotonic() < give_up:
             time.sleep(POLL_S / 10)
 
 
-def watch(log: str, log_id: str, grace_s: float) -> int:
-    """Until nobody holds the log and nothing is left to guard, or another guardian is there.
-
-    A process that cannot be ended is tried again after another `grace_s`.
-    """
-    own = os.open(f"{log}.guardian", os.O_RDWR | os.O_CREAT, 0o600)
+def take(path: str) -> int:
+    """Take the guardian's lock, and say who has it: its descriptor, or -1 where another has it."""
+    own = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.fcntl(own, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
     except OSError:
-        return 0
+        os.close(own)
+        return -1
     os.ftruncate(own, 0)
     os.pwrite(own, str(os.getpid()).encode(), 0)
+    return own
+
+
+def guard(log: str, log_id: str, grace_s: float) -> None:
+    """Until nobody holds the log and nothing is left to guard.
+
+    A process that cannot be ended is tried again after another `grace_s`.
+    """
     last_held = time.monotonic()
     while True:
         if is_held(f"{log}.lock"):
             last_held = time.monotonic()
-        elif not marked(log_id) and not is_held(f"{log}.lock"):
-            return 0
+        elif not guarded(log_id):
+            return
         elif time.monotonic() - last_held >= grace_s:
             end_all(log, log_id)
             last_held = time.monotonic()
         time.sleep(min(POLL_S, grace_s / 4))
+
+
+def watch(log: str, log_id: str, grace_s: float) -> int:
+    """Guard, unless another guardian does. A daemon that came while this one was leaving, and whose own
+    guardian therefore left, is found by a last look after the lock was given back."""
+    while (own := take(f"{log}.guardian")) >= 0:
+        guard(log, log_id, grace_s)
+        os.close(own)
+        if not is_held(f"{log}.lock"):
+            break
+    return 0
 
 
 def start(log: str, log_id: str, grace_s: float) -> None:
@@ -114,14 +151,26 @@ def start(log: str, log_id: str, grace_s: float) -> None:
 
 
 def stop(log: str) -> None:
-    """After a clean stop there is nothing to guard: end the guardian, if there is one."""
+    """After a clean stop there is nothing to guard: end the guardian, if there is one; it would go by itself.
+
+    A number in its file that now is another process's is left alone.
+    """
     path = f"{log}.guardian"
-    if is_held(path):
+    if not is_held(path):
+        return
+    try:
+        with open(path, encoding="ascii") as file:
+            pid = int(file.read())
+        descriptor = os.pidfd_open(pid)
         try:
-            with open(path, encoding="ascii") as file:
-                os.kill(int(file.read()), signal.SIGTERM)
-        except (OSError, ValueError):
-            return
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            if os.fsencode(__file__) in words and os.fsencode(os.path.abspath(log)) in words:
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ LEVELS: dict[type, int] = {
     c.RunnerFailed: logging.WARNING,
     c.RunnerLost: logging.WARNING,
     c.ModelCooling: logging.WARNING,
+    c.ModelCrowded: logging.WARNING,
     c.ModelDismissed: logging.WARNING,
     c.ClaimMade: logging.INFO,
     c.LeaseRefused: logging.WARNING,
@@ -35,6 +36,7 @@ LEVELS: dict[type, int] = {
     c.BreachRecorded: logging.ERROR,
     c.ConfigChanged: logging.INFO,
     c.StopRequested: logging.INFO,
+    c.PinRequested: logging.INFO,
 }
 
 

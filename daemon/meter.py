@@ -15,7 +15,7 @@ import trio
 
 from daemon.processes import identity
 from events.catalogue import MemoryMeasured, Reading
-from events.limits import METER_S
+from events.limits import METER_S, SCARCE_PAUSE_S
 
 log = logging.getLogger("runnerd")
 
@@ -42,13 +42,24 @@ class MachineMeter:
     async def measure(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
         """Read every device, and what each runner's processes (by their groups) use of it.
 
-        A driver that does not answer in time leaves its GPUs without a reading, and one thread behind.
+        A driver that does not answer in time leaves its GPUs without a reading, and one thread behind. While
+        the daemon has no descriptor left, it waits for one.
         """
+        while True:
+            try:
+                return await self._measure(processes)
+            except OSError as error:
+                if error.errno not in identity.SCARCE:
+                    raise
+                self._warn(str(error))
+            await trio.sleep(SCARCE_PAUSE_S)
+
+    async def _measure(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
         if not self._in_thread:
             self._in_thread = True
             with trio.move_on_after(self._patience_s):
                 return await trio.to_thread.run_sync(self._in_worker, processes, abandon_on_cancel=True)
-        self._warn("the driver does not answer")
+        self._warn("NVML: the driver does not answer")
         return MemoryMeasured({HOST: host_reading(self._proc, self._cgroups), **self._unknown()})
 
     def _in_worker(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
@@ -88,7 +99,7 @@ class MachineMeter:
     def _warn(self, trouble: str) -> None:
         """Say it once, not at every measurement."""
         if trouble and trouble != self._trouble:
-            log.warning("NVML: %s", trouble)
+            log.warning("memory: %s", trouble)
         self._trouble = trouble
 
     def _gpus(self, owner: Mapping[int, str], used: dict[str, dict[str, int]]) -> dict[str, Reading]:
@@ -98,7 +109,7 @@ class MachineMeter:
         try:
             count = int(pynvml.nvmlDeviceGetCount())
         except pynvml.NVMLError as error:
-            self._warn(str(error))
+            self._warn(f"NVML: {error}")
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlShutdown()
             self._nvml = False
@@ -116,7 +127,7 @@ class MachineMeter:
                         mine = used.setdefault(runner, {})
                         mine[name] = mine.get(name, 0) + size_bytes
             except pynvml.NVMLError as error:
-                troubles.append(f"{name}: {error}")
+                troubles.append(f"NVML: {name}: {error}")
                 found[name] = Reading(self._total_bytes.get(name, 0), 0, reliable=False)
         self._warn("; ".join(troubles))
         return found
@@ -146,38 +157,45 @@ def _limits(proc: Path, cgroups: Path) -> list[tuple[int, int]]:
     Inactive file cache is not counted as used: the kernel gives it back before it kills anybody.
     """
     found = []
-    with suppress(OSError):
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            v2 = not controllers
-            root = cgroups if v2 else cgroups / "memory"
-            names = (
-                ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            )
-            folder = root / path.lstrip("/")
-            while True:
-                reading = _limit_of(folder, *names)
-                if reading is not None:
-                    found.append(reading)
-                if folder == root or root not in folder.parents:
-                    break
-                folder = folder.parent
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        v2 = not controllers
+        root = cgroups if v2 else cgroups / "memory"
+        names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = root / path.lstrip("/")
+        while True:
+            reading = _limit_of(folder, *names)
+            if reading is not None:
+                found.append(reading)
+            if folder == root or root not in folder.parents:
+                break
+            folder = folder.parent
     return found
 
 
 def _limit_of(folder: Path, limit_name: str, usage_name: str) -> tuple[int, int] | None:
     try:
-        text = (folder / limit_name).read_text().strip()
+        text = _text(folder / limit_name).strip()
         if text == "max" or int(text) >= NO_LIMIT_BYTES:
             return None
-        in_use = int((folder / usage_name).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        in_use = int(_text(folder / usage_name))
+        stat = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
         cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
         return int(text), max(0, in_use - cache)
-    except (OSError, ValueError):
+    except ValueError:  # also where there is no such file
         return None
+
+
+def _text(path: Path) -> str:
+    """A small file; "" where it cannot be read. Raises OSError (SCARCE): a limit is there all the same."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        if error.errno in identity.SCARCE:
+            raise
+        return ""
 
 
 __all__ = ["HOST", "MachineMeter", "host_reading"]

@@ -30,6 +30,10 @@ class Launch(msgspec.Struct, frozen=True):
     options: Mapping[str, Option]
     port: int
     socket: bool
+    shard_ports: tuple[int, ...] = ()
+    """The ports of its further processes, shard 1 and on."""
+    stall_ns: int = 0
+    """If it is to be reported that the load gets on: how long it may not."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -50,6 +54,8 @@ class Dispatched(msgspec.Struct, frozen=True):
 
     address: Address
     attempt: int
+    first_byte_s: float = 0.0
+    """How long its runner may take until the first byte of an answer; 0: as long as it likes."""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -127,7 +133,7 @@ class Machinery(Protocol):
     """What carries out effects on processes: idempotent, and serial for each runner.
 
     Its methods return at once; what comes of them arrives as facts: process.spawned, spawn.failed,
-    lease.refused, process.exited, probe.answered.
+    lease.refused, process.exited, load.progressed, probe.answered.
     """
 
     def ensure(self, launch: Launch) -> None:
@@ -135,7 +141,8 @@ class Machinery(Protocol):
         ...
 
     def release(self, process: Process) -> None:
-        """`process.spawned` is durable: open the gate, then look for readiness until ready or gone."""
+        """`process.spawned` is durable: open the gate (that of a runner's first process when its shards are
+        up), then look for readiness until ready or gone."""
         ...
 
     def stop(self, runner: str) -> None:

@@ -1,17 +1,18 @@
 """The daemon as a whole: what is opened in which order, and how it ends.
 
-Start: the log (and its lock), the fold, the survivors, the first facts, then the sockets. End: stop requested
-(a fact like any other), runners drained and gone, the last fact, the log closed.
+Start: the address is taken, but nobody can connect yet; signals are noted; the log (and its lock), the fold,
+the survivors, the first facts; what is to be preloaded; then the sockets listen. End: stop requested (a fact
+like any other), runners drained and gone, the last fact, the log closed.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,15 +24,18 @@ from daemon import guardian
 from daemon.catalog import Catalog
 from daemon.config.commands import Command
 from daemon.config.config import Config, SpecChanged
-from daemon.control.server import ControlServer, listen
+from daemon.control.server import ControlServer, bind
 from daemon.driver import Driver
+from daemon.estimates import with_estimates
 from daemon.http.server import FrontDoor
 from daemon.meter import MachineMeter
 from daemon.ports import Launch
+from daemon.prefetch import Prefetcher, files_of
+from daemon.preload import preload, refusal
 from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from events import catalogue as c
-from events.limits import HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS
+from events.limits import CONTROL_CONNECTIONS, HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
@@ -57,10 +61,28 @@ class StopFailed(Exception):
     """The stop could not be logged; the runners were ended all the same."""
 
 
-async def serve(config: Config, places: Places) -> None:
-    """Run until stopped. Raises LogError and its kin, StepFailed, OSError (a socket that cannot be bound)."""
+class Options(msgspec.Struct, frozen=True):
+    """How to start."""
+
+    lazy: bool = False
+    """Open the doors at once; preloads go on behind them, and one that fails is a warning."""
+    memcheck: bool = True
+    """Refuse to start where what is to be preloaded cannot be loaded together."""
+
+
+async def serve(config: Config, places: Places, options: Options) -> None:
+    """Run until stopped. Raises LogError and its kin, StepFailed, OSError (a socket that cannot be bound),
+    StartRefused, PreloadFailed."""
     places.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    listener = open_listener(places.host, places.port)
+    with bind_front(places.host, places.port) as front:
+        config = await with_estimates(config)
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            await _recover_and_run(config, places, options, front, signals)
+
+
+async def _recover_and_run(
+    config: Config, places: Places, options: Options, front: socket.socket, signals: AsyncIterator[int]
+) -> None:
     async with open_store(places.log, durability=config.durability) as store:
         state, clock = await trio.to_thread.run_sync(fold_log, places.log)
         driver = Driver(store, Scheduler(state), clock, places.log)
@@ -68,44 +90,112 @@ async def serve(config: Config, places: Places) -> None:
         async with _machinery(driver, partial(command, config, view), places, store):
             await begin(driver, store, view, places.log)
             async with driver.run():
-                await _serve_until_stopped(driver, config, places, store, listener)
+                await _Run(driver, config, places, options).run(front, signals, store.log_id)
 
 
-async def _serve_until_stopped(
-    driver: Driver, config: Config, places: Places, store: EventStore, listener: socket.socket
-) -> None:
-    guardian.start(str(places.log), store.log_id, ORPHAN_GRACE_S)
-    control = listen(places.control)
-    await _open_doors(driver, Catalog(config), places, listener, control)
-    if driver.state.stopping != "leave":
-        guardian.stop(str(places.log))
+class _Run:
+    """A daemon that has recovered, until it is stopped."""
+
+    def __init__(self, driver: Driver, config: Config, places: Places, options: Options) -> None:
+        self._driver = driver
+        self._config = config
+        self._places = places
+        self._options = options
+        self._failure: Exception | None = None
+        """Why it does not start."""
+
+    async def run(self, front: socket.socket, signals: AsyncIterator[int], log_id: str) -> None:
+        """Everything, from the first signal that is heeded to the last fact. Raises what `serve` does."""
+        driver, path = self._driver, str(self._places.log)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_signals, driver, signals)
+            nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
+            if self._options.memcheck:
+                self._failure = refusal(driver, self._config.preload, lazy=self._options.lazy)
+            if self._failure is not None:
+                driver.submit(c.StopRequested("leave", "memory check"))
+                await trio.sleep_forever()
+            with _control(self._places.control) as control:
+                guardian.start(path, log_id, ORPHAN_GRACE_S)
+                await self._load_and_open(front, control, nursery)
+        if driver.state.stopping != "leave":
+            guardian.stop(path)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _load_and_open(
+        self, front: socket.socket, control: socket.socket, nursery: trio.Nursery
+    ) -> None:
+        """Preload, then let clients in, until it is stopped; or behind their backs, if it is to be lazy."""
+        driver, lazy, models = self._driver, self._options.lazy, self._config.preload
+        if lazy:
+            nursery.start_soon(partial(preload, driver, models, lazy=True))
+        else:
+            self._failure = await preload(driver, models, lazy=False)
+        if self._failure is not None:
+            driver.submit(c.StopRequested("now", "preload"))
+        elif not driver.state.stopping:
+            await self._open_doors(front, control)
+        await trio.sleep_forever()
+
+    async def _open_doors(self, front: socket.socket, control: socket.socket) -> None:
+        """Serve HTTP and the control socket."""
+        driver, catalog = self._driver, Catalog(self._config)
+        door = FrontDoor(driver, catalog)
+        driver.moved, driver.leave = door.moved, door.leave
+        listen_front(front)
+        control.listen(CONTROL_CONNECTIONS)
+        log.info("listening on %s, control socket %s", url_of(front), self._places.control)
+        async with trio.open_nursery() as nursery:
+            if self._config.prefetch:
+                ahead = Prefetcher(partial(files_of, self._config.models))
+                driver.prefetch = ahead.begin
+                nursery.start_soon(ahead.run)
+            nursery.start_soon(door.serve, [front])
+            nursery.start_soon(ControlServer(driver, catalog).serve, control)
 
 
-async def _open_doors(
-    driver: Driver, catalog: Catalog, places: Places, listener: socket.socket, control: socket.socket
-) -> None:
-    """Serve HTTP and the control socket until a stop is done."""
-    front = FrontDoor(driver, catalog)
-    driver.moved, driver.leave = front.moved, front.leave
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
-        nursery.start_soon(_signals, driver)
-        nursery.start_soon(front.serve, [listener])
-        nursery.start_soon(ControlServer(driver, catalog).serve, control)
-        host, port = listener.getsockname()[:2]
-        log.info("listening on http://%s:%d, control socket %s", host, port, places.control)
-    places.control.unlink(missing_ok=True)
-    listener.close()
-    control.close()
+@contextmanager
+def _control(path: Path) -> Iterator[socket.socket]:
+    """The control socket, which does not listen yet; gone at the end."""
+    with bind(path) as sock:
+        try:
+            yield sock
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """The front door's listening socket. Raises OSError, saying where."""
+def bind_front(host: str, port: int) -> socket.socket:
+    """The front door's socket, which does not listen yet: nobody can connect, nor take the address. Raises
+    OSError, saying where."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    if family == socket.AF_INET6:  # `::` is no promise to answer on IPv4, too
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=HTTP_BACKLOG)
+        try:
+            sock.bind((host, port))  # with SO_REUSEADDR another that does not listen yet could have it, too
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections may linger
+            sock.bind((host, port))
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+        sock.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return sock
+
+
+def listen_front(sock: socket.socket) -> None:
+    """Let clients connect. Their connections must not keep the next start from the address."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.listen(HTTP_BACKLOG)
+
+
+def url_of(sock: socket.socket) -> str:
+    """Where a socket listens, as a URL."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @asynccontextmanager
@@ -128,15 +218,17 @@ def command(config: Config, view: c.ConfigView, model: str, launch: Launch, sock
     return config.command(model, launch, socket_path)
 
 
-async def _signals(driver: Driver) -> None:
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+async def _signals(driver: Driver, received: AsyncIterator[int]) -> None:
     """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. The guardian's work is not ours."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) as received:
-        async for number in received:
-            again = driver.state.stopping in ("drain", "now")
-            how: Literal["drain", "now"] = "now" if again or number == signal.SIGQUIT else "drain"
-            name = signal.Signals(number).name
-            log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
-            driver.submit(c.StopRequested(how, f"{name}, pid {os.getpid()}"))
+    async for number in received:
+        again = driver.state.stopping in ("drain", "now")
+        how: Literal["drain", "now"] = "now" if again or number == signal.SIGQUIT else "drain"
+        name = signal.Signals(number).name
+        log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
+        driver.submit(c.StopRequested(how, name))
 
 
 async def _until_stopped(driver: Driver, scope: trio.CancelScope) -> None:

@@ -18,11 +18,35 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-NEVER = -1
-"""A keep-alive that never ends, where a duration in nanoseconds is expected."""
+from events.parts import (
+    AUTO,
+    NEVER,
+    ConfigView,
+    Considered,
+    DeviceView,
+    Estimate,
+    GroupView,
+    MatrixView,
+    ModelView,
+    Option,
+    Process,
+    Reading,
+)
 
-Option = int | str | bool
-"""The value of a launch option (`num_ctx`, an adapter's path). Floats are refused at the edge."""
+__all__ = [  # the parts, for whoever takes them from here
+    "AUTO",
+    "NEVER",
+    "ConfigView",
+    "Considered",
+    "DeviceView",
+    "Estimate",
+    "GroupView",
+    "MatrixView",
+    "ModelView",
+    "Option",
+    "Process",
+    "Reading",
+]
 
 
 class Payload(
@@ -39,87 +63,6 @@ class Fact(Payload, frozen=True, gc=False):
 
 class Decision(Payload, frozen=True, gc=False):
     """What the scheduler concluded. Effects are derived from decisions, once they are durable."""
-
-
-# --- parts -----------------------------------------------------------------------------------------------
-
-
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """A value inside an event."""
-
-
-class Process(Part, frozen=True, gc=False):
-    """A process identity: never by pid alone. `start_time` is field 22 of /proc/PID/stat, in clock ticks."""
-
-    runner: str
-    shard: int
-    boot_id: str
-    pid: int
-    start_time: int
-
-
-class DeviceView(Part, frozen=True, gc=False):
-    """A device of the configuration. `budget_bytes` None: whatever the machine reports."""
-
-    budget_bytes: int | None = None
-    gpu: bool = False
-
-
-class ModelView(Part, frozen=True, gc=False):
-    """What the scheduler knows of a model's configuration; commands and environments stay in the process."""
-
-    digest: str
-    slots: int = 1
-    memory_bytes: dict[str, int] = {}
-    """Configured footprint per device ("": whichever device serves). Empty: unknown, so loaded alone until a
-    load has been measured."""
-    keep_alive_ns: int = NEVER
-    options: dict[str, Option] = {}
-    """Launch options and their defaults. An option that is not here cannot be asked for."""
-    lease: Literal["port", "socket", "none"] = "port"
-    fixed_port: int = 0
-    """A port that the configuration fixes (0: leased from the range)."""
-    load_ns: int = 120_000_000_000
-    unload_ns: int = 30_000_000_000
-    """How long a drain for unload, reload or stop may last (`unloadTimeout`)."""
-    concurrency_limit: int = 0
-    queue_ns: int = 0
-    """How long a request may queue (`queueTimeout`); 0: no limit."""
-    request_ns: int = 0
-    """How long a request may take in all (`requestTimeout`); 0: no limit."""
-    priority: int = 0
-
-
-class ConfigView(Part, frozen=True, gc=False):
-    """The scheduling view of a configuration: no command, environment or key, which may hold secrets."""
-
-    models: dict[str, ModelView] = {}
-    devices: dict[str, DeviceView] = {}
-    max_queue: int = 512
-    max_loaded: int = 0
-    """Runners loaded at once; 0: automatic."""
-    port_first: int = 5800
-    port_last: int = 6799
-    headroom_bytes: int = 0
-    unload_ns: int = 30_000_000_000
-    """As a model's, for runners whose model is no longer configured."""
-    policy: str = "balanced"
-
-
-class Reading(Part, frozen=True, gc=False):
-    """What a device reports. `reliable` False where its free memory cannot be trusted."""
-
-    total_bytes: int
-    free_bytes: int
-    reliable: bool = True
-
-
-class Considered(Part, frozen=True, gc=False):
-    """One alternative that a decision weighed, and what became of it."""
-
-    subject: str
-    verdict: str
-    score: tuple[int, ...] = ()
 
 
 # --- facts: the daemon and its log -----------------------------------------------------------------------
@@ -188,7 +131,8 @@ class DeadlinePassed(Fact, frozen=True, gc=False, tag="deadline.passed"):
 
 
 class RequestArrived(Fact, frozen=True, gc=False, tag="request.arrived"):
-    """A client asked for `model`. Its id is `q<seq>`. `options` are the launch options that it fixed."""
+    """A client asked for `model`. Its id is `q<seq>`. `options` are the launch options that it fixed,
+    `priority` is added to the model's."""
 
     model: str
     kind: str
@@ -202,6 +146,10 @@ class ClientGone(Fact, frozen=True, gc=False, tag="client.gone"):
     """The client of a request went away before its answer was complete."""
 
     request: str
+
+
+FIRST_BYTE_LATE = "no first byte in time"
+"""The `error` of an exchange that was given up for the request's time limit."""
 
 
 class UpstreamEnded(Fact, frozen=True, gc=False, tag="upstream.ended"):
@@ -232,11 +180,14 @@ class CancelRequested(Fact, frozen=True, gc=False, tag="operator.cancel"):
 
 
 class LoadRequested(Fact, frozen=True, gc=False, tag="operator.load"):
-    """An operator wants a model loaded. The operation's id is `o<seq>`."""
+    """An operator wants a model loaded. The operation's id is `o<seq>`. `priority` is added to the
+    model's. `preload`: the configuration wants it, at start; it evicts nothing that was preloaded."""
 
     model: str
     options: dict[str, Option] = {}
     by: str = ""
+    priority: int = 0
+    preload: bool = False
 
 
 class UnloadRequested(Fact, frozen=True, gc=False, tag="operator.unload"):
@@ -246,6 +197,14 @@ class UnloadRequested(Fact, frozen=True, gc=False, tag="operator.unload"):
     runner: str = ""
     cancel: bool = False
     now: bool = False
+    by: str = ""
+
+
+class PinRequested(Fact, frozen=True, gc=False, tag="operator.pin"):
+    """An operator pins a model, or unpins it. Runners of a pinned model are not evicted and do not expire."""
+
+    model: str
+    pinned: bool = True
     by: str = ""
 
 
@@ -271,7 +230,7 @@ class SpawnFailed(Fact, frozen=True, gc=False, tag="spawn.failed"):
 
 
 class LeaseRefused(Fact, frozen=True, gc=False, tag="lease.refused"):
-    """The port that was leased to a runner is taken by somebody else; no process was made."""
+    """A port that was leased to a runner is taken by somebody else; no process was made."""
 
     runner: str
     port: int
@@ -287,6 +246,14 @@ class ProcessExited(Fact, frozen=True, gc=False, tag="process.exited"):
     shard: int
     status: int | None
     output: str = ""
+
+
+class LoadProgressed(Fact, frozen=True, gc=False, tag="load.progressed"):
+    """A runner that loads has printed, read, worked or answered otherwise since the last look. Only for
+    those that have a limit to how long they may not, and a few times within that."""
+
+    runner: str
+    sign: Literal["output", "read", "work", "answer"]
 
 
 class ProbeAnswered(Fact, frozen=True, gc=False, tag="probe.answered"):
@@ -393,14 +360,21 @@ class RunnerLoad(Decision, frozen=True, gc=False, tag="runner.load"):
     socket: bool = False
     alone: bool = False
     """Nothing is known about its memory: nothing may be loaded beside it until it has been measured."""
+    larger: str = ""
+    """As the model's: requests for less of this option are served, too."""
     considered: tuple[Considered, ...] = ()
+    shard_ports: tuple[int, ...] = ()
+    """The ports of its further processes, shard 1 and on; `port` is that of the first."""
+    stall_ns: int = 0
+    """As the model's."""
 
 
 class RunnerLeased(Decision, frozen=True, gc=False, tag="runner.leased"):
-    """The runner's port was refused; here is the next one."""
+    """A port of the runner's was refused; here are all that it has now, with the next one in its place."""
 
     runner: str
     port: int
+    shard_ports: tuple[int, ...] = ()
 
 
 class RunnerDrain(Decision, frozen=True, gc=False, tag="runner.drain"):
@@ -471,6 +445,14 @@ class ModelCooling(Decision, frozen=True, gc=False, tag="model.cooling"):
     message: str
 
 
+class ModelCrowded(Decision, frozen=True, gc=False, tag="model.crowded"):
+    """A load ran out of memory beside other runners: it is tried once more, when they are gone."""
+
+    model: str
+    runner: str
+    message: str
+
+
 class ClaimMade(Decision, frozen=True, gc=False, tag="claim.made"):
     """The best-ranked waiter's victims, chosen once; they admit no other work."""
 
@@ -488,8 +470,8 @@ class ClaimEnded(Decision, frozen=True, gc=False, tag="claim.ended"):
 
 
 class TurnWaits(Decision, frozen=True, gc=False, tag="turn.waits"):
-    """A demand waits: for a busy runner that keeps its place until it has had its quantum ("quantum"), or
-    for memory that other programs hold ("memory")."""
+    """A demand waits: for a busy runner that keeps its place until it has had its quantum ("quantum"), for
+    one that has just become idle ("linger"), or for memory that other programs hold ("memory")."""
 
     demand: str
     reason: str

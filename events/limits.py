@@ -115,6 +115,16 @@ MEASURE_NS = 2 * S
 QUEUE_MAX = 512
 """Requests that may wait at once: Ollama's default."""
 
+MEMORY_WORDS = (
+    "out of memory", "outofmemory", "outofdevicememory", "cannot allocate memory", "unable to allocate",
+    "failed to allocate", "bad_alloc", "oom-kill",
+)  # fmt: skip
+"""What the last lines of a server say, in any case, when its load ran out of memory: llama.cpp's backends
+(CUDA, HIP, Vulkan, Metal), PyTorch's, the C library's and the C++ run-time's words."""
+
+KILLED_STATUSES = (-9, 137)
+"""The exit status of what the kernel killed, itself and as a shell or a container tells it."""
+
 CRASH_WINDOW_NS = 30 * S
 """An exit this soon after becoming ready counts as a failed load."""
 
@@ -132,8 +142,11 @@ STEP_DECISIONS = 4
 50 µs with 10,000 queued."""
 
 SWAP_PATIENCE = 4
-"""α: a runner may keep its place for α × (what it costs to swap) while others wait. Switching then takes
-at most 1/(1+α) of the time."""
+"""α: a runner may keep its place for α × (what it costs to swap there and back) while others wait. Switching
+then takes at most 1/(1+α) of the time."""
+
+SWAP_PATIENCE_MAX = 1000
+"""`swapPatience`: with more, nobody else would ever have a turn."""
 
 LOAD_GUESS_NS = 10 * S
 """What a load is taken to cost before one has been seen: the middle of the usual 6 to 25 s."""
@@ -149,6 +162,27 @@ AGE_STEP_NS = 60 * S
 
 MODELS_PER_GPU = 3
 """`maxLoadedModels: 0`: Ollama's automatic value, also without a GPU."""
+
+PREFETCH_PIECE_BYTES = 2 * MIB
+"""What the kernel is asked to read ahead at once: it ignores the wish for a file as a whole."""
+
+PREFETCH_KEEP_PERCENT = 25
+"""Of the memory that is available, what reading ahead leaves alone."""
+
+FILL_TRIES = 16
+"""Waiters that are looked at when the first of them waits for its turn on a device that they do not need."""
+
+LINGER_SHARE = 10
+"""The part of its load cost that an idle runner keeps its place for: a swap is a tenth dearer at most."""
+
+LINGER_MAX_NS = 2 * S
+"""And never longer than a person would call a pause."""
+
+LINGER_TIMES = 4
+"""It waits for so many times what its clients took to ask again: they are not always as quick."""
+
+LINGER_LEAST_NS = 100 * MS
+"""And for this at least: a client on another machine, between two requests."""
 
 CONSIDERED_MAX = 16
 """Alternatives recorded with a decision: enough to explain it, bounded for the log."""
@@ -172,6 +206,65 @@ METER_S = 1.5
 
 SAMPLE_STEP_BYTES = 64 * MIB
 """A sample becomes a fact only when free memory moved by this much: the log is no telemetry."""
+
+# --- what a model needs ----------------------------------------------------------------------------------
+
+GGUF_READ_BYTES = 256 * MIB
+"""The longest header of a GGUF file: vocabularies of 262,000 tokens with their merges take 15 MiB."""
+
+GGUF_NAME_BYTES = 65_535
+"""The longest key or name in a GGUF file: the format's own limit for keys."""
+
+GGUF_KEYS = 65_536
+"""Keys in one file: those in use have less than a hundred."""
+
+GGUF_TENSORS = 1 << 20
+"""Tensors in one file: a thousand layers of a thousand experts each, were they not one tensor."""
+
+GGUF_LAYERS = 4096
+"""Layers of a model: the deepest has 126; llama.cpp takes 512."""
+
+GGUF_KEPT_ELEMENTS = 4096
+"""Elements of an array that is kept: those that say something of each layer."""
+
+GGUF_PARTS = 1000
+"""Files that a model may be split into: those of a trillion parameters have some tens."""
+
+GGUF_MEMORY_BYTES = 512 * MIB
+"""Address space of the process that reads GGUF files: Python takes 60 MiB of it."""
+
+GGUF_CPU_S = 30
+"""Its processor time: a large vocabulary takes 0.1 s, so some hundred models of the largest kind."""
+
+GGUF_S = 30.0
+"""And the time that a start waits for it, where it sits in a file system that does not answer."""
+
+PROCESS_END_S = 1.0
+"""How long its end is waited for after a SIGKILL: it may sit in the kernel."""
+
+GGUF_OUTPUT_BYTES = 16 * MIB
+"""Its output: a kilobyte a file, more with a figure for each of many layers."""
+
+GPU_CONTEXT_BYTES = 457 * MIB
+"""What a process takes of a GPU before it has allocated anything: Ollama's figure for CUDA and ROCm."""
+
+SERVER_BYTES = 32 * MIB
+"""What llama-server takes without a model: 20 MiB measured, and its threads' buffers."""
+
+TOKEN_BYTES = 512
+"""What a token of the vocabulary takes in llama-server: its text, the maps by text and number, the merges."""
+
+BATCH_TOKENS = 512
+"""Tokens that llama-server computes at once (`--ubatch-size`)."""
+
+CONTEXT_PAD_TOKENS = 256
+"""llama.cpp rounds each slot's context up to this."""
+
+CONTEXT_LEAST_TOKENS = 4
+"""The smallest context: Ollama's."""
+
+CONTEXT_LEAST_VISION_TOKENS = 2048
+"""The same where a model sees images, each of which takes hundreds of tokens: Ollama's too."""
 
 # --- the service -----------------------------------------------------------------------------------------
 
@@ -264,6 +357,15 @@ CONFIG_NODES = 100_000
 CONFIG_MODELS = 1_000
 """Models in one configuration: far more than a box holds, and its view still fits into one event."""
 
+CONFIG_GROUPS = 200
+"""Groups, or sets of the matrix: more than there are reasons for, and few enough to refer to each other."""
+
+CONFIG_SET_TOKENS = 1000
+"""Names and operators in one expression of the matrix."""
+
+EVICT_COST_MAX = 1_000_000
+"""What it may cost to lose a model: sums of all of them stay far below 64 bits."""
+
 CONFIG_MACROS = 200
 """Macros at the top, and again in each model: large files in use have some tens."""
 
@@ -291,8 +393,15 @@ CONFIG_SIZE_MAX_BYTES = 1 << 50
 CONFIG_INTEGER_MAX = (1 << 53) - 1
 """The largest whole number of an option: every JSON reader keeps it exactly."""
 
+INSTANCES_MAX = 64
+"""Runners of one launch spec: more than GPUs in a box."""
+
 SLOTS_MAX = 1024
 """Requests that one runner may serve at once: the largest batch that servers are run with."""
+
+MATRIX_CHOICES = 4096
+"""Ways in which a set of the matrix can hold the models that are loaded: few in practice, at most 2 to the
+power of their number. What lies beyond is not looked at, so that no expression makes a step long."""
 
 REQUESTS_MAX = 1_000_000
 """The largest `maxQueue` and `concurrencyLimit`: above it a step with a full queue was never measured."""
@@ -308,6 +417,9 @@ LOAD_NS = 120 * S
 
 LOAD_LEAST_S = 15
 """llama-swap raises a shorter `healthCheckTimeout` to this; here it holds as written, with a warning."""
+
+LOAD_STALL_LEAST_S = 1
+"""The shortest `loadStallTimeout`: a quarter of it is how often every process is looked at."""
 
 UNLOAD_NS = 30 * S
 """`unloadTimeout`: longer than llama-swap's 10 s, which start at the signal; ours start with the drain."""
@@ -329,6 +441,13 @@ SOCKET_PATH_BYTES = 107
 READY_POLL_S = 0.01
 """Between two looks at a loading runner: readiness is found within this of its being true."""
 
+READY_PAUSE_S = 1.0
+"""The longest pause between two looks at a loading runner that is slow to answer: so late at most is its
+readiness found, and it has one request a second to bear."""
+
+SCARCE_PAUSE_S = 0.1
+"""Before the next try where the daemon has no descriptor left for what its runners need."""
+
 PROBE_S = 5.0
 """How long a runner may take to answer one health probe; two must fit into PROBE_NS."""
 
@@ -348,7 +467,22 @@ OUTPUT_LOOK_S = 1.0
 """Between two looks at the size of a runner's output: a stat costs a microsecond."""
 
 SHARD = 0
-"""The only process of an unsharded runner."""
+"""A runner's first process: the only one, or the one that serves, beside its shards 1, 2 …."""
+
+SHARDS_MAX = 64
+"""Further processes of one runner: more than GPUs in a box."""
+
+LOAD_LOOKS = 4
+"""Looks at a loading runner within its `loadStallTimeout`: so many facts at most, and a stall is found at
+most a quarter late."""
+
+LOAD_READ_BYTES_S = 128 * 1024
+"""Bytes a second that a loading runner must read for that to be progress: ten times what answering a hundred
+health probes a second makes it read, and a hundredth of a slow disk."""
+
+LOAD_WORK_PERCENT = 25
+"""Percent of one core that a loading runner must use for that to be progress: one that waits uses a few for
+answering its health probes."""
 
 ORPHAN_GRACE_S = 60.0
 """How long runners outlive a daemon that nobody restarts: longer than any restart of systemd's."""
@@ -379,3 +513,6 @@ CONTROL_LAST_WORD_S = 1.0
 
 LOAD_PROGRESS_S = 0.25
 """Between two progress replies of a load: a person sees it move."""
+
+PRELOAD_REPORT_S = 10.0
+"""Between two lines in the journal while models are preloaded: who reads it sees that the start goes on."""

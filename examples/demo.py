@@ -29,6 +29,9 @@ BIN = Path(sys.executable).parent
 PATIENCE_S = 60
 """Longer than any step of this demonstration takes on a slow machine."""
 
+AS_A_PERSON = ("--no-json",)
+"""What a person with a terminal sees, also where the demonstration has none."""
+
 
 def say(text: str) -> None:
     """A heading."""
@@ -36,11 +39,10 @@ def say(text: str) -> None:
     print(f"\n{bold}── {text}{plain}", flush=True)
 
 
-def run(*command: str) -> None:
-    """Run one of the three programs, shown as a person would type it."""
-    shown = " ".join(Path(part).name if i == 0 else part for i, part in enumerate(command))
-    print(f"$ {shown}", flush=True)
-    subprocess.run(command, check=True)
+def run(program: str, *arguments: str, quietly: tuple[str, ...] = ()) -> None:
+    """Run one of the three programs, shown as a person would type it; `quietly` is not shown."""
+    print("$", program, *arguments, flush=True)
+    subprocess.run([BIN / program, *quietly, *arguments], check=True)
 
 
 def find_llama() -> str:
@@ -146,11 +148,11 @@ class Daemon:
 
     def ctl(self, *arguments: str) -> None:
         """runnerctl."""
-        run(str(BIN / "runnerctl"), "--socket", str(self.socket), *arguments)
+        run("runnerctl", "--socket", str(self.socket), *arguments, quietly=AS_A_PERSON)
 
     def show(self, *arguments: str) -> None:
         """runnerlog."""
-        run(str(BIN / "runnerlog"), "--log", str(self.log), *arguments)
+        run("runnerlog", "--log", str(self.log), *arguments, quietly=AS_A_PERSON)
 
 
 def swap_under_load(daemon: Daemon) -> None:
@@ -193,7 +195,7 @@ def main() -> None:
     daemon = Daemon(directory, write_config(directory, commands))
     try:
         say(f"runnerd starts: two models of 200 MiB, room for one; runners are {what}")
-        run(str(BIN / "runnerd"), "check", "--config", str(directory / "config.yaml"))
+        run("runnerd", "check", "--config", str(directory / "config.yaml"))
         daemon.start()
         say("a chat with the first model, streamed (it is loaded on demand)")
         daemon.chat("harbour", "Tell me about the harbour.", show=True)

@@ -211,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
         if options.hang_requests and served >= options.hang_requests:
             threading.Event().wait()
         if options.crash_after_requests == served and not options.crash_after_bytes:
-            os.kill(os.getpid(), signal.SIGABRT)
+            os.abort()  # at once: a signal to the process may find another thread first
         time.sleep(options.slow_first_byte)
 
     # --- answers -----------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         options = self.server.options
         self.sent = getattr(self, "sent", 0) + len(data)
         if options.crash_after_bytes and self.sent >= options.crash_after_bytes:
-            os.kill(os.getpid(), signal.SIGABRT)
+            os.abort()  # at once: a signal to the process may find another thread first
         if options.truncate_after and self.sent >= options.truncate_after:
             self.wfile.write(data[: max(1, len(data) // 2)])
             self.connection.shutdown(socket.SHUT_RDWR)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import msgspec
 
 from events import catalogue
-from events.catalogue import DECISIONS, FACTS, Part, Payload
+from events.catalogue import DECISIONS, FACTS, Payload
+from events.parts import Part
 from statemachines import request, runner
 from statemachines.machine import mermaid
 from statemachines.request import RequestState

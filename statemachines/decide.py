@@ -19,12 +19,12 @@ from events.limits import (
     RESPONSE_NS,
 )
 from statemachines.ledger import back
-from statemachines.loading import place
+from statemachines.loading import grow, hopeless, place
 from statemachines.policy import rank
 from statemachines.request import RequestState
-from statemachines.room import next_port
+from statemachines.room import next_ports
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, dismissed, fits, satisfies, waiting_for
+from statemachines.state import Demand, Request, Runner, dismissed, fits, head_seq, satisfies, waiting_for
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -60,8 +60,10 @@ def arrived(s: Scheduler, f: c.RequestArrived, id: str) -> None:
     s.emit(c.RequestQueued(id, _reason_to_wait(s, f)))
     if state.starving:
         demand = state.demands[state.requests[id].demand]
-        if not demand.servers and len(demand.waiting) == 1:
+        if not demand.servers and len(demand.waiting) == 1 and not hopeless(s, demand):
             place(s, demand)
+    elif f.model in state.scaled:
+        grow(s, f.model, f.options, queue=True)
 
 
 def _refusal(s: Scheduler, f: c.RequestArrived, id: str) -> c.RequestRejected | None:
@@ -143,6 +145,9 @@ def upstream_ended(s: Scheduler, f: c.UpstreamEnded, id: str) -> None:
 
 
 def _failed_exchange(s: Scheduler, request: Request, f: c.UpstreamEnded) -> None:
+    if f.error == c.FIRST_BYTE_LATE:
+        s.emit(c.RequestTimedOut(request.id, "first_byte_timeout"))
+        return
     again = f.bytes_to_client == 0 and request.attempt == 1 and not s.state.stopping
     runner = s.state.runners.get(f.runner)
     if again and not (runner is not None and runner.cancelled):
@@ -228,9 +233,14 @@ def cancel_requested(s: Scheduler, f: c.CancelRequested, id: str) -> None:
 
 def left(s: Scheduler, request: Request) -> None:
     """A request has left before its turn. If it was the last of its demand: stop a load that nobody waits
-    for any more, let go of a claim, and look at those who waited behind it."""
+    for any more, let go of a claim. Look at those who waited behind it, also if it was only the first."""
     state = s.state
-    if request.slot or request.demand in state.demands:
+    if request.slot:
+        return
+    demand = state.demands.get(request.demand)
+    if demand is not None:
+        if not demand.servers and request.seq < head_seq(demand):
+            place(s)  # it gave its demand the rank that it had
         return
     for runner in list(state.models.get(request.model, {}).values()):
         if runner.state is not RunnerState.loading or runner.wanted:
@@ -261,19 +271,32 @@ def dismiss_waiting(s: Scheduler, key: str) -> None:
 
 
 def process_gone(s: Scheduler, f: c.ProcessExited | c.SpawnFailed, id: str) -> None:
-    """A runner without a process: reclaim its memory, then end it."""
+    """A runner without a process: reclaim its memory, then end it. One that has lost a process of several is
+    of no use any more: the others go, too."""
     runner = s.state.runners.get(f.runner)
-    if runner is not None and runner.state is RunnerState.reclaiming:
+    if runner is None:
+        return
+    if runner.state is RunnerState.reclaiming:
         finish(s, runner)
+    elif runner.ended:
+        stop_broken(s, runner)
+
+
+def stop_broken(s: Scheduler, runner: Runner) -> None:
+    """End what is left of a runner that has lost a process, unless it is to end already."""
+    if runner.state in (RunnerState.loading, RunnerState.ready, RunnerState.draining):
+        s.emit(c.RunnerStop(runner.id, "failed", "shard_exited"))
 
 
 def lease_refused(s: Scheduler, f: c.LeaseRefused, id: str) -> None:
     """The next port, unless the fold found that there is none to try."""
     runner = s.state.runners.get(f.runner)
-    if runner is None or runner.port != f.port or runner.processes:
+    if runner is None or f.port not in runner.ports or runner.processes:
         return
     if runner.state is RunnerState.loading:
-        s.emit(c.RunnerLeased(runner.id, next_port(s.state)))
+        (other,) = next_ports(s.state, 1)
+        shards = tuple(other if port == f.port else port for port in runner.shard_ports)
+        s.emit(c.RunnerLeased(runner.id, other if runner.port == f.port else runner.port, shards))
     elif runner.state is RunnerState.reclaiming:
         finish(s, runner)
 
@@ -305,6 +328,9 @@ def _after_failure(s: Scheduler, runner: Runner) -> None:
     early = runner.ready_t == NEVER or runner.exit_t - runner.ready_t < CRASH_WINDOW_NS or not runner.served
     if not early or state.stopping:
         return
+    if runner.short and not runner.alone and state.runners and runner.model not in state.crowded:
+        s.emit(c.ModelCrowded(runner.model, runner.id, runner.output))
+        return
     before = state.cooling.get(runner.model)
     failures = before.failures + 1 if before else 1
     pause = min(COOL_FIRST_NS << min(failures - 1, 20), COOL_MAX_NS)
@@ -326,11 +352,22 @@ def probe_answered(s: Scheduler, f: c.ProbeAnswered, id: str) -> None:
                 s.emit(c.OperationEnded(operation, True, runner=runner.id))
         dispatch_waiting(s, runner)
         place(s)
+        if runner.model in s.state.scaled:
+            _grow(s, runner.model, runner)
     elif not f.healthy:
-        _silent(s, runner)
+        silent(s, runner)
 
 
-def _silent(s: Scheduler, runner: Runner) -> None:
+def _grow(s: Scheduler, model: str, like: Runner | None = None) -> None:
+    """More instances of a model, for those who wait, or as many as `like` is to have beside it at least."""
+    for demand in list(waiting_for(s.state, model)):
+        if demand.servers and demand.waiting:
+            grow(s, model, demand.options, queue=True)
+    if like is not None:
+        grow(s, model, like.options, queue=False)
+
+
+def silent(s: Scheduler, runner: Runner) -> None:
     """A busy runner that has moved nothing and failed its probes for too long is hung."""
     if runner.state not in (RunnerState.ready, RunnerState.draining) or runner.silent_t == NEVER:
         return
@@ -347,6 +384,8 @@ def measured(s: Scheduler, f: c.MemoryMeasured, id: str) -> None:
         if runner.state is RunnerState.reclaiming and not runner.held:
             _reclaim(s, runner)
     place(s)
+    for model in s.state.scaled:
+        _grow(s, model, next(iter(s.state.models.get(model, {}).values()), None))
 
 
 def _reclaim(s: Scheduler, runner: Runner) -> None:
@@ -399,6 +438,13 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
     place(s)
 
 
+def pin_requested(s: Scheduler, f: c.PinRequested, id: str) -> None:
+    """Done by the fold; without the pin something may fit that did not."""
+    known = s.state.model(f.model) is not None
+    s.emit(c.OperationEnded(id, known, "" if known else "unknown_model"))
+    place(s)
+
+
 # --- the daemon ------------------------------------------------------------------------------------------
 
 
@@ -411,6 +457,8 @@ def daemon_started(s: Scheduler, f: c.DaemonStarted, id: str) -> None:
     for runner in list(state.runners.values()):
         if runner.id not in alive and not runner.exited:
             s.emit(c.RunnerLost(runner.id))
+        elif not runner.exited and (runner.ended or not runner.whole):
+            stop_broken(s, runner)
         elif runner.state is RunnerState.draining:
             s.emit(c.RunnerStop(runner.id, "unloaded", runner.reason))
         elif runner.state is RunnerState.ready:
@@ -449,122 +497,6 @@ def noted(s: Scheduler, f: c.Fact, id: str) -> None:
     """Nothing follows."""
 
 
-# --- deadlines -------------------------------------------------------------------------------------------
-
-
-def deadline_passed(s: Scheduler, f: c.DeadlinePassed, id: str) -> None:
-    """What a deadline means depends on its kind; `id` is a runner, a request, a model or a demand."""
-    DEADLINES[f.kind](s, f.id)
-
-
-def _load_late(s: Scheduler, id: str) -> None:
-    s.emit(c.RunnerStop(id, "failed", "load_timeout"))
-
-
-def _expired(s: Scheduler, id: str) -> None:
-    s.drain(s.state.runners[id], "keep_alive")
-
-
-def _drain_late(s: Scheduler, id: str) -> None:
-    runner = s.state.runners[id]
-    s.emit(c.RunnerStop(id, "unloaded", runner.reason))
-
-
-def _stop_late(s: Scheduler, id: str) -> None:
-    s.emit(c.RunnerKill(id))
-
-
-def _kill_late(s: Scheduler, id: str) -> None:
-    s.emit(c.RunnerStuck(id))
-    place(s)
-
-
-def _probe_late(s: Scheduler, id: str) -> None:
-    runner = s.state.runners[id]
-    if runner.suspect:
-        s.emit(c.RunnerStop(id, "failed", "hung"))
-    else:
-        _silent(s, runner)
-
-
-def _reprobe(s: Scheduler, id: str) -> None:
-    s.emit(c.RunnerProbe(id, "again"))
-
-
-def _watch(s: Scheduler, id: str) -> None:
-    s.emit(c.RunnerProbe(id, "busy"))
-
-
-def _memory_late(s: Scheduler, id: str) -> None:
-    finish(s, s.state.runners[id])
-
-
-def _poll(s: Scheduler, id: str) -> None:
-    if not s.state.measuring:
-        s.emit(c.MemoryMeasure(f"reclaim {id}"))
-
-
-def _queue_late(s: Scheduler, id: str) -> None:
-    _time_out(s, id, "queue_timeout")
-
-
-def _request_late(s: Scheduler, id: str) -> None:
-    _time_out(s, id, "request_timeout")
-
-
-def _time_out(s: Scheduler, id: str, reason: str) -> None:
-    request = s.state.requests[id]
-    s.emit(c.RequestTimedOut(id, reason))
-    left(s, request)
-
-
-def _close_late(s: Scheduler, id: str) -> None:
-    """The relay owed the end of an exchange and did not say it: the fold took the slot back."""
-    request = s.state.requests.get(id)
-    if request is not None and request.state is RequestState.dispatched:
-        s.emit(c.RequestFailed(id, "upstream_failed", request.runner, "its exchange did not end"))
-    for runner in list(s.state.runners.values()):
-        if runner.suspect or runner.state is not RunnerState.ready:
-            slot_freed(s, runner)
-
-
-def _again(s: Scheduler, id: str) -> None:
-    place(s)
-
-
-def _resume(s: Scheduler, id: str) -> None:
-    """Go on with what did not fit into the last step."""
-    for dismissal in list(s.state.dismissing):
-        dismiss_waiting(s, dismissal)
-    for runner in s.state.runners.values() if not s.state.only_loads else ():
-        if s.left < 0:
-            return
-        if runner.model in s.state.wanted and runner.state is RunnerState.ready and not runner.suspect:
-            dispatch_waiting(s, runner)
-    place(s)
-
-
-DEADLINES: dict[str, Callable[[Scheduler, str], None]] = {
-    "load": _load_late,
-    "keep_alive": _expired,
-    "drain": _drain_late,
-    "stop": _stop_late,
-    "kill": _kill_late,
-    "probe": _probe_late,
-    "reprobe": _reprobe,
-    "watch": _watch,
-    "memory": _memory_late,
-    "poll": _poll,
-    "queue": _queue_late,
-    "request": _request_late,
-    "close": _close_late,
-    "measure": _again,
-    "cool": _again,
-    "turn": _again,
-    "quarantine": _again,
-    "resume": _resume,
-}
-
 HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
     c.RequestArrived: arrived,
     c.UpstreamEnded: upstream_ended,
@@ -574,10 +506,12 @@ HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
     c.ProcessExited: process_gone,
     c.SpawnFailed: process_gone,
     c.LeaseRefused: lease_refused,
+    c.LoadProgressed: noted,
     c.ProbeAnswered: probe_answered,
     c.MemoryMeasured: measured,
     c.LoadRequested: load_requested,
     c.UnloadRequested: unload_requested,
+    c.PinRequested: pin_requested,
     c.DaemonStarted: daemon_started,
     c.DaemonStopped: noted,
     c.ConfigChanged: config_changed,
@@ -585,5 +519,4 @@ HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
     c.LogResumed: noted,
     c.LogTailLost: noted,
     c.BreachRecorded: noted,
-    c.DeadlinePassed: deadline_passed,
 }

@@ -6,13 +6,16 @@ from typing import Any
 
 from events import catalogue as c
 from events.catalogue import NEVER, Event
-from events.limits import MEASURE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
-from statemachines.invariants import require
+from events.limits import MEASURE_NS, MEMORY_FRESH_NS, PROBE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
+from statemachines.groups import members_of
+from statemachines.invariants import check_claim, require
 from statemachines.moves import (
     Handlers,
+    awaited,
     demand_of,
     drop_if_empty,
     hasten,
+    keep_alive,
     loaded,
     loads_on,
     release,
@@ -25,7 +28,9 @@ from statemachines.state import Claim, Operation, Runner, State, demand_key, dis
 
 def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
     state.readings = dict(f.devices)
-    state.measured_t = event.t
+    # What was read before the last exit says nothing of what that gave back.
+    read_t = state.measure_t if state.measuring else event.t - MEMORY_FRESH_NS
+    state.measured_t = event.t if state.gone_t == NEVER or read_t >= state.gone_t else NEVER
     state.measuring = False
     state.deadlines.disarm(("measure", ""))
     for runner in state.runners.values():
@@ -53,14 +58,17 @@ NOTHING: dict[str, int] = {}
 
 
 def _measure(state: State, event: Event, d: c.MemoryMeasure) -> None:
-    state.measuring = True
+    state.measuring, state.measure_t = True, event.t
     state.deadlines.arm(("measure", ""), event.t + MEASURE_NS)
 
 
 def _claim_made(state: State, event: Event, d: c.ClaimMade) -> None:
     require(state.claim is None, "two claims at once")
+    check_claim(state, d)
     state.claim = Claim(d.demand, dict(d.need_bytes), d.victims)
-    state.demands[d.demand].short_t = NEVER
+    demand = state.demands[d.demand]
+    demand.short_t = demand.turn_due = NEVER  # its turn has come
+    state.deadlines.disarm(("turn", demand.key))
 
 
 def _claim_ended(state: State, event: Event, d: c.ClaimEnded) -> None:
@@ -92,21 +100,26 @@ def _continues(state: State, event: Event, d: c.StepContinues) -> None:
 
 
 def _load_requested(state: State, event: Event, f: c.LoadRequested) -> None:
-    operation = Operation(event.subject, "load", f.model)
+    operation = Operation(event.subject, "load", f.model, event.t, preload=f.preload)
+    if f.preload:
+        state.preloads[f.model] = None
     state.operations[operation.id] = operation
-    if state.model(f.model) is not None and not state.stopping:
-        demand = demand_of(state, demand_key(f.model, f.options, 0), f.model, f.options, 0)
+    view = state.model(f.model)
+    if view is not None and not state.stopping:
+        priority = view.priority + f.priority
+        key = demand_key(f.model, f.options, priority)
+        demand = demand_of(state, key, f.model, f.options, priority)
         demand.operations[operation.id] = None
         rerank(state, demand)
         operation.demand = demand.key
 
 
 def _cancel_requested(state: State, event: Event, f: c.CancelRequested) -> None:
-    state.operations[event.subject] = Operation(event.subject, "cancel", "")
+    state.operations[event.subject] = Operation(event.subject, "cancel", "", event.t)
 
 
 def _unload_requested(state: State, event: Event, f: c.UnloadRequested) -> None:
-    operation = Operation(event.subject, "unload", f.model)
+    operation = Operation(event.subject, "unload", f.model, event.t)
     for runner in state.runners.values():
         if f.runner == runner.id or (not f.runner and f.model in ("", runner.model)):
             operation.runners[runner.id] = None
@@ -114,6 +127,18 @@ def _unload_requested(state: State, event: Event, f: c.UnloadRequested) -> None:
             if f.now and runner.state is RunnerState.draining:
                 hasten(state, runner)
     state.operations[operation.id] = operation
+
+
+def _pin_requested(state: State, event: Event, f: c.PinRequested) -> None:
+    state.operations[event.subject] = Operation(event.subject, "pin", f.model, event.t)
+    if state.model(f.model) is None:
+        return
+    if f.pinned:
+        state.pinned[f.model] = None
+    else:
+        state.pinned.pop(f.model, None)
+    for runner in state.models.get(f.model, {}).values():
+        keep_alive(state, runner)
 
 
 def _operation_ended(state: State, event: Event, d: c.OperationEnded) -> None:
@@ -130,8 +155,8 @@ def _operation_ended(state: State, event: Event, d: c.OperationEnded) -> None:
 def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
     """A new start: exchanges and operators died with the old; waits for the world are re-armed in full."""
     state.boot_id, state.node, state.rules, state.policy = f.boot_id, f.node, f.rules, f.policy
-    state.stopping = ""
-    state.readings, state.measured_t, state.measuring = {}, NEVER, False
+    state.stopping, state.preloads = "", {}
+    state.readings, state.measured_t, state.gone_t, state.measuring = {}, NEVER, NEVER, False
     state.deadlines.disarm(("measure", ""))
     state.claim = None
     for operation in list(state.operations.values()):
@@ -139,20 +164,29 @@ def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
     for request in list(state.requests.values()):
         if request.slot:
             release(state, request)
+    alive = {(process.runner, process.shard): None for process in f.survivors}
     for runner in state.runners.values():
+        _missing(runner, alive)
         _rearm(state, runner)
+
+
+def _missing(runner: Runner, alive: dict[tuple[str, int], None]) -> None:
+    """Processes that did not survive, of a runner of which others did."""
+    gone = [shard for shard in runner.processes if (runner.id, shard) not in alive]
+    if len(gone) < len(runner.processes):
+        for shard in gone:
+            del runner.processes[shard]
+            runner.ended[shard] = None
 
 
 def _rearm(state: State, runner: Runner) -> None:
     t, arm = state.t, state.deadlines.arm
     if runner.state is RunnerState.loading:
         arm(("load", runner.id), t + runner.load_ns)
+        if runner.stall_ns:
+            arm(("stall", runner.id), t + runner.stall_ns)
     elif runner.state is RunnerState.ready or runner.state is RunnerState.draining:
         runner.suspect = True
-        if runner.drain_due:
-            view = state.model(runner.model)
-            runner.drain_due = t + (view.unload_ns if view else STOP_NS)
-            arm(("drain", runner.id), runner.drain_due)
     elif runner.state is RunnerState.stopping:
         arm(("stop", runner.id), t + STOP_NS)
         state.deadlines.disarm(("kill", runner.id))
@@ -162,6 +196,8 @@ def _rearm(state: State, runner: Runner) -> None:
 
 def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
     state.config = f.view
+    state.group_of = members_of(f.view)
+    state.scaled = {name: None for name, view in f.view.models.items() if view.instances_max > 1}
     state.refused_ports = {}
 
 
@@ -193,6 +229,8 @@ def _deadline_passed(state: State, event: Event, f: c.DeadlinePassed) -> None:
         del state.quarantine[f.id]
     elif f.kind == "turn":
         state.demands[f.id].turn_due = NEVER
+    elif f.kind == "keep_alive" and awaited(state, state.runners[f.id]):
+        state.deadlines.arm(("keep_alive", f.id), event.t + PROBE_NS)
     elif f.kind == "probe" and not state.runners[f.id].suspect:
         watched(state, state.runners[f.id], False)
 
@@ -214,6 +252,7 @@ HANDLERS: Handlers = {
     c.StepContinues: _continues,
     c.LoadRequested: _load_requested,
     c.UnloadRequested: _unload_requested,
+    c.PinRequested: _pin_requested,
     c.OperationEnded: _operation_ended,
     c.DaemonStarted: _daemon_started,
     c.DaemonStopped: _ignored,

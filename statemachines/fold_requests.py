@@ -16,6 +16,10 @@ from statemachines.state import Request, State
 
 
 def _arrived(state: State, event: Event, f: c.RequestArrived) -> None:
+    view = state.config.models.get(f.model)
+    if (last := state.idle.get(f.model)) is not None and f.options.items() <= last[1].items():
+        del state.idle[f.model]
+        state.think_ns[f.model] = event.t - last[0]
     state.requests[event.subject] = Request(
         id=event.subject,
         seq=event.seq,
@@ -24,7 +28,7 @@ def _arrived(state: State, event: Event, f: c.RequestArrived) -> None:
         kind=f.kind,
         options=f.options,
         arrived_t=event.t,
-        priority=f.priority,
+        priority=f.priority + view.priority if view else f.priority,
         keep_alive_ns=f.keep_alive_ns,
         caller=f.caller,
     )
@@ -34,11 +38,17 @@ def _queued(state: State, event: Event, d: c.RequestQueued) -> None:
     request = state.requests[d.request]
     request_to(request, "queue")
     enqueue(state, request)
+    _limit_wait(state, request)
+    view = state.model(request.model)
+    if view and view.request_ns:
+        state.deadlines.arm(("request", request.id), request.arrived_t + view.request_ns)
+
+
+def _limit_wait(state: State, request: Request) -> None:
+    """A request may queue for so long from its arrival, whichever time it queues."""
     view = state.model(request.model)
     if view and view.queue_ns:
         state.deadlines.arm(("queue", request.id), request.arrived_t + view.queue_ns)
-    if view and view.request_ns:
-        state.deadlines.arm(("request", request.id), request.arrived_t + view.request_ns)
 
 
 def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
@@ -59,6 +69,7 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
     if not runner.held:
         runner.idle_t = NEVER
         state.deadlines.disarm(("keep_alive", runner.id))
+        state.deadlines.disarm(("linger", runner.id))
         state.deadlines.arm(("watch", runner.id), event.t + WATCH_NS)
     runner.held[request.id] = event.t
 
@@ -68,6 +79,7 @@ def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
     require(not request.slot and request.attempt == 1, f"{request.id} requeued out of turn")
     request_to(request, "requeue")
     enqueue(state, request, d.runner)
+    _limit_wait(state, request)
     demand = state.demands[request.demand]
     for id in list(demand.waiting):  # its old place: few wait with the same runner excluded
         if state.requests[id].seq > request.seq:

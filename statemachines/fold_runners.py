@@ -7,10 +7,20 @@ from typing import Any
 
 from events import catalogue as c
 from events.catalogue import NEVER, Event
-from events.limits import KILL_NS, LEASE_TRIES, PROBE_NS, RECLAIM_NS, REPROBE_NS, STOP_NS, UPSTREAM_CLOSE_NS
-from statemachines.invariants import check_ended, check_load, check_stop, require
+from events.limits import (
+    KILL_NS,
+    KILLED_STATUSES,
+    LEASE_TRIES,
+    MEMORY_WORDS,
+    PROBE_NS,
+    RECLAIM_NS,
+    REPROBE_NS,
+    STOP_NS,
+    UPSTREAM_CLOSE_NS,
+)
+from statemachines.invariants import check_ended, check_lease, check_load, check_stop, require
 from statemachines.moves import Handlers, idle, loaded, loads_on, runner_to, serve, watched
-from statemachines.room import next_port
+from statemachines.room import next_ports
 from statemachines.runner import RunnerState
 from statemachines.state import Cooling, Runner, State, satisfies, spec_key, waiting_for
 
@@ -19,7 +29,8 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
     check_load(state, d)
     runner = Runner(
         event.subject, d.model, d.digest, d.options, d.reserved_bytes, d.slots, d.keep_alive_ns, d.load_ns,
-        d.port, d.socket, d.alone, event.t, wanted=d.reason == "operator",
+        d.port, d.socket, d.alone, event.t, d.shard_ports, d.stall_ns, larger=d.larger,
+        wanted=d.reason in ("operator", "instances"),
     )  # fmt: skip
     state.runners[runner.id] = runner
     state.models.setdefault(d.model, {})[runner.id] = runner
@@ -28,8 +39,9 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
         state.alone[runner.id] = None
     for device, size in d.reserved_bytes.items():
         state.held[device] = state.held.get(device, 0) + size
-    state.next_port = d.port + 1 if d.port else state.next_port
+    state.next_port = runner.ports[-1] + 1 if runner.ports else state.next_port
     state.deadlines.arm(("load", runner.id), event.t + d.load_ns)
+    progressed(state, runner)
     state.counts["loads"] = state.counts.get("loads", 0) + 1
     for demand in waiting_for(state, runner.model):
         if (demand.turn_due != NEVER or demand.short_t != NEVER) and satisfies(runner, demand):
@@ -40,26 +52,36 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
 
 def _leased(state: State, event: Event, d: c.RunnerLeased) -> None:
     runner = state.runners[d.runner]
-    require(all(r.port != d.port for r in state.runners.values()), f"port {d.port} is leased twice")
-    runner.port = d.port
+    check_lease(state, (d.port, *d.shard_ports), runner)
+    runner.port, runner.shard_ports = d.port, d.shard_ports
     runner.lease_tries += 1
-    state.next_port = d.port + 1
+    state.next_port = max(runner.ports) + 1
 
 
 def _spawned(state: State, event: Event, f: c.ProcessSpawned) -> None:
     runner = state.runners.get(f.process.runner)
-    if runner is not None and not runner.exited:
-        runner.processes[f.process.shard] = f.process
-        if state.refused_ports:
-            state.refused_ports.pop(runner.port, None)
+    shard = f.process.shard
+    if runner is None or runner.exited or shard in runner.ended or shard > len(runner.shard_ports):
+        return
+    runner.processes[shard] = f.process
+    progressed(state, runner)
+    if state.refused_ports:
+        for port in runner.ports:
+            state.refused_ports.pop(port, None)
 
 
 def _exited(state: State, event: Event, f: c.ProcessExited) -> None:
     runner = state.runners.get(f.runner)
-    if runner is not None and not runner.exited:
-        runner.processes.pop(f.shard, None)
-        if not runner.processes:
-            _gone(state, runner, "exited", f.output)
+    if runner is None or runner.exited:
+        return
+    known = runner.processes.pop(f.shard, None) is not None
+    if known and runner.state is RunnerState.loading:
+        runner.short = f.status in KILLED_STATUSES or ran_short(f.output)
+    if not runner.processes:
+        _gone(state, runner, "exited", f.output)
+    elif known:
+        runner.ended[f.shard] = None
+        _says(runner, f.output)
 
 
 def _spawn_failed(state: State, event: Event, f: c.SpawnFailed) -> None:
@@ -70,14 +92,20 @@ def _spawn_failed(state: State, event: Event, f: c.SpawnFailed) -> None:
 
 def _lease_refused(state: State, event: Event, f: c.LeaseRefused) -> None:
     runner = state.runners.get(f.runner)
-    if runner is None or runner.exited or runner.processes or runner.port != f.port:
+    if runner is None or runner.exited or runner.processes or f.port not in runner.ports:
         return
     state.refused_ports[f.port] = None
     view = state.model(runner.model)
     # With no other port to try it is gone: it has no process whose exit would say so.
-    last = view is None or view.fixed_port == f.port or next_port(state) == NEVER
+    last = view is None or view.fixed_port == f.port or not next_ports(state, 1)
     if last or runner.lease_tries >= LEASE_TRIES or runner.state is not RunnerState.loading:
         _gone(state, runner, "port_taken", f"port {f.port} is in use by another program")
+
+
+def ran_short(output: str) -> bool:
+    """Whether a server's last lines say that it ran out of memory."""
+    text = output.lower()
+    return any(words in text for words in MEMORY_WORDS)
 
 
 def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
@@ -86,22 +114,51 @@ def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
     loaded(state, runner)
     runner_to(runner, "exited")
     runner.exited = True
-    runner.exit_t = state.t
+    runner.exit_t = state.gone_t = state.t
+    state.measured_t = NEVER
     runner.suspect = False
     if not runner.verdict:
         runner.verdict, runner.reason = "failed", reason
-    if runner.ready_t == NEVER:
-        runner.output = output
+    _says(runner, output)
     for device in runner.reserved_bytes | runner.peak_bytes:
         if device != "host" and device in state.readings:
             runner.exit_free_bytes[device] = state.readings[device].free_bytes
     if was_live:
         serve(state, runner, -1)
-    for kind in ("load", "keep_alive", "drain", "stop", "kill", "probe", "reprobe", "watch"):
+    for kind in (
+        "load",
+        "stall",
+        "keep_alive",
+        "linger",
+        "drain",
+        "stop",
+        "kill",
+        "probe",
+        "reprobe",
+        "watch",
+    ):
         state.deadlines.disarm((kind, runner.id))
     state.deadlines.arm(("memory", runner.id), state.t + RECLAIM_NS)
     for id in runner.held:
         state.deadlines.arm(("close", id), state.t + UPSTREAM_CLOSE_NS)
+
+
+def _says(runner: Runner, output: str) -> None:
+    """The last lines of a runner that never became ready: of the process that ended first."""
+    if runner.ready_t == NEVER:
+        runner.output = runner.output or output
+
+
+def _progressed(state: State, event: Event, f: c.LoadProgressed) -> None:
+    runner = state.runners.get(f.runner)
+    if runner is not None:
+        progressed(state, runner)
+
+
+def progressed(state: State, runner: Runner) -> None:
+    """A load has got on: it may now stand still for as long as it may at most."""
+    if runner.state is RunnerState.loading and runner.stall_ns:
+        state.deadlines.arm(("stall", runner.id), state.t + runner.stall_ns)
 
 
 def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
@@ -110,12 +167,14 @@ def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
         return
     t, due = event.t, state.deadlines
     if runner.state is RunnerState.loading:
-        if f.healthy:
+        if f.healthy and runner.whole:
             runner_to(runner, "healthy")
             loaded(state, runner)
             runner.ready_t = t
             state.load_cost_ns[runner.model] = t - runner.load_t
+            state.crowded.pop(runner.model, None)
             due.disarm(("load", runner.id))
+            due.disarm(("stall", runner.id))
             idle(state, runner)
         return
     if runner.state is RunnerState.stopping:
@@ -144,6 +203,7 @@ def _drain(state: State, event: Event, d: c.RunnerDrain) -> None:
     runner_to(runner, "drain")
     runner.reason, runner.drain_t, runner.drain_due = d.reason, event.t, d.deadline_ns
     state.deadlines.disarm(("keep_alive", runner.id))
+    state.deadlines.disarm(("linger", runner.id))
     if d.deadline_ns:
         state.deadlines.arm(("drain", runner.id), d.deadline_ns)
     serve(state, runner, -1)
@@ -159,7 +219,7 @@ def _stop(state: State, event: Event, d: c.RunnerStop) -> None:
     runner.suspect = False
     if runner.drain_t != NEVER:
         state.drain_cost_ns[runner.model] = event.t - runner.drain_t
-    for kind in ("load", "keep_alive", "drain", "probe", "reprobe", "watch"):
+    for kind in ("load", "stall", "keep_alive", "linger", "drain", "probe", "reprobe", "watch"):
         state.deadlines.disarm((kind, runner.id))
     state.deadlines.arm(("stop", runner.id), event.t + STOP_NS)
     if was_live:
@@ -213,7 +273,9 @@ def _remove(state: State, runner: Runner) -> None:
         del state.models[runner.model]
     for kind in (
         "load",
+        "stall",
         "keep_alive",
+        "linger",
         "drain",
         "stop",
         "kill",
@@ -231,17 +293,25 @@ def _remove(state: State, runner: Runner) -> None:
 
 
 def _cooling(state: State, event: Event, d: c.ModelCooling) -> None:
+    state.crowded.pop(d.model, None)
     state.cooling[d.model] = Cooling(d.runner, d.failures, d.until_ns, d.message)
     state.deadlines.arm(("cool", d.model), d.until_ns)
 
 
+def _crowded(state: State, event: Event, d: c.ModelCrowded) -> None:
+    require(d.model not in state.crowded, f"{d.model} ran out of memory alone, and is tried again")
+    state.crowded[d.model] = None
+
+
 HANDLERS: Handlers = {
+    c.ModelCrowded: _crowded,
     c.RunnerLoad: _load,
     c.RunnerLeased: _leased,
     c.ProcessSpawned: _spawned,
     c.ProcessExited: _exited,
     c.SpawnFailed: _spawn_failed,
     c.LeaseRefused: _lease_refused,
+    c.LoadProgressed: _progressed,
     c.ProbeAnswered: _probe_answered,
     c.RunnerProbe: _probe,
     c.RunnerDrain: _drain,

@@ -7,11 +7,21 @@ is loaded there.
 
 from __future__ import annotations
 
-from events.catalogue import RunnerLoad
+from events.catalogue import ClaimMade, RunnerLoad
+from statemachines.groups import in_the_way, kept_from
 from statemachines.ledger import budget_bytes, held_bytes
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, State, being_dismissed, head_seq, satisfies
+from statemachines.state import (
+    Demand,
+    Request,
+    Runner,
+    State,
+    being_dismissed,
+    head_seq,
+    instances,
+    satisfies,
+)
 
 
 class Breach(Exception):
@@ -48,17 +58,38 @@ def check_load(state: State, load: RunnerLoad) -> None:
         budget = budget_bytes(state, device)
         if budget is not None and held_bytes(state, device) + need > budget:
             raise Breach(f"load of {load.model} exceeds the budget of {device}")
-    if load.port:
-        for runner in state.runners.values():
-            if runner.port == load.port:
-                raise Breach(f"port {load.port} is {runner.id}'s")
-    for runner in state.models.get(load.model, {}).values():
-        if runner.live and runner.digest == load.digest and runner.options == load.options:
-            raise Breach(f"{runner.id} already serves the launch spec of {load.model}")
+    check_lease(state, (load.port, *load.shard_ports))
+    others = instances(state, load.model, load.digest, load.options)
+    view = state.model(load.model)
+    if len(others) >= (view.instances_max if view else 1):
+        raise Breach(f"{', '.join(others)} already serve the launch spec of {load.model}")
+    excluded = in_the_way(state, load.model)
+    require(
+        not excluded, f"{load.model} loaded beside {', '.join(excluded)}, which its group or set excludes"
+    )
     if state.alone or (load.alone and state.runners):
         raise Breach(
             f"{load.model} loaded beside {next(iter(state.alone or state.runners))}, one to be alone"
         )
+
+
+def check_lease(state: State, ports: tuple[int, ...], lessee: Runner | None = None) -> None:
+    """No port is another runner's, nor given twice; 0 is none."""
+    given = [port for port in ports if port]
+    for runner in state.runners.values() if given else ():
+        if runner is not lessee:
+            for port in given:
+                if port in runner.ports:
+                    raise Breach(f"port {port} is {runner.id}'s")
+    require(len(given) == len(dict.fromkeys(given)), f"ports {given}: one twice")
+
+
+def check_claim(state: State, claim: ClaimMade) -> None:
+    """No victim is pinned, nor of a persistent group that is not the claimant's own, nor preloaded as it."""
+    demand = state.demands[claim.demand]
+    for victim in claim.victims:
+        why = kept_from(state, state.runners[victim], demand)
+        require(not why, f"{victim} is {why}, and a victim of {claim.demand}")
 
 
 def check_ended(runner: Runner) -> None:
@@ -73,7 +104,7 @@ def check_all(state: State) -> None:
     _check_queues(state)
     _check_waiters(state)
     _check_memory(state)
-    ports = [runner.port for runner in state.runners.values() if runner.port]
+    ports = [port for runner in state.runners.values() for port in runner.ports]
     require(len(ports) == len(dict.fromkeys(ports)), "two runners lease one port")
 
 
@@ -96,6 +127,8 @@ def _check_memory(state: State) -> None:
 def _check_slots(state: State) -> None:
     for runner in state.runners.values():
         require(len(runner.held) <= runner.slots, f"{runner.id} has more slots in use than it has")
+        serving = runner.state is RunnerState.ready or runner.state is RunnerState.draining
+        require(not serving or runner.whole, f"{runner.id} is {runner.state}, and a process of it is missing")
         require(
             not runner.held or runner.state is not RunnerState.loading, f"{runner.id} is loading, with slots"
         )
@@ -150,7 +183,8 @@ def _check_waiters(state: State) -> None:
         )
         turn = demand.turn_due != -1 or any(d.turn_due != -1 for d in state.demands.values())
         cooling = demand.model in state.cooling and ("cool", demand.model) in due
-        cause = state.measuring or leaving or loading or turn or cooling or state.claim is not None
+        lingers = any(("linger", runner.id) in due for runner in state.runners.values())
+        cause = state.measuring or leaving or loading or turn or cooling or lingers or state.claim is not None
         require(cause, f"{demand.key} starves, and nothing is pending that could end it")
 
 

@@ -10,13 +10,15 @@ is trusted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
-from events.catalogue import ModelView
+from events.catalogue import Estimate, ModelView, Option
 from events.limits import GIB, MIB, RECLAIM_PERCENT
+from statemachines.estimate import ANY, estimated_bytes, gpu_layers, least_bytes, raised
 from statemachines.state import Runner, State, spec_key
 
-ANY = ""
-"""In a model's configured memory: the device is left open (the GPU with most room, else the host)."""
+Source = Literal["configured", "measured", "estimated", "unknown"]
+"""Where the figure of what a load needs is from."""
 
 
 def budget_bytes(state: State, device: str) -> int | None:
@@ -54,26 +56,66 @@ def free_bytes(state: State, device: str) -> int | None:
     return predicted if predicted is None or reported is None else min(predicted, reported)
 
 
-def needs_bytes(state: State, view: ModelView, options: Mapping[str, object]) -> dict[str, int] | None:
-    """What a load needs per device: configured, else learned from its last load. None: nothing is known."""
-    learned = state.footprints.get(spec_key(view.digest, dict(options)))  # type: ignore[arg-type]
-    need = view.memory_bytes or learned
-    if not need:
-        return None
+def needs(
+    state: State, view: ModelView, options: Mapping[str, Option]
+) -> tuple[dict[str, int] | None, Source]:
+    """What a load needs per device, and where the figure is from: configured, else learned from its last
+    load, else estimated from its file, else unknown. None: nothing is known, or the server takes what it
+    finds."""
+    estimate = view.estimate
+    learned = state.footprints.get(spec_key(view.digest, dict(options)))
+    if view.memory_bytes:
+        return _placed(state, view.memory_bytes), "configured"
+    if learned:
+        return _placed(state, raised(learned, estimate) if estimate else learned), "measured"
+    if estimate:
+        return _estimated(state, estimate, options), "estimated"
+    return None, "unknown"
+
+
+def _placed(state: State, need: Mapping[str, int]) -> dict[str, int]:
+    """A need with its open device chosen."""
     placed: dict[str, int] = {}
     for device, size in need.items():
-        where = roomiest(state) if device == ANY else device
+        where = roomiest(state, size) if device == ANY else device
         placed[where] = placed.get(where, 0) + size
     return placed
 
 
-def roomiest(state: State) -> str:
-    """The GPU with the largest free room by the ledger, ties by name; the host where there is no GPU."""
+def _estimated(state: State, estimate: Estimate, options: Mapping[str, Option]) -> dict[str, int] | None:
+    """By the model's file. None: no single device holds it, but the server may well spread over several, or
+    choose a smaller context, as llama-server does."""
+    gpus = gpu_names(state)
+    placed = _placed(state, estimated_bytes(estimate, options, bool(gpus)))
+    if all(_holds(state, device, size) for device, size in placed.items()):
+        return placed
+    layers = gpu_layers(estimate, options)
+    fixed = gpus and layers >= estimate.layers
+    devices = ["host"] if layers == 0 or not gpus else gpus if fixed else [*gpus, "host"]
+    budgets = [budget_bytes(state, device) for device in devices]
+    room = sum(max(0, budget - state.config.headroom_bytes) for budget in budgets if budget is not None)
+    return placed if None not in budgets and least_bytes(estimate, options) > room else None
+
+
+def gpu_names(state: State) -> list[str]:
+    """The GPUs that there are, or that the configuration names."""
     names = [*state.readings, *state.config.devices]
-    gpus = sorted(dict.fromkeys(name for name in names if name != "host"))
+    return sorted(dict.fromkeys(name for name in names if name != "host"))
+
+
+def roomiest(state: State, size_bytes: int) -> str:
+    """The GPU with the largest free room by the ledger, ties by name, among those that are large enough if
+    any is; the host where there is no GPU."""
+    gpus = gpu_names(state)
     if not gpus:
         return "host"
-    return max(gpus, key=lambda name: free_bytes(state, name) or 0)
+    return max(gpus, key=lambda name: (_holds(state, name, size_bytes), free_bytes(state, name) or 0))
+
+
+def _holds(state: State, device: str, size_bytes: int) -> bool:
+    """Whether a device could hold this much, if nothing else were there."""
+    budget = budget_bytes(state, device)
+    return budget is None or size_bytes <= budget - state.config.headroom_bytes
 
 
 def back(state: State, runner: Runner) -> bool:

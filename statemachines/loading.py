@@ -15,21 +15,24 @@ One claim at a time: while it stands, the demands behind it wait.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from events import catalogue as c
 from events.catalogue import NEVER, Considered
 from events.limits import (
     CONSIDERED_MAX,
+    FILL_TRIES,
     MEMORY_FRESH_NS,
     MEMORY_RETRY_NS,
     MEMORY_WAIT_NS,
     WATCH_NS,
 )
+from statemachines.groups import kept_from, preload_only, ruled
 from statemachines.policy import POLICIES, Cost, costs_to_lose, rank
-from statemachines.room import Need, Room, free_port, in_use, need_of, never_fits
+from statemachines.room import Need, Room, in_use, lease, max_loaded, need_of, never_fits
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Runner, State
+from statemachines.state import Demand, Runner, State, demand_key, satisfies
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -43,12 +46,51 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
         if s.left < 0 or s.more or state.dismissing:
             return  # this step is full, or will be gone on with: its last part places
         demand = next_starving(s)
-        if demand is None or (arrived is not None and demand is not arrived):
+        if demand is None:
+            return
+        if arrived is not None and demand is not arrived:
+            _fill(s, demand, [arrived])
             return
         if not _place_one(s, demand):
+            _fill(s, demand, list(islice(state.demands.values(), FILL_TRIES)))
             return
         arrived = None
         s.more = bool(state.starving)  # the next one in a step of its own
+
+
+def _fill(s: Scheduler, first: Demand, others: list[Demand]) -> None:
+    """While the first in rank waits for its turn, load one of the others that fits as things are, on
+    devices that the first does not need. Where groups or the matrix rule, nobody goes ahead."""
+    state = s.state
+    if len(state.readings) < 2 or ruled(state.config) or len(state.runners) + 2 > max_loaded(state):
+        return
+    before = need_of(state, first)
+    if before is None or before.alone:
+        return
+    for demand in others:
+        if demand is first or demand.servers or not (NEVER == demand.turn_due == demand.short_t):
+            continue
+        need = need_of(state, demand)
+        if need is None or need.alone or not _ready(state, demand) or never_fits(state, need):
+            continue
+        if any(device in before.bytes for device in need.bytes) or not _fresh(s):
+            continue
+        if Room(state, demand, need).fits() and lease(state, need.view) is not None:
+            _load(s, demand, need)
+            s.more = True
+            return
+
+
+def hopeless(s: Scheduler, demand: Demand) -> bool:
+    """Refuse a demand that can never be served, whoever is before it."""
+    need = need_of(s.state, demand)
+    if need is None:
+        s.dismiss(demand.model, "unknown_model")
+        return True
+    never = never_fits(s.state, need)
+    if never:
+        s.dismiss(demand.model, "never_fits", detail=never, demand=demand.key)
+    return bool(never)
 
 
 def next_starving(s: Scheduler) -> Demand | None:
@@ -80,20 +122,46 @@ def _ready(state: State, demand: Demand) -> bool:
     return cooling is None or cooling.until_t <= state.t or bool(demand.operations)
 
 
-def _place_one(s: Scheduler, demand: Demand) -> bool:
-    """One demand; True if it was served or refused, so that the next may be looked at."""
+def grow(s: Scheduler, model: str, options: dict[str, c.Option], queue: bool) -> None:
+    """Load another instance of what is loaded, if the configuration has it, it fits as things are, and nobody
+    starves: because there is a `queue` and all are busy, or because there are fewer than the least."""
     state = s.state
+    view = state.config.models.get(model)
+    if view is None or state.stopping or state.starving or state.claim is not None or s.left < 0:
+        return
+    demand = Demand(demand_key(model, options, 0), model, options, 0)
+    mine = [runner for runner in state.models.get(model, {}).values() if satisfies(runner, demand)]
+    full = all(r.state is RunnerState.ready and len(r.held) >= r.slots for r in mine)
+    if not (full and queue) and (
+        any(r.state is not RunnerState.ready for r in mine) or len(mine) >= view.instances_min
+    ):
+        return
     need = need_of(state, demand)
-    if need is None:
-        s.dismiss(demand.model, "unknown_model")
+    if need is None or need.alone or not _ready(state, demand) or never_fits(state, need):
+        return
+    if not _fresh(s):
+        return
+    if Room(state, demand, need).fits() and lease(state, need.view) is not None:
+        _load(s, demand, need, "queue" if queue else "instances")
+
+
+def _fresh(s: Scheduler) -> bool:
+    """Whether memory was measured just now; if not, it is asked for."""
+    state = s.state
+    fresh = state.measured_t != NEVER and state.t - state.measured_t <= MEMORY_FRESH_NS
+    if not fresh and not state.measuring:
+        s.emit(c.MemoryMeasure("load"))
+    return fresh
+
+
+def _place_one(s: Scheduler, demand: Demand) -> bool:
+    """One demand; True if it was served, refused or lost its claim, so that the next is looked at."""
+    state = s.state
+    if hopeless(s, demand):
         return True
-    never = never_fits(state, need)
-    if never:
-        s.dismiss(demand.model, "never_fits", detail=never, demand=demand.key)
-        return True
-    if state.measured_t == NEVER or state.t - state.measured_t > MEMORY_FRESH_NS:
-        if not state.measuring:
-            s.emit(c.MemoryMeasure("load"))
+    need = need_of(state, demand)
+    assert need is not None  # or it were hopeless
+    if not _fresh(s):
         return False
     room = Room(state, demand, need)
     if room.fits():
@@ -102,19 +170,20 @@ def _place_one(s: Scheduler, demand: Demand) -> bool:
         if any(id in state.runners and not state.runners[id].stuck for id in state.claim.victims):
             return False
         s.emit(c.ClaimEnded(demand.key, "not_enough"))
+        return True  # it may not be the first any more
     return _make_room(s, demand, need, room)
 
 
-def _load(s: Scheduler, demand: Demand, need: Need) -> bool:
+def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
     """Decide the load."""
     state = s.state
-    port = free_port(state, need.view)
-    if port == NEVER:
+    ports = lease(state, need.view)
+    if ports is None:
         s.dismiss(demand.model, "no_port", detail="every port of the range is in use", demand=demand.key)
         return True
-    reason = "operator" if demand.operations else f"request {next(iter(demand.waiting))}"
-    if state.claim is not None:
-        s.emit(c.ClaimEnded(state.claim.demand, "room_made"))
+    reason = reason or ("operator" if demand.operations else f"request {next(iter(demand.waiting))}")
+    if state.claim is not None and state.claim.demand == demand.key:
+        s.emit(c.ClaimEnded(demand.key, "room_made"))
     s.emit(
         c.RunnerLoad(
             model=demand.model,
@@ -125,9 +194,12 @@ def _load(s: Scheduler, demand: Demand, need: Need) -> bool:
             keep_alive_ns=need.view.keep_alive_ns,
             load_ns=need.view.load_ns,
             reason=reason,
-            port=port,
+            port=ports[0],
             socket=need.view.lease == "socket",
             alone=need.alone,
+            larger=need.view.larger,
+            shard_ports=ports[1:],
+            stall_ns=need.view.stall_ns,
         )
     )
     return True
@@ -137,25 +209,37 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
     """Find the room: wait for what is leaving anyway, else choose victims, else wait for other programs."""
     state = s.state
     idle: list[Runner] = []
+    lingering: list[Runner] = []
     busy: list[Runner] = []
-    leaving = unsure = False
+    kept: list[Runner] = []
+    leaving = unsure = settling = False
     turn, ready, loading = demand.turn_due == NEVER, RunnerState.ready, RunnerState.loading
+    due = POLICIES[state.config.policy]
+    preload = preload_only(state, demand)
+    guarded = state.pinned or state.group_of or preload
     for runner in state.runners.values():
-        if runner.state is ready:
+        if guarded and runner.live and kept_from(state, runner, demand):
+            kept.append(runner)
+        elif runner.state is ready:
             # What is suspect is no victim: its probe, or its exit, says first what it is worth.
             if runner.suspect:
                 unsure = True
             elif (turn or not runner.held) and room.helps(runner):
                 # Without a turn it waits for one, and the busy ones were looked at.
-                (busy if runner.held else idle).append(runner)
+                there = busy if runner.held else idle if due(state, runner, demand) <= state.t else lingering
+                there.append(runner)
         elif runner.state is loading:  # nor is what loads: its requests have waited for it
             unsure = True
+            settling = settling or room.helps(runner)
         elif not runner.stuck:  # what is stuck may hold its place for ever
             leaving = True
             room.lose(runner)
     if leaving and room.fits():
         return False
-    candidates = costs_to_lose(state, idle, busy)
+    if kept and not (preload and room.promised()) and _blocked(s, demand, need, kept):
+        return True
+    # What loads may be idle soon after it is ready: until then no busy runner is claimed for its room.
+    candidates = costs_to_lose(state, idle, [] if settling or lingering else busy)
     chosen: list[Runner] = []
     for cost in candidates:
         runner = state.runners[cost[3]]
@@ -165,9 +249,40 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
             if room.fits():
                 _claim(s, demand, need, _only_needed(room, chosen), candidates)
                 return False
-    if leaving or unsure or demand.turn_due != NEVER:
+    if lingering and demand.turn_due == NEVER:
+        _let_linger(s, demand, lingering)
+    if lingering or leaving or unsure or demand.turn_due != NEVER:
         return False
     return _wait_for_memory(s, demand, need)
+
+
+def _let_linger(s: Scheduler, demand: Demand, lingering: list[Runner]) -> None:
+    """Wait for the first of the idle runners that may keep their place for a moment. (A demand that waits for
+    a turn already is looked at when theirs are over: the fold arms that when a runner becomes idle.)"""
+    turn = POLICIES[s.state.config.policy]
+    first = min(lingering, key=lambda runner: turn(s.state, runner, demand))
+    s.emit(c.TurnWaits(demand.key, "linger", turn(s.state, first, demand), first.id))
+
+
+def _blocked(s: Scheduler, demand: Demand, need: Need, kept: list[Runner]) -> bool:
+    """Whether only what must not be evicted is in the way, so that waiting is of no use: then say so."""
+    state = s.state
+    room = Room(state, demand, need)
+    for runner in state.runners.values():
+        if runner not in kept and not runner.stuck:
+            room.lose(runner)
+    if room.fits():
+        return False
+    helpful = [runner for runner in kept if room.helps(runner)]
+    for runner in helpful:
+        room.lose(runner)
+    if not room.fits():
+        return False
+    why = {runner.id: kept_from(state, runner, demand) for runner in helpful}
+    names = ", ".join(f"{runner.id} ({runner.model}, {why[runner.id]})" for runner in helpful)
+    reason = "preloaded" if "preloaded" in why.values() else "pinned"
+    s.dismiss(demand.model, reason, detail=names, demand=demand.key)
+    return True
 
 
 def _only_needed(room: Room, chosen: list[Runner]) -> list[Runner]:
@@ -201,7 +316,7 @@ def _claim(s: Scheduler, demand: Demand, need: Need, chosen: list[Runner], candi
     )
     turn = POLICIES[state.config.policy]
     for runner in chosen:
-        due = turn(state, runner, demand) if runner.held else state.t
+        due = turn(state, runner, demand)
         if due == NEVER:
             due = state.t + WATCH_NS
         if due > state.t:

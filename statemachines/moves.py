@@ -13,6 +13,7 @@ from statemachines import request as requests
 from statemachines import runner as runners
 from statemachines.agenda import Agenda
 from statemachines.machine import IllegalTransition
+from statemachines.policy import linger_ns
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import (
@@ -155,10 +156,22 @@ def release(state: State, request: Request) -> None:
 
 def idle(state: State, runner: Runner) -> None:
     runner.idle_t = state.t
+    if runner.served:
+        state.idle[runner.model] = (state.t, runner.options)
     runner.silent_t = NEVER
     state.deadlines.disarm(("watch", runner.id))
-    if runner.state is RunnerState.ready and runner.keep_alive_ns >= 0:
-        state.deadlines.arm(("keep_alive", runner.id), state.t + runner.keep_alive_ns)
+    keep_alive(state, runner)
+    if state.starving and runner.state is RunnerState.ready and (pause_ns := linger_ns(state, runner)):
+        state.deadlines.arm(("linger", runner.id), state.t + pause_ns)
+
+
+def keep_alive(state: State, runner: Runner) -> None:
+    """An idle runner expires, unless its model is pinned: count from its last use."""
+    expires = runner.state is RunnerState.ready and NEVER not in (runner.idle_t, runner.keep_alive_ns)
+    if expires and runner.model not in state.pinned:
+        state.deadlines.arm(("keep_alive", runner.id), max(state.t, runner.idle_t + runner.keep_alive_ns))
+    else:
+        state.deadlines.disarm(("keep_alive", runner.id))
 
 
 def end_request(state: State, request: Request, trigger: str) -> None:
@@ -173,6 +186,11 @@ def end_request(state: State, request: Request, trigger: str) -> None:
         del state.requests[request.id]
     name = request.state.value
     state.counts[name] = state.counts.get(name, 0) + 1
+
+
+def awaited(state: State, runner: Runner) -> bool:
+    """Whether a suspect runner is waited for: it is worth its probe's answer though it is idle."""
+    return runner.suspect and any(satisfies(runner, demand) for demand in waiting_for(state, runner.model))
 
 
 def hasten(state: State, runner: Runner) -> None:

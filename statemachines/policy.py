@@ -1,10 +1,10 @@
 """Whose turn it is: pure functions behind one small interface.
 
 rank: who among the waiters is next. `(priority + whole age steps, earlier arrival)`, in integers.
-turn: when a busy runner closes to new work because others wait for its room.
+turn: when a runner closes to new work because others wait for its room.
 
 - `balanced` (default): a resident runner serves its queue until it is idle, but at most for its quantum,
-  Q = α × (what loading its rival costs + what draining it takes), once somebody waits for its room.
+  Q = α × (what loading its rival, draining it and loading it again take), once somebody waits for its room.
 - `fifo`: at once, as strict arrival order wants it.
 - `collate`: never while it has work, as llama-swap does.
 """
@@ -14,33 +14,49 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from events.catalogue import NEVER
-from events.limits import AGE_STEP_NS, LOAD_GUESS_NS, SWAP_PATIENCE
-from statemachines.state import Demand, Runner, State
+from events.limits import LINGER_LEAST_NS, LINGER_MAX_NS, LINGER_SHARE, LINGER_TIMES, LOAD_GUESS_NS
+from statemachines.state import Demand, Runner, State, oldest
 
 Turn = Callable[[State, Runner, Demand], int]
-"""The time at which a busy runner may be claimed for a demand; NEVER: not while it is busy."""
+"""The time at which a runner may be claimed for a demand; NEVER: not while it is busy."""
 
 
 def rank(state: State, demand: Demand) -> tuple[int, int]:
-    """Sort key of a demand among waiters: smallest first. An operator's load without a request ranks by
-    its own arrival."""
-    oldest = next(iter(demand.waiting), None)
-    if oldest is None:
-        return (-demand.priority, int(next(iter(demand.operations))[1:]))
-    request = state.requests[oldest]
-    age_steps = (state.t - request.arrived_t) // AGE_STEP_NS
-    return (-(demand.priority + age_steps), request.seq)
+    """Sort key of a demand among waiters: smallest first. Who has waited longest speaks for all,
+    be it a request or an operator's load."""
+    id = oldest(demand)
+    since_t = state.requests[id].arrived_t if id in demand.waiting else state.operations[id].asked_t
+    age_steps = (state.t - since_t) // state.config.age_step_ns
+    return (-(demand.priority + age_steps), int(id[1:]))
 
 
 def quantum_ns(state: State, runner: Runner, rival: Demand) -> int:
-    """How long a runner may keep its place while a rival waits."""
-    swap = state.load_cost_ns.get(rival.model, LOAD_GUESS_NS) + state.drain_cost_ns.get(runner.model, 0)
-    return SWAP_PATIENCE * swap
+    """How long a runner may keep its place while a rival waits: α times what it costs to swap it out, the
+    rival in, and it in again."""
+    loads = state.load_cost_ns
+    reload = loads.get(rival.model, LOAD_GUESS_NS) + loads.get(runner.model, LOAD_GUESS_NS)
+    return state.config.swap_patience * (reload + state.drain_cost_ns.get(runner.model, 0))
+
+
+def linger_ns(state: State, runner: Runner) -> int:
+    """How long a runner that has just become idle may keep its place while rivals wait: a few times what its
+    model's clients last took to ask again, if that is little beside its load; else not at all.
+
+    Whoever asks again as soon as he is answered leaves it idle for a moment only, and to swap in each such
+    moment is thrash (deceptive idleness: Iyer and Druschel, "Anticipatory scheduling", SOSP 2001)."""
+    if state.config.policy != "balanced":
+        return 0
+    think_ns = state.think_ns.get(runner.model, NEVER)
+    most_ns = min(state.load_cost_ns.get(runner.model, LOAD_GUESS_NS) // LINGER_SHARE, LINGER_MAX_NS)
+    if not 0 <= think_ns <= most_ns:
+        return 0
+    return min(max(LINGER_TIMES * think_ns, LINGER_LEAST_NS), most_ns)
 
 
 def balanced(state: State, runner: Runner, rival: Demand) -> int:
-    """After its quantum, counted from when it became ready."""
-    return runner.ready_t + quantum_ns(state, runner, rival)
+    """After its quantum, counted from when it became ready; idle, when it has lingered."""
+    quantum_due = runner.ready_t + quantum_ns(state, runner, rival)
+    return quantum_due if runner.held else min(quantum_due, runner.idle_t + linger_ns(state, runner))
 
 
 def fifo(state: State, runner: Runner, rival: Demand) -> int:
@@ -50,7 +66,7 @@ def fifo(state: State, runner: Runner, rival: Demand) -> int:
 
 def collate(state: State, runner: Runner, rival: Demand) -> int:
     """Not while it is busy."""
-    return NEVER
+    return NEVER if runner.held else state.t
 
 
 Cost = tuple[int, int, int, str]
@@ -60,14 +76,17 @@ POLICIES: Mapping[str, Turn] = {"balanced": balanced, "fifo": fifo, "collate": c
 
 
 def costs_to_lose(state: State, idle: Sequence[Runner], busy: Sequence[Runner]) -> list[Cost]:
-    """Possible victims, the cheapest first: idle before busy, then the cheapest to load again, the least
-    recently used."""
+    """Possible victims, the cheapest first: idle before busy, then the cheapest to drain and load again, the
+    least recently used."""
     t, load_cost = state.t, state.load_cost_ns
     costs: list[Cost] = []
     for runner in idle:
         # Idle for longer than a load costs: others' use has paid its cost off (Landlord, in integers).
         credit = max(0, load_cost.get(runner.model, LOAD_GUESS_NS) - (t - runner.idle_t))
         costs.append((0, credit, runner.idle_t, runner.id))
-    costs += [(1, load_cost.get(runner.model, LOAD_GUESS_NS), t, runner.id) for runner in busy]
+    for runner in busy:
+        # Lengths are heavy-tailed: a drain may last as long again as the oldest request has lasted.
+        drain = t - min(runner.held.values())
+        costs.append((1, load_cost.get(runner.model, LOAD_GUESS_NS) + drain, t, runner.id))
     costs.sort()
     return costs

@@ -5,10 +5,18 @@ from __future__ import annotations
 import msgspec
 
 from events import catalogue as c
-from events.catalogue import NEVER
-from events.limits import MODELS_PER_GPU
-from statemachines.ledger import budget_bytes, free_bytes, mib, needs_bytes, predicted_bytes, reported_bytes
-from statemachines.state import Demand, Runner, State
+from events.limits import CONFIG_MODELS, MODELS_PER_GPU
+from statemachines.groups import in_the_way, ruled
+from statemachines.ledger import (
+    Source,
+    budget_bytes,
+    free_bytes,
+    mib,
+    needs,
+    predicted_bytes,
+    reported_bytes,
+)
+from statemachines.state import Demand, Runner, State, instances
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -18,6 +26,7 @@ class Need(msgspec.Struct, frozen=True):
     options: dict[str, c.Option]
     bytes: dict[str, int]
     alone: bool
+    source: Source = "configured"
 
 
 def need_of(state: State, demand: Demand) -> Need | None:
@@ -26,8 +35,9 @@ def need_of(state: State, demand: Demand) -> Need | None:
     if view is None:
         return None
     options = {**view.options, **demand.options}
-    size = needs_bytes(state, view, options)
-    return Need(view, options, size or {}, size is None)
+    size, source = needs(state, view, options)
+    alone = demand.model in state.crowded or (size is None and not ruled(state.config))
+    return Need(view, options, size or {}, alone, source)
 
 
 class Room:
@@ -56,6 +66,11 @@ class Room:
     def fits(self) -> bool:
         """Whether the load could be decided now."""
         return self._count <= self._limit and not self._short and not any(self._blocking.values())
+
+    def promised(self) -> bool:
+        """Whether it fits by the ledger: what there is too little of, other programs hold."""
+        enough = all(self._need.bytes[device] <= free for device, free in self._predicted.items())
+        return enough and self._count <= self._limit and not any(self._blocking.values())
 
     def helps(self, runner: Runner) -> bool:
         """Whether losing this runner brings the load nearer."""
@@ -91,35 +106,54 @@ class Room:
 
 def _blocking(state: State, demand: Demand, need: Need) -> dict[str, bool]:
     """Runners beside which this load may not be, however much memory there is: one that must be alone, one
-    with the port that this one needs, one of the same launch spec."""
-    blocking = dict.fromkeys(state.alone, True)
-    for runner in state.models.get(demand.model, {}).values():
-        if runner.digest == need.view.digest and runner.options == need.options:
-            blocking[runner.id] = True
+    that a group or the matrix excludes, one with the port that this one needs, one instance too many of the
+    same launch spec (or another of the same model, where nothing is known about its memory)."""
+    blocking = dict.fromkeys(state.alone, True) | dict.fromkeys(in_the_way(state, demand.model), True)
+    if need.bytes:
+        same = list(instances(state, demand.model, need.view.digest, need.options))
+        same = same[: max(0, len(same) - need.view.instances_max + 1)]
+    else:
+        same = list(state.models.get(demand.model, {}))
+    blocking |= dict.fromkeys(same, True)
     port = need.view.fixed_port
     if port:
-        blocking |= {runner.id: True for runner in state.runners.values() if runner.port == port}
+        blocking |= {runner.id: True for runner in state.runners.values() if port in runner.ports}
     return blocking
 
 
 def max_loaded(state: State) -> int:
-    """How many runners may exist at once."""
+    """How many runners may exist at once. No number of ours where the configuration says which may."""
     if state.config.max_loaded:
         return state.config.max_loaded
+    if ruled(state.config):
+        return CONFIG_MODELS
     gpus = [reading for name, reading in state.readings.items() if name != "host"]
     if gpus and not all(reading.reliable for reading in gpus):
         return len(gpus)
     return MODELS_PER_GPU * max(1, len(gpus))
 
 
+ADVICE = {
+    "configured": ("as configured", "lower its `memory`, or raise the budget"),
+    "measured": ("as measured", "raise the budget, or configure a smaller context or `memory`"),
+    "estimated": (
+        "as estimated from its file",
+        "ask for a smaller context, raise the budget, or set `memory` if the estimate is wrong",
+    ),
+}
+"""By where a figure is from: how to say so, and what would have to change."""
+
+
 def never_fits(state: State, need: Need) -> str:
-    """Why the need exceeds all there is on a device; "": it does not."""
+    """Why the need exceeds all there is on a device, and what would have to change; "": it does not."""
     headroom = state.config.headroom_bytes
     for device, size in need.bytes.items():
         budget = budget_bytes(state, device)
         if budget is not None and size > budget - headroom:
             kept = f", of which {mib(headroom)} are headroom" if headroom else ""
-            return f"needs {mib(size)} on {device}; its budget is {mib(budget)}{kept}"
+            whence, advice = ADVICE[need.source]
+            budgeted = f"the budget of {device} is {mib(budget)}{kept}"
+            return f"needs {mib(size)} on {device}, {whence}; {budgeted}: {advice}"
     return ""
 
 
@@ -135,28 +169,40 @@ def in_use(state: State, need: Need) -> str:
     return "other programs hold the memory"
 
 
-def free_port(state: State, view: c.ModelView) -> int:
-    """A port for a new load: fixed, or the next of the range that nobody holds, one that was refused before
-    only if there is no other. 0: needs none. NEVER: there is none."""
-    if view.fixed_port or view.lease != "port":
-        return view.fixed_port
-    port = next_port(state)
-    if port == NEVER:
-        taken = {runner.port: None for runner in state.runners.values()}
-        return next((port for port in state.refused_ports if port not in taken), NEVER)
-    return port
+def lease(state: State, view: c.ModelView) -> tuple[int, ...] | None:
+    """Ports for a new load: that of its first process (fixed, or the next of the range; 0: it needs none),
+    then those of its shards. Ports that were refused before only if there are no others. None: too few."""
+    leased = view.lease == "port" and not view.fixed_port
+    count = view.shards + leased
+    ports = next_ports(state, count, view.fixed_port)
+    if len(ports) < count:
+        taken = _taken(state, view.fixed_port)
+        again = [port for port in state.refused_ports if port not in taken]
+        ports += tuple(again[: count - len(ports)])
+    if len(ports) < count:
+        return None
+    return ports if leased else (view.fixed_port, *ports)
 
 
-def next_port(state: State) -> int:
-    """The next port of the range that nobody holds and that was not refused. NEVER: there is none."""
+def next_ports(state: State, count: int, fixed: int = 0) -> tuple[int, ...]:
+    """The next ports of the range that nobody holds and that were not refused, as many as there are, up to
+    `count`; `fixed` is none of them."""
     config = state.config
-    taken = {runner.port: None for runner in state.runners.values()}
+    taken = _taken(state, fixed)
     size = config.port_last - config.port_first + 1
     start = (
         state.next_port - config.port_first if config.port_first <= state.next_port <= config.port_last else 0
     )
-    for i in range(size):
+    found: list[int] = []
+    for i in range(size if count else 0):
         port = config.port_first + (start + i) % size
         if port not in taken and port not in state.refused_ports:
-            return port
-    return NEVER
+            found.append(port)
+            if len(found) == count:
+                break
+    return tuple(found)
+
+
+def _taken(state: State, fixed: int) -> dict[int, None]:
+    taken = {port: None for runner in state.runners.values() for port in runner.ports}
+    return {**taken, fixed: None} if fixed else taken

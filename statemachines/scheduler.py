@@ -12,7 +12,7 @@ from __future__ import annotations
 from events import catalogue as c
 from events.catalogue import Decision, Event, Fact, Payload
 from events.limits import STEP_DECISIONS
-from statemachines import decide
+from statemachines import deadlines, decide
 from statemachines.fold import apply
 from statemachines.runner import RunnerState
 from statemachines.state import Runner, State, dismissal_key
@@ -37,14 +37,15 @@ class Scheduler:
         """Whether loads are left for another step."""
 
     def step(self, fact: Fact, t: int) -> list[Event]:
-        """Fire every deadline before `t`, then take the fact. `t`: scheduler time, ns; never earlier than
-        the last."""
+        """Fire every deadline before `t`, then take the fact. `t`: scheduler time, ns; one that is earlier
+        than the last counts as that."""
         events: list[Event] = []
         self.events = events
         state = self.state
+        t = t if t > state.t else state.t  # what is due by then comes first, as in a replay
         if state.deadlines.due and type(fact) is not c.DaemonStarted:
             self._fire(t)
-        self._take(fact, t if t > state.t else state.t)
+        self._take(fact, t)
         return events
 
     def advance(self, t: int) -> list[Event]:
@@ -82,7 +83,7 @@ class Scheduler:
         self.events.append(event)
         self.cause = seq
         self.left, self.more = STEP_DECISIONS, False
-        decide.HANDLERS[type(fact)](self, fact, event.subject)
+        HANDLERS[type(fact)](self, fact, event.subject)
         if self.left < 0 or self.more:
             resumes = ("resume", "") in state.deadlines.due
             if not resumes or (state.only_loads and self.left < 0):
@@ -130,11 +131,14 @@ def subject_of(body: Payload, seq: int) -> str:
     return subject
 
 
+HANDLERS = decide.HANDLERS | {c.DeadlinePassed: deadlines.deadline_passed}
+
 CREATES: dict[type, str] = {
     c.RequestArrived: "q",
     c.RunnerLoad: "r",
     c.LoadRequested: "o",
     c.UnloadRequested: "o",
+    c.PinRequested: "o",
     c.CancelRequested: "o",
 }
 

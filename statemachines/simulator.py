@@ -20,7 +20,7 @@ import msgspec
 
 from events import catalogue as c
 from events.catalogue import NEVER, Event, Fact, Process, Reading
-from events.limits import MS, S
+from events.limits import LOAD_LOOKS, MS, S
 from statemachines.invariants import check_all, require
 from statemachines.replay import fold
 from statemachines.request import RequestState
@@ -40,8 +40,12 @@ class Life(msgspec.Struct):
     spawn_ns: int = 2 * MS
     ready_ns: int = 5 * S
     """From the opened gate to the first healthy answer."""
+    progress_ns: int = NEVER
+    """From the opened gate: until then its load is seen to get on, if anybody looks."""
     exit_ns: int = NEVER
     """From the opened gate to an exit of its own."""
+    words: str = "out of luck"
+    """What it says if it exits before it is ready."""
     stop_ns: int = 100 * MS
     """From the stop signal to its exit."""
     kill_ns: int = 5 * MS
@@ -54,6 +58,10 @@ class Life(msgspec.Struct):
     """From its exit to its memory being seen free."""
     survives: bool = True
     """A death of the daemon."""
+    shard_ns: int = NEVER
+    """From the opened gates to the exit of one of its shards; the others go when they are told to."""
+    shard_survives: bool = True
+    """A death of the daemon, as the rest of it does."""
 
 
 class Exchange(msgspec.Struct):
@@ -87,12 +95,14 @@ class Nature:
 
 
 class Sim(msgspec.Struct):
-    """A pretended process."""
+    """A pretended runner's processes."""
 
-    process: Process
+    processes: dict[int, Process]
     life: Life
     opened_t: int = NEVER
     stopped: bool = False
+    broken: bool = False
+    """One of them has ended."""
 
 
 class World:
@@ -188,8 +198,11 @@ class World:
         for id, sim in list(self.alive.items()):
             if sim.opened_t == NEVER or not sim.life.survives:
                 self._dies(id)
+            elif not sim.life.shard_survives and len(sim.processes) > 1:
+                sim.broken = sim.processes.pop(1, None) is not None
         self.t += down_ns
-        self.start(tuple(sim.process for id, sim in self.alive.items() if id in self.state.runners))
+        found = [sim.processes.values() for id, sim in self.alive.items() if id in self.state.runners]
+        self.start(tuple(process for processes in found for process in processes))
 
     def submit(self, fact: Fact) -> list[Event]:
         """A fact, now: its step, and everything that follows from it at once. Deadlines that are due come
@@ -226,40 +239,71 @@ class World:
         if runner is None:
             return
         life = self.lives[runner.id] = self.nature.life(self, runner)
-        self.after(life.spawn_ns, partial(self._spawn, runner.id, runner.port))
+        self.after(life.spawn_ns, partial(self._spawn, runner.id, runner.ports))
 
-    def _spawn(self, id: str, port: int) -> None:
+    def _spawn(self, id: str, ports: tuple[int, ...]) -> None:
         life = self.lives[id]
         runner = self.state.runners.get(id)
         if runner is None or runner.exited or id in self.alive:
             return
-        if life.spawn == "taken" and port:
-            self.submit(c.LeaseRefused(id, port))
+        if life.spawn == "taken" and ports:
+            self.submit(c.LeaseRefused(id, ports[-1]))
         elif life.spawn == "failed" or runner.state is not RunnerState.loading:
             self.submit(c.SpawnFailed(id, "no such file"))
         else:
-            self._pid += 1
-            sim = self.alive[id] = Sim(Process(id, 0, "boot", self._pid, self.t), life)
-            self.submit(c.ProcessSpawned(sim.process))
+            sim = self.alive[id] = Sim({}, life)
+            epoch = self._epoch
+            for shard in (*range(1, len(runner.shard_ports) + 1), 0):  # the first is the last to start
+                if self._epoch == epoch and id in self.alive:  # or the daemon died between two of them
+                    self._pid += 1
+                    process = sim.processes[shard] = Process(id, shard, "boot", self._pid, self.t)
+                    self.submit(c.ProcessSpawned(process))
 
     def _open(self, event: Event, f: c.ProcessSpawned) -> None:
         sim = self.alive.get(f.runner)
-        if sim is None or sim.opened_t != NEVER:
+        if sim is None or sim.opened_t != NEVER or f.process.shard:
             return
         sim.opened_t = self.t
         self.after(sim.life.ready_ns, partial(self._ready, f.runner), lasting=True)
         self.after(sim.life.exit_ns, partial(self._exits, f.runner), lasting=True)
+        if len(sim.processes) > 1:
+            self.after(sim.life.shard_ns, partial(self._exit, f.runner, 1), lasting=True)
+        if sim.life.progress_ns != NEVER:
+            self._progress(f.runner)
+
+    def _progress(self, id: str) -> None:
+        """What a driver reports of a load that gets on, as often as it looks."""
+        sim, runner = self.alive.get(id), self.state.runners.get(id)
+        if sim is None or runner is None or runner.state is not RunnerState.loading or not runner.stall_ns:
+            return
+        if self.t > sim.opened_t:
+            self.submit(c.LoadProgressed(id, "read"))
+        if self.t - sim.opened_t < sim.life.progress_ns:
+            self.after(runner.stall_ns // LOAD_LOOKS, partial(self._progress, id), lasting=True)
 
     def _ready(self, id: str) -> None:
-        if id in self.alive and not self.alive[id].stopped:
+        sim = self.alive.get(id)
+        if sim is not None and not sim.stopped and not sim.broken:
             self.submit(c.ProbeAnswered(id, True))
 
     def _exits(self, id: str) -> None:
-        if id in self.alive:
-            runner = self.state.runners.get(id)
-            told = "out of luck" if runner is not None and runner.ready_t == NEVER else ""
+        """All of a runner's processes end."""
+        for shard in list(self.alive[id].processes) if id in self.alive else ():
+            self._exit(id, shard)
+
+    def _exit(self, id: str, shard: int) -> None:
+        """One of them does; with the first its exchanges, with the last its memory."""
+        sim = self.alive.get(id)
+        if sim is None or shard not in sim.processes:
+            return
+        runner = self.state.runners.get(id)
+        told = sim.life.words if runner is not None and runner.ready_t == NEVER else ""
+        del sim.processes[shard]
+        sim.broken = True
+        if not sim.processes:
             self._dies(id)
-            self.submit(c.ProcessExited(id, 0, 1, told))
+        self.submit(c.ProcessExited(id, shard, 1, told))
+        if not shard:
             self._cut(id)
 
     def _dies(self, id: str) -> None:

@@ -33,6 +33,12 @@ class Runner(msgspec.Struct):
     socket: bool
     alone: bool
     load_t: int
+    shard_ports: tuple[int, ...] = ()
+    """Those of its further processes, shard 1 and on."""
+    stall_ns: int = 0
+    """How long its load may show no progress; 0: there is no such limit."""
+    larger: str = ""
+    """The launch option of which it may have more than a request asks for."""
     wanted: bool = False
     """An operator asked for it: it stays though nobody waits for it."""
     state: RunnerState = RunnerState.loading
@@ -59,7 +65,13 @@ class Runner(msgspec.Struct):
     """Since when it has been busy, moved no byte and failed its probes."""
     stuck: bool = False
     processes: dict[int, Process] = msgspec.field(default_factory=dict)
+    """Those that are there, by shard."""
+    ended: dict[int, None] = msgspec.field(default_factory=dict)
+    """The shards of those that were, where others are left: it is broken, and must go."""
     exited: bool = False
+    """No process of it is left."""
+    short: bool = False
+    """Its load ran out of memory."""
     exit_t: int = NEVER
     exit_free_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     """What was free, when it exited, on the GPUs that it held memory of."""
@@ -73,6 +85,16 @@ class Runner(msgspec.Struct):
     def live(self) -> bool:
         """It serves, or will: loading or ready."""
         return self.state is RunnerState.loading or self.state is RunnerState.ready
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Every port that is leased to it."""
+        return (self.port, *self.shard_ports) if self.port else self.shard_ports
+
+    @property
+    def whole(self) -> bool:
+        """Every process of it is there. One that has no shards is not asked: its probe's answer is enough."""
+        return not self.shard_ports or len(self.processes) > len(self.shard_ports)
 
     def coming_bytes(self, device: str) -> int:
         """What a runner that loads has yet to take of what it holds."""
@@ -130,9 +152,12 @@ class Operation(msgspec.Struct):
     id: str
     kind: str
     model: str
+    asked_t: int
     demand: str = ""
     runners: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
     """The runners whose end an unload waits for."""
+    preload: bool = False
+    """It is the configuration that wants it loaded."""
 
 
 class Cooling(msgspec.Struct):
@@ -156,19 +181,26 @@ class State:
     """Everything that a decision may depend on."""
 
     __slots__ = (
-        "alone", "boot_id", "claim", "coming", "config", "cooling", "counts", "deadlines",
-        "demands", "dismissing", "drain_cost_ns", "footprints", "held", "load_cost_ns", "loading",
-        "measured_t", "measuring", "models", "next_port", "node", "only_loads", "operations",
-        "policy", "quarantine", "queued", "readings", "refused_ports", "requests", "rules",
-        "runners", "seq", "starving", "stopping", "t", "wanted",
+        "alone", "boot_id", "claim", "coming", "config", "cooling", "counts", "crowded", "deadlines",
+        "demands", "dismissing", "drain_cost_ns", "footprints", "gone_t", "group_of", "held", "idle",
+        "load_cost_ns", "loading", "measure_t", "measured_t", "measuring", "models", "next_port",
+        "node", "only_loads", "operations", "pinned", "policy", "preloads", "quarantine", "queued",
+        "readings", "refused_ports",
+        "requests", "rules", "runners", "scaled", "seq", "starving", "stopping", "t", "think_ns", "wanted",
     )  # fmt: skip
 
-    def __init__(self) -> None:
-        self.seq = self.t = self.rules = 0
-        self.node = self.boot_id = self.policy = ""
+    def __init__(self) -> None:  # noqa: PLR0915 (a field each)
+        self.seq = self.t = self.rules = self.queued = self.next_port = 0
+        self.node = self.boot_id = self.policy = self.stopping = ""
+        # stopping: "", or how the daemon is to stop: "drain", "now", "leave".
         self.config = ConfigView()
-        self.stopping = ""
-        """"", or how the daemon is to stop: "drain", "now", "leave"."""
+        self.group_of: dict[str, str] = {}
+        """The group of each model that the configuration puts into one."""
+        self.scaled: dict[str, None] = {}
+        """Models that may have several instances of one launch spec."""
+        self.pinned, self.preloads = dict[str, None](), dict[str, None]()
+        """Models whose runners are neither evicted nor expire; models that this start preloads, none of which
+        makes room for another."""
         self.runners: dict[str, Runner] = {}
         """Runners that are not terminal."""
         self.models: dict[str, dict[str, Runner]] = {}
@@ -183,32 +215,36 @@ class State:
         """Bytes of these that runners that load have yet to take."""
         self.requests: dict[str, Request] = {}
         """Requests that have not ended, or whose slot is not back."""
-        self.queued = 0
         self.demands: dict[str, Demand] = {}
         """Demands with somebody waiting."""
         self.wanted: dict[str, OrderedDict[str, Demand]] = {}
         """The same by model; a model that nobody waits for has no entry."""
         self.starving: dict[int, Agenda[str]] = {}
         """Demands that no live runner satisfies, by priority, each with the age of its head (`head_seq`)."""
-        self.only_loads = False
-        """Whether the step that goes on has only loads left to decide."""
         self.dismissing: dict[str, ModelDismissed] = {}
         """Dismissals whose waiters are being failed, a few each step, by `dismissal_key`."""
         self.operations: dict[str, Operation] = {}
         self.claim: Claim | None = None
         self.cooling: dict[str, Cooling] = {}
+        self.crowded: dict[str, None] = {}
+        """Models whose last load ran out of memory beside others: the next one is to be alone."""
         self.quarantine: dict[str, int] = {}
         """Models whose requests breached an invariant at an earlier start, refused until then."""
         self.footprints: dict[str, dict[str, int]] = {}
         """What an incarnation of a launch spec used at its peak, by `spec_key`."""
         self.load_cost_ns: dict[str, int] = {}
         """How long the model's last load took."""
+        self.idle: dict[str, tuple[int, dict[str, Option]]] = {}
+        """When a runner of the model last became idle, and its launch options; until somebody asks again."""
+        self.think_ns: dict[str, int] = {}
+        """How long it then took until somebody asked for such a runner again."""
         self.drain_cost_ns: dict[str, int] = {}
         """How long the model's last drain took."""
         self.readings: dict[str, Reading] = {}
-        self.measured_t = NEVER
-        self.measuring = False
-        self.next_port = 0
+        self.measured_t = self.measure_t = self.gone_t = NEVER
+        # When devices were measured (NEVER: not since the last exit), when that was asked for; the last exit.
+        self.measuring = self.only_loads = False
+        # only_loads: whether the step that goes on has only loads left to decide.
         self.refused_ports: dict[int, None] = {}
         self.deadlines: Agenda[tuple[str, str]] = Agenda()
         """Every wait's end, by (kind, id)."""
@@ -220,9 +256,18 @@ class State:
         return self.config.models.get(name)
 
 
+def oldest(demand: Demand) -> str:
+    """Who has waited longest in a demand: a request, or an operator's load."""
+    request = next(iter(demand.waiting), "")
+    if not demand.operations:
+        return request
+    operation = next(iter(demand.operations))
+    return request if request and int(request[1:]) < int(operation[1:]) else operation
+
+
 def head_seq(demand: Demand) -> int:
-    """The age of a demand: the number of its oldest request, or of an operator's load."""
-    return int((next(iter(demand.waiting), "") or next(iter(demand.operations)))[1:])
+    """The age of a demand: the number of its oldest request or operator's load."""
+    return int(oldest(demand)[1:])
 
 
 def demand_key(model: str, options: dict[str, Option], priority: int, excluded: str = "") -> str:
@@ -236,8 +281,11 @@ def demand_key(model: str, options: dict[str, Option], priority: int, excluded: 
 
 def fits(runner: Runner, options: dict[str, Option]) -> bool:
     """Whether a runner has the launch options that a request fixed; an open one accepts any value."""
-    for name, value in options.items():  # noqa: SIM110 (a generator costs as much again)
-        if runner.options.get(name) != value:
+    for name, value in options.items():
+        mine = runner.options.get(name)
+        if mine == value:
+            continue
+        if name != runner.larger or not isinstance(mine, int) or not isinstance(value, int) or mine < value:
             return False
     return True
 
@@ -247,6 +295,15 @@ def satisfies(runner: Runner, demand: Demand) -> bool:
     if runner.model != demand.model or runner.id == demand.excluded:
         return False
     return fits(runner, demand.options)
+
+
+def instances(state: State, model: str, digest: str, options: dict[str, Option]) -> dict[str, Runner]:
+    """The runners of a launch spec, oldest first, those that are leaving among them."""
+    mine = state.models.get(model, _NO_RUNNERS)
+    return {id: r for id, r in mine.items() if r.digest == digest and r.options == options}
+
+
+_NO_RUNNERS: dict[str, Runner] = {}
 
 
 def waiting_for(state: State, model: str) -> Iterable[Demand]:
@@ -286,7 +343,7 @@ def spec_key(digest: str, options: dict[str, Option]) -> str:
     return digest + "?" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))
 
 
-INDEXES = ("deadlines", "loading", "models", "starving", "wanted")
+INDEXES = ("deadlines", "group_of", "loading", "models", "scaled", "starving", "wanted")
 """What `canonical` writes in its own way, or is a second view of what it writes."""
 
 

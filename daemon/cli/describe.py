@@ -62,16 +62,36 @@ def _options(options: Mapping[str, Any]) -> str:
 
 def _load(s: str, p: Payload) -> str:
     where = f", port {p['port']}" if p.get("port") else ", a socket" if p.get("socket") else ""
+    where += (
+        f", shards at {', '.join(str(port) for port in p['shard_ports'])}" if p.get("shard_ports") else ""
+    )
     alone = ", alone until it has been measured" if p.get("alone") else ""
     memory, why = _memory(p.get("reserved_bytes", {})), _words(p["reason"])
     return f"{s} loads {p['model']}{_options(p.get('options', {}))}: {memory}{where}{alone} ({why})"
+
+
+def _leased(s: str, p: Payload) -> str:
+    ports = [p["port"], *p.get("shard_ports", ())]
+    return f"{s} gets {'ports' if ports[1:] else 'port'} {', '.join(str(port) for port in ports)} instead"
 
 
 def _exited(s: str, p: Payload) -> str:
     status = p.get("status")
     how = "" if status is None else f" with status {status}" if status >= 0 else f" by signal {-status}"
     words = (p.get("output") or "").strip().splitlines()
-    return f"{s} exited{how}" + (f": {words[-1]}" if words else "")
+    return f"{s}{_shard(p)} exited{how}" + (f": {words[-1]}" if words else "")
+
+
+def _shard(p: Payload) -> str:
+    return f" shard {p['shard']}" if p.get("shard") else ""
+
+
+SIGNS = {
+    "output": "it prints",
+    "read": "it reads",
+    "work": "it works",
+    "answer": "its health check answers otherwise",
+}
 
 
 def _upstream(s: str, p: Payload) -> str:
@@ -99,7 +119,8 @@ def _claim(s: str, p: Payload) -> str:
 def _turn(s: str, p: Payload) -> str:
     if p["reason"] == "memory":
         return f"{_demand(p['demand'])} waits for memory that other programs hold"
-    return f"{_demand(p['demand'])} waits until {p.get('runner') or 'another'} has had its turn"
+    until = "has been idle for a moment" if p["reason"] == "linger" else "has had its turn"
+    return f"{_demand(p['demand'])} waits until {p.get('runner') or 'another'} {until}"
 
 
 def _drain(s: str, p: Payload) -> str:
@@ -119,10 +140,16 @@ def _rejected(s: str, p: Payload) -> str:
 
 
 def _cooling(s: str, p: Payload) -> str:
+    return f"{p['model']} cools down after {_count(p['failures'], 'failed load')}{_last_words(p)}"
+
+
+def _crowded(s: str, p: Payload) -> str:
+    return f"{p['model']} is tried once more, alone: {p['runner']} ran out of memory{_last_words(p)}"
+
+
+def _last_words(p: Payload) -> str:
     words = (p.get("message") or "").strip().splitlines()
-    return f"{p['model']} cools down after {_count(p['failures'], 'failed load')}" + (
-        f": {words[-1]}" if words else ""
-    )
+    return f": {words[-1]}" if words else ""
 
 
 def _started(s: str, p: Payload) -> str:
@@ -161,6 +188,7 @@ def _dismissed(s: str, p: Payload) -> str:
 
 DEADLINES: dict[str, str] = {
     "load": "{id} has taken too long to load",
+    "stall": "{id} has shown no progress for too long",
     "keep_alive": "{id} has been idle for its keep-alive",
     "drain": "{id} may drain no longer",
     "stop": "{id} has not stopped in time",
@@ -175,6 +203,7 @@ DEADLINES: dict[str, str] = {
     "close": "the exchange of {id} has not ended in time",
     "measure": "memory has not been measured in time",
     "cool": "{id} may be tried again",
+    "linger": "{id} has been idle for long enough to make room",
     "turn": "time to look again at who waits for {id}",
     "quarantine": "requests for {id} are let in again",
     "resume": "what did not fit into the last step goes on",
@@ -207,10 +236,14 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "operator.cancel": _cancel,
     "operator.load": _wanted,
     "operator.unload": _unload,
-    "process.spawned": lambda s, p: f"{s} has process {p['process']['pid']}",
+    "operator.pin": lambda s, p: (
+        f"{s}: {'pin' if p.get('pinned', True) else 'unpin'} {p['model']}, {_asked(p)}"
+    ),
+    "process.spawned": lambda s, p: f"{s}{_shard(p['process'])} has process {p['process']['pid']}",
     "spawn.failed": lambda s, p: f"{s} could not be started: {p['error']}",
     "lease.refused": lambda s, p: f"{s}: port {p['port']} is in use by another program",
     "process.exited": _exited,
+    "load.progressed": lambda s, p: f"{s} gets on with its load: {SIGNS[p['sign']]}",
     "probe.answered": lambda s, p: (
         f"{s} is healthy" if p.get("healthy") else f"{s} is not healthy: {p.get('detail', '')}"
     ),
@@ -227,7 +260,7 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "request.rejected": _rejected,
     "request.interrupted": lambda s, p: f"{s} interrupted: the daemon had died under it",
     "runner.load": _load,
-    "runner.leased": lambda s, p: f"{s} gets port {p['port']} instead",
+    "runner.leased": _leased,
     "runner.drain": _drain,
     "runner.stop": lambda s, p: f"{s} is stopped ({_words(p['reason'])})",
     "runner.kill": lambda s, p: f"{s} did not stop: killed",
@@ -237,6 +270,7 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "runner.failed": lambda s, p: f"{s} failed ({_words(p['reason'])})",
     "runner.lost": lambda s, p: f"{s} is gone: its process ended while no daemon ran",
     "model.cooling": _cooling,
+    "model.crowded": _crowded,
     "model.dismissed": _dismissed,
     "claim.made": _claim,
     "claim.ended": lambda s, p: f"the claim of {_demand(p['demand'])} ends: {_words(p['reason'])}",

@@ -1,6 +1,6 @@
 """What the command lines print: tables and colours for a person, stable JSON lines for a script.
 
-A person is who has a terminal. rich is imported only for tables, colours and progress on one.
+A person is who has a terminal, or says --no-json. rich is imported only for tables, colours and progress.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, NoReturn
 import click
 
 from daemon.cli.describe import describe, duration, size
+from daemon.cli.runnerd import EXIT_INTERRUPTED
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
 EXIT_PIPE = 141  # the same of SIGPIPE: nobody reads what is printed
 
 GAP = 2
@@ -41,12 +41,12 @@ class Column(NamedTuple):
 
 
 class Output:
-    """Where a command's words go."""
+    """Where a command's words go. `as_json` None: JSON lines where nobody is looking."""
 
-    def __init__(self, as_json: bool = False) -> None:
+    def __init__(self, as_json: bool | None = None) -> None:
         self.terminal = sys.stdout.isatty()
-        self.machine = as_json or not self.terminal
-        """JSON lines: asked for, or nobody is looking."""
+        self.machine = not self.terminal if as_json is None else as_json
+        """JSON lines, rather than what a person reads."""
         self.width = shutil.get_terminal_size().columns
         self._plain = not self.terminal or bool(os.environ.get("NO_COLOR"))
         self._day = ""
@@ -113,7 +113,7 @@ class Output:
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[str], None]]:
         """A spinner while something takes its time; call what it gives to change the words."""
-        if self.machine:
+        if self.machine or not self.terminal:
             yield lambda text: None
             return
         from rich.text import Text
@@ -161,13 +161,18 @@ def day_and_time(at_ns: int) -> tuple[str, str]:
     return time.strftime("%Y-%m-%d", local), time.strftime("%H:%M:%S", local) + f".{rest // 1_000_000:03d}"
 
 
-def age(ns: int | None, otherwise: str = "") -> str:
-    """A duration for a column, in one whole unit: `7 s`, `5 min`, `3 h`, `4 d`; `otherwise` for None."""
+def age(ns: int | None, otherwise: str = "", *, up: bool = False) -> str:
+    """A duration for a column, in one whole unit: `7 s`, `5 min`, `3 h`, `4 d`; `otherwise` for None. What is
+    left of a time is rounded `up`, so that ten minutes do not begin as nine."""
     if ns is None:
         return otherwise
-    seconds = max(0, ns) // 1_000_000_000
+    seconds = _whole(max(0, ns), 1_000_000_000, up=up)
     unit, name = next(((unit, name) for unit, name in SECONDS if seconds >= 2 * unit), (1, "s"))
-    return f"{seconds // unit} {name}"
+    return f"{_whole(seconds, unit, up=up)} {name}"
+
+
+def _whole(number: int, unit: int, *, up: bool) -> int:
+    return -(-number // unit) if up else number // unit
 
 
 def memory(sizes: Mapping[str, int], unknown: str = "unknown") -> str:
@@ -185,11 +190,33 @@ def failing(output: Output, *, seq: int, error: str) -> NoReturn:
     raise SystemExit(EXIT_FAILED)
 
 
-def run(command: click.Command, program: str) -> int:
+as_json = click.option(
+    "--json/--no-json",
+    "as_json",
+    default=None,
+    help="Stable JSON lines, or what a person reads (default: by whether there is a terminal).",
+)
+"""The option of runnerctl and runnerlog."""
+
+
+class Number(click.IntRange):
+    """A whole number, and called so where it is none."""
+
+    name = "whole number"
+
+
+def run(command: click.Group, program: str) -> int:
     """Run a command line; its exit code. Usage errors are 2, an interruption is 130 and says nothing."""
     try:
         code = command.main(prog_name=program, standalone_mode=False)
         return code if isinstance(code, int) else 0
+    except click.NoSuchOption as error:
+        if any(error.option_name in (*each.opts, *each.secondary_opts) for each in command.params):
+            words = f"{error.option_name} comes before the command: {program} {error.option_name} …"
+            click.UsageError(words, error.ctx).show()
+        else:
+            error.show()
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -199,8 +226,10 @@ def run(command: click.Command, program: str) -> int:
 
 __all__ = [
     "Column",
+    "Number",
     "Output",
     "age",
+    "as_json",
     "day_and_time",
     "duration",
     "failing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,14 +12,17 @@ from typing import Any
 import click
 
 from daemon.cli.describe import printable
-from daemon.cli.output import Column, Output, age, duration, memory, run, size
+from daemon.cli.output import Column, Number, Output, age, as_json, duration, memory, run, size
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE
-from daemon.control.client import CallFailed, Client, Unreachable
+from daemon.control.client import ADVICE, CallFailed, Client, Unreachable
 from daemon.version import VERSION
+from events.limits import SOCKET_PATH_BYTES
 
 Row = dict[str, Any]
 STAGE = ("done", "state", "runner")
 """What of a load's progress is worth a line to a script."""
+ENDS = ("completed", "failed", "cancelled", "timed_out", "rejected", "interrupted")
+"""How requests end; the status tells how many have."""
 STATE_COLOURS = {
     "ready": "green",
     "loading": "yellow",
@@ -43,21 +47,47 @@ def sockets(given: Path | None) -> list[Path]:
 class Context:
     """What the options before the command say."""
 
-    def __init__(self, path: Path | None, as_json: bool) -> None:
+    def __init__(self, path: Path | None, as_json: bool | None) -> None:
         self._path = path
         self.output = Output(as_json)
 
     def client(self) -> Client:
-        """A connection to the daemon."""
-        return Client(sockets(self._path))
+        """A connection to the daemon. Raises Unreachable."""
+        paths = {path: _impossible(path) for path in sockets(self._path)}
+        if all(paths.values()):
+            tried = "".join(f"\n  {path}: {reason}" for path, reason in paths.items())
+            raise Unreachable(f"no daemon answers{tried}\n{ADVICE}")
+        return Client([path for path, reason in paths.items() if not reason])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _impossible(path: Path) -> str:
+    """Why no daemon can listen there; "" where one may."""
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        return f"that is longer than the {SOCKET_PATH_BYTES} bytes that a socket's path can have"
+    return "that is no socket" if os.path.exists(path) and not path.is_socket() else ""
+
+
+class Program(click.Group):
+    """The command line, and what the daemon refuses on it."""
+
+    def invoke(self, context: click.Context) -> object:
+        """Run the command; its exit code where the daemon refused or did not answer."""
+        try:
+            return super().invoke(context)
+        except CallFailed as error:
+            return _fail(context, EXIT_REFUSED, {"error": error.name, **error.parameters}, _explain(error))
+        except Unreachable as error:
+            return _unreachable(context, str(error))
+        except json.JSONDecodeError:
+            return _unreachable(context, f"what listens there is not runnerd. {ADVICE}")
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="The daemon's control socket.")
-@click.option("--json", "as_json", is_flag=True, help="Stable JSON lines, also on a terminal.")
+@as_json
 @click.version_option(VERSION, prog_name="runnerctl")
 @click.pass_context
-def cli(context: click.Context, path: Path | None, as_json: bool) -> None:
+def cli(context: click.Context, path: Path | None, as_json: bool | None) -> None:
     """Ask a running runnerd what is loaded and who waits, and tell it what to load and unload."""
     context.obj = Context(path, as_json)
 
@@ -92,7 +122,9 @@ MODEL_COLUMNS = (
     Column("STATE", _model_state, style=_colour),
     Column("SLOTS", lambda m: str(m["slots"]), right=True),
     Column("MEMORY", lambda m: memory(m["memory_bytes"]), right=True),
-    Column("KEEP", lambda m: age(m["keep_alive_ns"], "ever"), right=True, drop=1),
+    Column(
+        "KEEP", lambda m: "pinned" if m["pinned"] else age(m["keep_alive_ns"], "forever"), right=True, drop=1
+    ),
     Column("RUNNERS", lambda m: " ".join(m["runners"]), drop=2),
     Column("ALIASES", lambda m: " ".join(m["aliases"]), drop=3),
 )
@@ -106,7 +138,7 @@ RUNNER_COLUMNS = (
     Column("USED", lambda r: memory(r["used_bytes"], ""), right=True, drop=5),
     Column("AGE", lambda r: age(r["age_ns"]), right=True, drop=3),
     Column("IDLE", lambda r: age(r["idle_ns"]), right=True, drop=1),
-    Column("EXPIRES", lambda r: age(r["expires_ns"]), right=True, drop=2),
+    Column("EXPIRES", lambda r: age(r["expires_ns"], up=True), right=True, drop=2),
     Column("WHY", lambda r: r["reason"], drop=4),
     Column("PID", lambda r: str(r["pid"] or ""), right=True, drop=6),
     Column("PORT", lambda r: str(r["port"] or ""), right=True, drop=7),
@@ -119,9 +151,10 @@ REQUEST_COLUMNS = (
     Column("AGE", lambda q: age(q["age_ns"]), right=True),
     Column("PLACE", lambda q: str(q["position"] or ""), right=True, drop=1),
     Column("RUNNER", lambda q: q["runner"] or "", drop=2),
-    Column("TRY", lambda q: str(q["attempt"]) if q["attempt"] > 1 else "", right=True, drop=4),
-    Column("KIND", lambda q: q["kind"], drop=5),
-    Column("FROM", lambda q: q["caller"], drop=3),
+    Column("WAITS FOR", lambda q: q.get("reason", ""), drop=3),
+    Column("TRY", lambda q: str(q["attempt"]) if q["attempt"] > 1 else "", right=True, drop=5),
+    Column("KIND", lambda q: q["kind"], drop=6),
+    Column("FROM", lambda q: q["caller"], drop=4),
 )
 
 DEVICE_COLUMNS = (
@@ -186,6 +219,9 @@ def status(context: Context) -> None:
     output.text(
         f"requests  {reply['running']} running, {reply['queued']} queued (at most {reply['max_queue']})"
     )
+    counts = reply["counts"]
+    if ended := ", ".join(f"{counts[end]} {end.replace('_', ' ')}" for end in ENDS if counts.get(end)):
+        output.text(f"          {ended}")
     if reply["devices"]:
         output.text("")
     output.table(DEVICE_COLUMNS, reply["devices"])
@@ -233,6 +269,24 @@ def unload(
 
 
 @cli.command()
+@click.argument("model")
+@click.pass_obj
+def pin(context: Context, model: str) -> None:
+    """Keep MODEL loaded once it is: never evicted, never expired."""
+    context.client().call("Pin", model=model, pinned=True)
+    _done(context, f"{model} pinned")
+
+
+@cli.command()
+@click.argument("model")
+@click.pass_obj
+def unpin(context: Context, model: str) -> None:
+    """Let MODEL go like others again."""
+    context.client().call("Pin", model=model, pinned=False)
+    _done(context, f"{model} unpinned")
+
+
+@cli.command()
 @click.argument("request")
 @click.pass_obj
 def cancel(context: Context, request: str) -> None:
@@ -260,7 +314,7 @@ def _done(context: Context, text: str) -> None:
 @cli.command()
 @click.option(
     "--after",
-    type=click.IntRange(0),
+    type=Number(0),
     metavar="SEQ",
     help="Begin after this event (default: with what comes next).",
 )
@@ -307,23 +361,21 @@ def _explain(error: CallFailed) -> str:
     return "\n".join(map(printable, words.splitlines()))
 
 
+def _unreachable(context: click.Context, words: str) -> int:
+    return _fail(context, EXIT_UNREACHABLE, {"error": "unreachable", "message": words}, words)
+
+
+def _fail(context: click.Context, code: int, fields: Row, words: str) -> int:
+    if context.obj.output.machine:
+        context.obj.output.line({"ok": False, **fields})
+    click.echo(f"runnerctl: {words}", err=True)
+    return code
+
+
 def main() -> int:
     """Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no daemon answers, 130 interrupted, 141 nobody
     reads what is printed."""
-    try:
-        return run(cli, "runnerctl")
-    except CallFailed as error:
-        return _fail(EXIT_REFUSED, {"error": error.name, **error.parameters}, _explain(error))
-    except Unreachable as error:
-        return _fail(EXIT_UNREACHABLE, {"error": "unreachable", "message": str(error)}, str(error))
-
-
-def _fail(code: int, fields: Row, words: str) -> int:
-    output = Output("--json" in sys.argv)
-    if output.machine:
-        output.line({"ok": False, **fields})
-    print(f"runnerctl: {words}", file=sys.stderr)
-    return code
+    return run(cli, "runnerctl")
 
 
 if __name__ == "__main__":

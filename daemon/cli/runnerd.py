@@ -5,30 +5,41 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sqlite3
+import re
 import sys
 from pathlib import Path
 
 from daemon.version import VERSION, foreign_package
-from events.limits import EXIT_LOG_FAILED, EXIT_STEP_FAILED
 
 EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE = 1, 2, 3
+EXIT_INTERRUPTED = 130
+"""As a shell says of a program that SIGINT ended."""
+
+_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):([0-9]{1,5})")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 refused or failed, 2 usage (a bad configuration too), 3 the log cannot be opened,
-    70 a step failed, 74 the log failed."""
+    """Exit codes: 0 done, 1 refused or failed (a preload, too), 2 usage (a bad configuration, or preloads
+    that cannot fit together), 3 the log cannot be opened, 70 a step failed, 74 the log failed, 130
+    interrupted before it had started."""
     foreign = foreign_package()
     if foreign:
-        print(f"runnerd: {foreign} is another distribution's: install runnerd in an environment of its own",
-              file=sys.stderr)  # fmt: skip
+        _say(f"{foreign} is another distribution's: install runnerd in an environment of its own")
         return EXIT_REFUSED
-    options = _parser().parse_args(arguments)
+    parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    options = parser.parse_args(given)
     if options.command == "check":
         from daemon.config.check import check_main
 
         return check_main(options.config)
-    return _serve(options)
+    try:
+        return _serve(options)
+    except KeyboardInterrupt:
+        _say("interrupted before it had started")
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--listen", metavar="HOST:PORT", help="overrides the file's `listen`")
     serve.add_argument("--socket", type=Path, metavar="PATH", help="the control socket")
     serve.add_argument("--log", type=Path, metavar="PATH", help="the event log")
+    serve.add_argument(
+        "--lazy",
+        action="store_true",
+        help="do not wait for what is preloaded: open at once, failures are warnings",
+    )
+    serve.add_argument(
+        "--no-memcheck", action="store_true", help="start though what is to be preloaded cannot fit together"
+    )
     check = commands.add_parser("check", help="say what is wrong with a configuration, without starting")
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
     return parser
@@ -50,42 +69,45 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     import trio
 
+    from daemon.cli.starting import FAILURES, explain, obstacle
     from daemon.config.errors import ConfigError
     from daemon.config.file import load
-    from daemon.driver import StepFailed
     from daemon.processes.gate import raise_open_files
-    from daemon.service import Places, StopFailed, serve
-    from events.envelope import LogError
-    from events.store import StoreBroken
+    from daemon.service import Options, Places, serve
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname).1s %(message)s")
+    log = logging.getLogger("runnerd")
     try:
         config = load(options.config)
         host, port = parse_listen(options.listen or config.listen)
     except (ConfigError, ValueError) as error:
-        print(f"runnerd: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _end(EXIT_USAGE, str(error))
     for warning in config.warnings:
-        logging.getLogger("runnerd").warning("%s", warning)
+        log.warning("%s", warning)
     places = Places(
         log=options.log or config.event_log or default_log(os.environ),
         control=options.socket or config.control_socket or default_socket(os.environ),
         host=host,
         port=port,
     )
-    codes = {StepFailed: EXIT_STEP_FAILED, StoreBroken: EXIT_LOG_FAILED, LogError: EXIT_UNREACHABLE,
-             sqlite3.Error: EXIT_UNREACHABLE, StopFailed: EXIT_REFUSED, OSError: EXIT_REFUSED}  # fmt: skip
+    if (found := obstacle(places)) is not None:
+        return _end(*found)
     raise_open_files()
     try:
-        trio.run(serve, config, places, strict_exception_groups=True)
-    except tuple(codes) as error:
-        return _report(error, codes)
+        start = Options(lazy=options.lazy, memcheck=not options.no_memcheck)
+        trio.run(serve, config, places, start, strict_exception_groups=True)
+    except FAILURES as error:
+        return _end(*explain(error, places))
     except BaseExceptionGroup as group:
-        for kind in codes:
+        for kind in (KeyboardInterrupt, *FAILURES):
             matched = group.subgroup(kind)
             if matched is not None:
-                return _report(_leaf(matched), codes)
+                leaf = _leaf(matched)
+                if isinstance(leaf, KeyboardInterrupt):
+                    raise leaf from None
+                return _end(*explain(leaf, places))
         raise
+    log.info("stopped")
     return 0
 
 
@@ -95,17 +117,21 @@ def _leaf(error: BaseException) -> BaseException:
     return error
 
 
-def _report(error: BaseException, codes: dict[type[Exception], int]) -> int:
-    print(f"runnerd: {error}", file=sys.stderr)
-    return next(code for kind, code in codes.items() if isinstance(error, kind))
+def _say(words: str) -> None:
+    print(f"runnerd: {words}", file=sys.stderr)
+
+
+def _end(code: int, words: str) -> int:
+    _say(words)
+    return code
 
 
 def parse_listen(text: str) -> tuple[str, int]:
     """`127.0.0.1:8080`, `:8080`, `[::1]:8080`. Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError(f"listen: expected HOST:PORT, found {text!r}")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    match = _LISTEN.fullmatch(text)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError(f"--listen: expected HOST:PORT (127.0.0.1:8080, [::1]:8080), found {text!r}")
+    return match[1].strip("[]") or "127.0.0.1", int(match[2])
 
 
 def default_log(environ: os._Environ[str] | dict[str, str]) -> Path:

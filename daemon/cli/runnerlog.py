@@ -17,9 +17,11 @@ from typing import Any
 import click
 import msgspec
 
-from daemon.cli.output import Column, Output, age, failing, memory, run
+from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import EXIT_UNREACHABLE, default_log
+from daemon.cli.select import selected
 from daemon.version import VERSION
+from events.catalogue import Event, Fact
 from events.envelope import EventUnreadable, LogError, Record, decode
 from events.reader import CursorPruned, Reader
 from events.upcast import CLASSES
@@ -28,21 +30,26 @@ from statemachines.invariants import Breach
 from statemachines.machine import IllegalTransition
 from statemachines.replay import Divergence
 from statemachines.replay import verify as rederive
+from statemachines.request import RequestState
 from statemachines.state import State, canonical
 
 UNFOLDABLE = (Breach, IllegalTransition, LookupError, ArithmeticError, AssertionError)
 """What folding a log raises that no runnerd has written, though its chain may be in order."""
 
-RUNNER_STORY = ("runner.", "process.", "spawn.", "lease.", "model.", "claim.", "turn.", "daemon.", "operat")
+RUNNER_STORY = (
+    "runner.", "process.", "spawn.", "lease.", "probe.", "model.", "claim.", "turn.", "daemon.", "operat"
+)  # fmt: skip
 """The types that tell what became of the runners, without each request."""
+
+ANOTHER = "--log PATH names another; runnerctl status says where a running daemon has its own"
 
 
 class Settings:
     """What the options before the command say."""
 
-    def __init__(self, path: Path, as_json: bool) -> None:
+    def __init__(self, path: Path, as_json: bool | None) -> None:
         self.path = path
-        self.output = Output(as_json=as_json)
+        self.output = Output(as_json)
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
@@ -50,8 +57,7 @@ class Settings:
         try:
             reader = Reader(self.path)
         except (LogError, OSError, sqlite3.Error) as error:
-            hint = "" if self.path.exists() else ". --log PATH names another"
-            self._say(f"cannot open {self.path}: {error}{hint}")
+            self._say(f"{self._obstacle(error)}. {ANOTHER}")
             raise SystemExit(EXIT_UNREACHABLE) from None
         with reader:
             try:
@@ -61,6 +67,18 @@ class Settings:
             except (LogError, sqlite3.Error, Divergence) as error:
                 failing(self.output, seq=getattr(error, "seq", 0), error=str(error))
 
+    def _obstacle(self, error: Exception) -> str:
+        """Why the log cannot be opened."""
+        if os.path.isdir(self.path):
+            return f"{self.path} is a directory"
+        if isinstance(error, FileNotFoundError):
+            return str(error)
+        if isinstance(error, PermissionError) or not os.access(self.path, os.R_OK):
+            return f"this user may not read {self.path}"
+        if not self.path.stat().st_size:
+            return f"{self.path} is empty"
+        return f"cannot open {self.path}: {error}"
+
     def _say(self, words: str) -> None:
         if self.output.machine:
             self.output.line({"ok": False, "error": words})
@@ -69,10 +87,10 @@ class Settings:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--log", "path", type=click.Path(path_type=Path), help="The log (default: the daemon's).")
-@click.option("--json", "as_json", is_flag=True, help="Stable JSON lines, also on a terminal.")
+@as_json
 @click.version_option(VERSION, prog_name="runnerlog")
 @click.pass_context
-def cli(context: click.Context, path: Path | None, as_json: bool) -> None:
+def cli(context: click.Context, path: Path | None, as_json: bool | None) -> None:
     """Read a runnerd event log: what happened, whether it is intact, what it adds up to."""
     context.obj = Settings(path or default_log(os.environ), as_json)
 
@@ -87,8 +105,8 @@ def _types(context: click.Context, option: click.Parameter, given: tuple[str, ..
 
 
 @cli.command()
-@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Begin after this event.")
-@click.option("--upto", type=click.IntRange(0), metavar="SEQ", help="End with this event.")
+@click.option("--after", type=Number(0), default=0, metavar="SEQ", help="Begin after this event.")
+@click.option("--upto", type=Number(0), metavar="SEQ", help="End with this event.")
 @click.option(
     "--type",
     "types",
@@ -98,8 +116,8 @@ def _types(context: click.Context, option: click.Parameter, given: tuple[str, ..
     help="Only this type, or `runner.` for all such.",
 )
 @click.option("--runners", is_flag=True, help="Only what became of the runners, without each request.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many, the first ones.")
-@click.option("--last", type=click.IntRange(1), metavar="N", help="At most so many, the last ones.")
+@click.option("--limit", type=Number(1), metavar="N", help="At most so many, the first ones.")
+@click.option("--last", type=Number(1), metavar="N", help="At most so many, the last ones.")
 @click.argument("subjects", nargs=-1)
 @click.pass_obj
 def show(
@@ -115,22 +133,18 @@ def show(
     """Print events, oldest first; with SUBJECTS (q12, r17, a model's name) only theirs."""
     wanted = types + (RUNNER_STORY if runners else ())
     with settings.open() as reader:
-        records: Iterable[Record] = _records(reader, subjects, after, upto)
+        records: Iterable[Record] = selected(reader, subjects, after, upto)
         if wanted:
             records = (record for record in records if record.type.startswith(wanted))
         records = islice(records, limit)
+        shown = 0
         for record in records if last is None else deque(records, last):
             _print_event(settings.output, record)
-
-
-def _records(reader: Reader, subjects: tuple[str, ...], after: int, upto: int | None) -> Iterator[Record]:
-    if not subjects:
-        yield from reader.records(after, upto)
-        return
-    seen = {record.seq: record for subject in subjects for record in reader.of(subject)}
-    for seq in sorted(seen):
-        if seq > after and (upto is None or seq <= upto):
-            yield seen[seq]
+            shown += 1
+        if not shown and not settings.output.machine:
+            settings.output.text(
+                f"no such event among the {_count(reader.head().seq, 'event')} of the log", dim=True
+            )
 
 
 def _print_event(output: Output, record: Record) -> None:
@@ -147,6 +161,23 @@ def _print_event(output: Output, record: Record) -> None:
         output.event(record.at, record.seq, record.subject, payload, decided=record.cause > 0)
 
 
+class Facts:
+    """Events on their way to who takes them by steps, and so reads one fact ahead."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._events = events
+        self.stepped = 0
+        """The fact of the step that is being taken."""
+
+    def __iter__(self) -> Iterator[Event]:
+        ahead = 0
+        for event in self._events:
+            if isinstance(event.body, Fact):
+                self.stepped, ahead = ahead, event.seq
+            yield event
+        self.stepped = ahead
+
+
 @cli.command()
 @click.pass_obj
 def verify(settings: Settings) -> None:
@@ -156,10 +187,12 @@ def verify(settings: Settings) -> None:
         with output.progress("the chain"):
             count = reader.verify_chain()
         with output.progress("the decisions"):
+            facts = Facts(reader.events())
             try:
-                report, _ = rederive(reader.events())
+                report, _ = rederive(facts)
             except UNFOLDABLE as error:
-                failing(output, seq=0, error=f"no runnerd has written this log: {error}")
+                seq = facts.stepped
+                failing(output, seq=seq, error=f"no runnerd has written the step of event {seq}: {error}")
     if output.machine:
         output.line({"ok": True, "events": count, **msgspec.to_builtins(report)})
         return
@@ -173,7 +206,7 @@ def verify(settings: Settings) -> None:
 @click.option(
     "--at",
     "upto",
-    type=click.IntRange(0),
+    type=Number(0),
     metavar="SEQ",
     help="The state after this event (default: the last).",
 )
@@ -182,6 +215,8 @@ def state(settings: Settings, upto: int | None) -> None:
     """What the log folds to: runners, requests, memory."""
     folded = State()
     with settings.open() as reader:
+        if upto is not None and upto > (head := reader.head().seq):
+            raise click.BadParameter(f"the log ends at event {head}", param_hint="'--at'")
         for record in reader.records(0, upto):
             try:
                 apply(folded, decode(record))
@@ -226,7 +261,7 @@ def _request_columns(t: int) -> list[Column]:
     return [
         Column("REQUEST", lambda q: q.id),
         Column("MODEL", lambda q: q.model),
-        Column("STATE", lambda q: q.state.value),
+        Column("STATE", lambda q: "running" if q.state is RequestState.dispatched else q.state.value),
         Column("AGE", lambda q: age(t - q.arrived_t), right=True),
         Column("RUNNER", lambda q: q.runner, drop=1),
         Column("FROM", lambda q: q.caller, drop=2),

@@ -5,24 +5,46 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
+import trio
+
+from daemon.cli.runnerd import EXIT_REFUSED, EXIT_USAGE
 from daemon.config.config import Config, Model
-from daemon.config.errors import ConfigError
+from daemon.config.errors import ConfigError, Problem, Unreadable
 from daemon.config.file import load
 from daemon.config.units import show_duration, show_size
-from events.catalogue import NEVER
+from daemon.estimates import with_estimates
+from events.catalogue import NEVER, ConfigChanged, Event
+from events.limits import CONFIG_MODELS
+from statemachines.estimate import total_bytes
+from statemachines.fold import apply
+from statemachines.memcheck import obstacles
+from statemachines.state import State
 
 
 def check_main(path: Path) -> int:
-    """Print a summary (0), or the problems (1). Warnings and problems go to standard error."""
+    """Print a summary (0), or the problems (1; 2: the file cannot be read). Warnings and problems go to
+    standard error."""
     try:
-        config = load(path)
+        config = trio.run(with_estimates, load(path))
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 1
-    for warning in config.warnings:
+        return EXIT_USAGE if isinstance(error, Unreadable) else EXIT_REFUSED
+    for warning in [*config.warnings, *preload_warnings(config)]:
         print(f"warning: {warning}", file=sys.stderr)
     print("\n".join(summary(config)))
     return 0
+
+
+def preload_warnings(config: Config) -> list[str]:
+    """Why what is to be preloaded cannot be loaded together, as far as the file says what there is."""
+    view = config.view(b"")
+    if not view.max_loaded:  # how many there may be depends on the machine's GPUs
+        view = msgspec.structs.replace(view, max_loaded=CONFIG_MODELS)
+    state = State()
+    apply(state, Event(1, 0, 0, "", ConfigChanged(view, "check")))
+    where = "hooks.on_startup.preload"
+    return [Problem(0, where, text).show(config.file) for text in obstacles(state, config.preload)]
 
 
 def summary(config: Config) -> list[str]:
@@ -36,6 +58,8 @@ def summary(config: Config) -> list[str]:
         f"OK: {config.file}: {count} model{'' if count == 1 else 's'}, listening on http://{config.listen}",
         f"devices: {', '.join(budgets) or 'as reported'}; headroom {show_size(config.headroom_bytes)} each",
     ]
+    if config.preload:
+        lines.append(f"loaded at start: {', '.join(config.preload)}")
     width = max((len(id) for id in config.models), default=0)
     return lines + [f"  {id:{width}}  {_model(config, model)}" for id, model in config.models.items()]
 
@@ -52,9 +76,13 @@ def _model(config: Config, model: Model) -> str:
     memory = ", ".join(
         show_size(size) + (f" on {device}" if device else "") for device, size in model.memory_bytes.items()
     )
-    stays = (
-        "stays loaded" if model.keep_alive_ns == NEVER else f"idle for {show_duration(model.keep_alive_ns)}"
-    )
+    stays = "stays loaded"
+    if model.keep_alive_ns != NEVER:
+        stays = f"unloaded when idle for {show_duration(model.keep_alive_ns)}"
+    if not memory and model.estimate is not None:
+        memory = f"about {show_size(total_bytes(model.estimate, model.options))} by its file"
+    if model.shards:
+        where += f" and {len(model.shards)} shard{'' if len(model.shards) == 1 else 's'}"
     parts = [where, f"memory {memory or 'unknown'}", f"slots {model.slots}", stays]
     if model.aliases:
         parts.append(f"also {', '.join(model.aliases)}")

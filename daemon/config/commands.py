@@ -18,6 +18,19 @@ from daemon.ports import Address
 from events.catalogue import Option
 
 _PARALLEL_FLAGS = ("--parallel", "-np", "--max-num-seqs")
+_EMBEDDING_FLAGS = {"--embedding", "--embeddings", "--rerank", "--reranking"}
+
+
+class ShardCommand(msgspec.Struct, frozen=True):
+    """What starts a further process of a runner, and where it is asked whether it is up.
+
+    `url` "": it is up when it runs. `check_path` "": when it listens at `url`.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = {}
+    url: str = ""
+    check_path: str = ""
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -37,6 +50,7 @@ class Command(msgspec.Struct, frozen=True):
     model_name: str = ""
     trust_probe: bool = False
     stop_template: tuple[str, ...] = ()
+    shards: tuple[ShardCommand, ...] = ()
 
     def stop_argv(self, pid: int) -> tuple[str, ...] | None:
         """The command that stops the runner whose first process is `pid`; None: a signal does."""
@@ -76,6 +90,11 @@ def parallel_flag(argv: Sequence[str]) -> int:
             if re.fullmatch(r"[1-9][0-9]{0,3}", number):
                 found = int(number)
     return found
+
+
+def embeds_only(argv: Sequence[str]) -> bool:
+    """Whether the command says, as llama-server has it, that it generates no text."""
+    return not _EMBEDDING_FLAGS.isdisjoint(argv)
 
 
 def option_text(value: Option) -> str:

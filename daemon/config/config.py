@@ -10,13 +10,24 @@ from typing import Literal
 
 import msgspec
 
-from daemon.config.commands import Command, fill_path, option_text
+from daemon.config.commands import Command, ShardCommand, fill_path, option_text
 from daemon.config.endpoint import Endpoint
 from daemon.config.errors import Problem
 from daemon.config.macros import fill
+from daemon.config.shards import Shard, port_values
 from daemon.ports import Launch
-from events.catalogue import NEVER, ConfigView, DeviceView, ModelView, Option
-from events.limits import HEADROOM_BYTES, LISTEN, LOAD_NS, PORT_COUNT, PORT_FIRST, QUEUE_MAX, UNLOAD_NS
+from events.catalogue import NEVER, ConfigView, DeviceView, Estimate, GroupView, MatrixView, ModelView, Option
+from events.limits import (
+    AGE_STEP_NS,
+    HEADROOM_BYTES,
+    LISTEN,
+    LOAD_NS,
+    PORT_COUNT,
+    PORT_FIRST,
+    QUEUE_MAX,
+    SWAP_PATIENCE,
+    UNLOAD_NS,
+)
 
 DIGEST_CHARS = 32
 """Of a digest's 64: 128 bits, which is more than enough to tell specs apart."""
@@ -32,24 +43,36 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One model. Words of `argv`, `env`, `stop_argv` and `check_path` still hold `${PORT}` and its like.
 
     `memory_bytes` per device, "" for "wherever there is room"; empty: unknown. Times in nanoseconds;
-    `queue_ns` and `request_ns` 0: no limit; `keep_alive_ns` may be NEVER. `metadata` may hold `${PORT}`.
+    `stall_ns`, `queue_ns` and `request_ns` 0: no limit; `keep_alive_ns` may be NEVER. `metadata` may hold
+    `${PORT}`.
     """
 
     argv: tuple[str, ...]
     endpoint: Endpoint
     env: dict[str, str] = {}
     stop_argv: tuple[str, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    """The further processes that form one runner with that of `argv`."""
     check_path: str = "/health"
     trust_probe: bool = False
     use_model_name: str = ""
     options: dict[str, Option] = {}
     slots: int = 1
+    slots_given: bool = False
+    """Whether the file, or the command in it, says so."""
     memory_bytes: dict[str, int] = {}
+    estimate: Estimate | None = None
+    """What its file says of the memory that it needs, once that has been read."""
     keep_alive_ns: int = NEVER
     load_ns: int = LOAD_NS
+    stall_ns: int = 0
     unload_ns: int = UNLOAD_NS
     queue_ns: int = 0
     request_ns: int = 0
+    first_byte_ns: int = 0
+    larger: str = ""
+    instances_min: int = 1
+    instances_max: int = 1
     concurrency_limit: int = 0
     priority: int = 0
     aliases: tuple[str, ...] = ()
@@ -65,7 +88,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     def digest(self, key: bytes) -> str:
         """What fixes its processes (but for the values of options), so that a change of it shows."""
-        spec = (self.argv, self.env, self.stop_argv, self.endpoint, self.check_path, self.trust_probe)
+        spec = [self.argv, self.env, self.stop_argv, self.endpoint, self.check_path, self.trust_probe]
+        if self.shards:
+            spec.append(self.shards)
         encoded = msgspec.json.encode(spec, order="deterministic")
         return hmac.new(key, encoded, hashlib.sha256).hexdigest()[:DIGEST_CHARS]
 
@@ -80,11 +105,18 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
             lease=self.endpoint.lease,
             fixed_port=self.endpoint.fixed_port,
             load_ns=self.load_ns,
+            stall_ns=self.stall_ns,
+            shards=len(self.shards),
             unload_ns=self.unload_ns,
             concurrency_limit=self.concurrency_limit,
             queue_ns=self.queue_ns,
             request_ns=self.request_ns,
+            first_byte_ns=self.first_byte_ns,
+            larger=self.larger,
+            instances_min=self.instances_min,
+            instances_max=self.instances_max,
             priority=self.priority,
+            estimate=self.estimate,
         )
 
 
@@ -101,6 +133,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int = QUEUE_MAX
     max_loaded: int = 0
     policy: str = "balanced"
+    prefetch: bool = False
+    swap_patience: int = SWAP_PATIENCE
+    age_step_ns: int = AGE_STEP_NS
+    preload: tuple[str, ...] = ()
+    """The ids of the models that are loaded at start, in their order."""
+    groups: dict[str, GroupView] = {}
+    matrix: MatrixView | None = None
     devices: dict[str, int | None] = {}
     headroom_bytes: int = HEADROOM_BYTES
     port_first: int = PORT_FIRST
@@ -126,6 +165,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             max_queue=self.max_queue,
             max_loaded=self.max_loaded,
             policy=self.policy,
+            swap_patience=self.swap_patience,
+            age_step_ns=self.age_step_ns,
+            groups=self.groups,
+            matrix=self.matrix,
             port_first=self.port_first,
             port_last=self.port_last,
             headroom_bytes=self.headroom_bytes,
@@ -140,23 +183,39 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         for name, value in launch.options.items():
             if not spec.takes(name, value):
                 raise SpecChanged(f"{model} has no launch option {name} that can have this value")
+        if len(launch.shard_ports) != len(spec.shards):
+            raise SpecChanged(f"{model} has not as many shards as it had")
         options = {**spec.options, **launch.options}
         values = {name: option_text(value) for name, value in options.items()}
-        values |= {"PORT": str(launch.port), "SOCKET": socket_path}
+        values |= {"PORT": str(launch.port), "SOCKET": socket_path, **port_values(launch.shard_ports)}
+        env = {name: fill(text, values) for name, text in spec.env.items()}
+        pairs = zip(spec.shards, launch.shard_ports, strict=True)
         return Command(
             argv=tuple(fill(word, values) for word in spec.argv),
-            env={name: fill(text, values) for name, text in spec.env.items()},
+            env=env,
             url=_url(spec.endpoint, launch.port, socket_path),
             prefix=spec.endpoint.prefix,
             check_path=fill_path(spec.check_path, values),
             model_name=spec.use_model_name,
             trust_probe=spec.trust_probe,
             stop_template=tuple(fill(word, values) for word in spec.stop_argv),
+            shards=tuple(_shard(shard, port, values, env) for shard, port in pairs),
         )
 
     def metadata(self, model: str, port: int | None = None) -> Mapping[str, Json]:
         """A model's metadata, as lists of models show it; `${PORT}` is null while it has none."""
         return {key: _fill_port(value, port) for key, value in self.models[model].metadata.items()}
+
+
+def _shard(shard: Shard, port: int, values: Mapping[str, str], env: Mapping[str, str]) -> ShardCommand:
+    """A shard's command: with its own port, and the environment of the model where it has none of its own."""
+    own = {**values, "PORT": str(port)}
+    return ShardCommand(
+        argv=tuple(fill(word, own) for word in shard.argv),
+        env={**env, **{name: fill(text, own) for name, text in shard.env.items()}},
+        url="" if shard.check_path is None else f"http://127.0.0.1:{port}",
+        check_path=fill_path(shard.check_path or "", own),
+    )
 
 
 def _url(endpoint: Endpoint, port: int, socket_path: str) -> str:

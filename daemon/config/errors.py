@@ -40,6 +40,10 @@ class ConfigError(Exception):
         super().__init__("\n".join(lines))
 
 
+class Unreadable(ConfigError):
+    """There is no such file, or it may not be read."""
+
+
 class Unusable(Exception):
     """Nothing more can be learned from this file; the problem that says why has been collected."""
 

@@ -132,6 +132,14 @@ class Section:
         path = join_path(self.path, key)
         return {k: (node, found.key_lines[k], join_path(path, k)) for k, node in found.items.items()}
 
+    def below(self, key: str) -> Section | None:
+        """The mapping that a key has; None where it is absent, null or something else."""
+        found = self.node(key)
+        if found is None or isinstance(found, MappingNode):
+            return None if found is None else Section(found, join_path(self.path, key), self._problems)
+        self.wrong(key, "a mapping", found)
+        return None
+
     def wrong(self, key: str, expected: str, found: Node | None) -> None:
         """Report a value: what was expected, what was found."""
         line = found.line if found else self.line
@@ -140,6 +148,10 @@ class Section:
     def report(self, key: str, text: str) -> None:
         """Report a key that is there, without showing its value."""
         self._problems.add(self._line(key), join_path(self.path, key), text)
+
+    def warn(self, key: str, text: str) -> None:
+        """Warn of a key that is there."""
+        self._problems.warn(self._line(key), join_path(self.path, key), text)
 
     def refuse(self, unsupported: Mapping[str, str]) -> None:
         """Known keys that would change what happens, so that to ignore them would be wrong; with advice."""

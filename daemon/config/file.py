@@ -8,16 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
+import msgspec
+
 from daemon.config.config import Config, Model
-from daemon.config.errors import ConfigError, Problems, Unusable, join_path, shown
+from daemon.config.errors import ConfigError, Problem, Problems, Unreadable, Unusable, join_path, shown
 from daemon.config.fields import Section, describe
+from daemon.config.hooks import read_preload
 from daemon.config.macros import Expander, Scope
-from daemon.config.model import Defaults, ModelReader, check_device
+from daemon.config.model import Defaults, ModelReader, check_device, read_stall_ns
+from daemon.config.routing import RoutingReader
 from daemon.config.units import show_duration
 from daemon.config.yaml_source import Mapping as MappingNode
 from daemon.config.yaml_source import Node, Scalar, parse
 from events.catalogue import NEVER
 from events.limits import (
+    AGE_STEP_NS,
     CONFIG_MAX_BYTES,
     CONFIG_MODELS,
     CONFIG_NAME_CHARS,
@@ -30,6 +35,8 @@ from events.limits import (
     QUEUE_MAX,
     REQUESTS_MAX,
     SOCKET_PATH_BYTES,
+    SWAP_PATIENCE,
+    SWAP_PATIENCE_MAX,
     UNLOAD_NS,
     S,
 )
@@ -39,10 +46,6 @@ _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
 UNSUPPORTED = {
     "apiKeys": "keys are not checked; keep `listen` on loopback, and leave it out",
-    "groups": "models share by memory; give each a `memory`, or limit them with `maxLoadedModels`",
-    "matrix": "models share by memory; give each a `memory`, or limit them with `maxLoadedModels`",
-    "routing": "models share by memory; a model's `priority` orders its requests",
-    "hooks": "models load when they are asked for, or with `runnerctl load`",
     "peers": "",
     "profiles": "",
     "selectors": "",
@@ -63,7 +66,8 @@ HARMLESS = {
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
-    """The configuration in a file; `${env.NAME}` is taken from `environ`. Raises ConfigError."""
+    """The configuration in a file; `${env.NAME}` is taken from `environ`. Raises ConfigError,
+    Unreadable among them."""
     problems = Problems()
     try:
         root = parse(_read(path, problems), problems)
@@ -81,7 +85,7 @@ def _read(path: Path, problems: Problems) -> str:
             data = file.read(CONFIG_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise problems.give_up(0, "", f"cannot be read: {reason}") from None
+        raise Unreadable(path, [Problem(0, "", f"cannot be read: {reason}")]) from None
     if len(data) > CONFIG_MAX_BYTES:
         raise problems.give_up(0, "", f"expected at most {CONFIG_MAX_BYTES} bytes, found more")
     try:
@@ -111,18 +115,29 @@ class _Reader:
         section.ignore(HARMLESS)
         defaults = self._defaults(section)
         models = self._models(section, ModelReader(macros, defaults, self._expander, self._problems))
+        routing = RoutingReader(models, self._problems).read(section)
+        for id, priority in routing.priorities.items():
+            if not models[id].priority:
+                models[id] = msgspec.structs.replace(models[id], priority=priority)
+        aliases = self._aliases(section, models)
         port = section.integer("startPort", PORT_FIRST, 1, 65535)
         config = Config(
             file=self._path,
             models=models,
-            aliases=self._aliases(section, models),
+            aliases=aliases,
+            preload=read_preload(section, models, aliases, self._problems),
             listen=self._listen(section),
             control_socket=self._socket(section),
             event_log=self._place(section, "eventLog"),
             durability=self._durability(section),
             max_queue=section.integer("maxQueue", QUEUE_MAX, 1, REQUESTS_MAX),
             max_loaded=section.integer("maxLoadedModels", 0, 0, CONFIG_MODELS),
+            prefetch=section.flag("prefetch"),
+            swap_patience=section.integer("swapPatience", SWAP_PATIENCE, 0, SWAP_PATIENCE_MAX),
+            age_step_ns=section.duration_ns("ageStep", AGE_STEP_NS) or AGE_STEP_NS,
             policy=section.choice("policy", "balanced", tuple(POLICIES)),
+            groups=routing.groups,
+            matrix=routing.matrix,
             devices=self._devices(section),
             headroom_bytes=section.size_bytes("memoryHeadroom", HEADROOM_BYTES),
             port_first=port,
@@ -156,9 +171,11 @@ class _Reader:
         return Defaults(
             keep_alive_ns=section.duration_ns("globalTTL", 0) or NEVER,
             load_ns=load_ns,
+            stall_ns=read_stall_ns(section, 0),
             unload_ns=section.duration_ns("unloadTimeout", UNLOAD_NS) or UNLOAD_NS,
             queue_ns=section.duration_ns("queueTimeout", 0),
             request_ns=section.duration_ns("requestTimeout", 0),
+            first_byte_ns=section.duration_ns("firstByteTimeout", 0),
         )
 
     def _models(self, section: Section, reader: ModelReader) -> dict[str, Model]:

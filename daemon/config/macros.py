@@ -18,10 +18,17 @@ from events.limits import CONFIG_EXPANDED_CHARS, CONFIG_MACRO_NAME_CHARS, CONFIG
 MACRO = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
 MACRO_NAME = re.compile(r"[A-Za-z0-9_-]+")
 RESERVED = ("MODEL_ID", "PORT", "SOCKET", "PID")
+SHARD_PORT = "SHARD_PORT_"
+"""With a number behind it: the port of that shard."""
 _ENV = re.compile(r"\$\{env\.([^{}]*)\}")
 
 Scope = dict[str, Scalar]
 """Macros by name, with nothing left to expand but what a runner gets when it is started."""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a macro's name is one of our own."""
+    return name in RESERVED or name.startswith(SHARD_PORT)
 
 
 def used(text: str) -> set[str]:
@@ -141,7 +148,7 @@ def _fault(name: str, value: Node) -> str:
     """What is wrong with a macro's definition; "" where nothing is."""
     if not MACRO_NAME.fullmatch(name) or len(name) > CONFIG_MACRO_NAME_CHARS:
         return f"expected a macro name of at most {CONFIG_MACRO_NAME_CHARS} letters, digits, `_` and `-`"
-    if name in RESERVED:
+    if is_reserved(name):
         return f"expected another name: {name} is reserved"
     if not isinstance(value, Scalar) or value.value is None:
         return "expected text, a number or a boolean as the macro's value"
@@ -155,6 +162,6 @@ def _unknown(name: str, scope: Scope, later: Collection[str]) -> str:
     found = f"found ${{{name}}}"
     if name in scope:
         return f"expected macros that use only those defined before them, {found} used before its definition"
-    if name in RESERVED:
+    if is_reserved(name):
         return f"expected a macro that has a value here, {found}"
     return f"expected a macro that is defined, {found}{did_you_mean(name, [*scope, *later])}"

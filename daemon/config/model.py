@@ -6,20 +6,41 @@ import re
 
 import msgspec
 
-from daemon.config.commands import parallel_flag, split, strip_comments
+from daemon.config.commands import embeds_only, parallel_flag, strip_comments
 from daemon.config.config import Json, Model
-from daemon.config.endpoint import read_endpoint
+from daemon.config.endpoint import Endpoint, read_endpoint
 from daemon.config.errors import Problems, join_path, shown
 from daemon.config.fields import A_SIZE, Section, describe
-from daemon.config.macros import MACRO_NAME, RESERVED, Expander, Scope, used
+from daemon.config.macros import MACRO_NAME, Expander, Scope, is_reserved, used
+from daemon.config.shards import (
+    Shard,
+    check_path_of,
+    port_names,
+    read_check_path,
+    read_command,
+    shard_sections,
+    words_of,
+)
 from daemon.config.units import size_bytes
 from daemon.config.yaml_source import Mapping, Node, Scalar, Sequence
 from events.catalogue import NEVER, Option
-from events.limits import CONFIG_INTEGER_MAX, CONFIG_NAME_CHARS, PRIORITY_MAX, REQUESTS_MAX, SLOTS_MAX
+from events.limits import (
+    CONFIG_INTEGER_MAX,
+    CONFIG_NAME_CHARS,
+    INSTANCES_MAX,
+    LOAD_STALL_LEAST_S,
+    PRIORITY_MAX,
+    REQUESTS_MAX,
+    SLOTS_MAX,
+    S,
+)
 
 _DEVICE = re.compile(r"host|gpu(0|[1-9][0-9]{0,2})")
 _ENV_ENTRY = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _OWN_ENV = "RUNNERD_"
+A_COMMAND = "the command that starts the runner"
+CONTEXT_OPTION = "num_ctx"
+"""Ollama's name of the context's length."""
 
 UNSUPPORTED = {"filters": "requests go to the runner as they come"}
 HARMLESS = {
@@ -35,9 +56,11 @@ class Defaults(msgspec.Struct, frozen=True):
 
     keep_alive_ns: int
     load_ns: int
+    stall_ns: int
     unload_ns: int
     queue_ns: int
     request_ns: int
+    first_byte_ns: int
 
 
 class ModelReader:
@@ -58,29 +81,40 @@ class ModelReader:
         section = Section(self._expanded(id, node, path), path, self._problems)
         section.node("macros")
         options = self._options(section)
-        argv, stop_argv = self._command(section, "cmd"), self._command(section, "cmdStop")
-        env = self._env(section)
+        argv, stop_argv = read_command(section, "cmd", A_COMMAND), read_command(section, "cmdStop", "")
+        env, shards = self._env(section), self._shards(section)
         known = used(" ".join([*argv, *env.values()]))
         if argv:
-            self._check_options_used(section, options, known)
+            everywhere = known.union(*map(words_of, shards))
+            self._check_options_used(section, options, everywhere)
         limit = section.integer("concurrencyLimit", 0, 0, REQUESTS_MAX)
         load_ns, unload_ns = self._defaults.load_ns, self._defaults.unload_ns
+        least, most = self._instances(section)
+        endpoint = read_endpoint(section, known if argv else None)
+        self._check_instances(section, endpoint, most)
         model = Model(
             argv=argv,
-            endpoint=read_endpoint(section, known if argv else None),
+            endpoint=endpoint,
             env=env,
             stop_argv=stop_argv,
-            check_path=self._check_path(section),
+            shards=shards,
+            check_path=read_check_path(section),
             trust_probe=section.flag("trustProbe"),
             use_model_name=section.text("useModelName", max_chars=CONFIG_NAME_CHARS),
             options=options,
             slots=section.integer("slots", _slots(argv, limit), 1, SLOTS_MAX),
+            slots_given=section.node("slots") is not None or bool(parallel_flag(argv)),
             memory_bytes=self._memory(section),
             keep_alive_ns=self._keep_alive_ns(section),
             load_ns=section.duration_ns("healthCheckTimeout", load_ns) or load_ns,
+            stall_ns=read_stall_ns(section, self._defaults.stall_ns),
             unload_ns=section.duration_ns("unloadTimeout", unload_ns) or unload_ns,
             queue_ns=section.duration_ns("queueTimeout", self._defaults.queue_ns),
             request_ns=section.duration_ns("requestTimeout", self._defaults.request_ns),
+            first_byte_ns=section.duration_ns("firstByteTimeout", self._defaults.first_byte_ns),
+            larger=self._larger(section, options),
+            instances_min=least,
+            instances_max=most,
             concurrency_limit=limit,
             priority=section.integer("priority", 0, -PRIORITY_MAX, PRIORITY_MAX),
             aliases=tuple(alias.text for alias, _ in section.texts("aliases")),
@@ -99,9 +133,11 @@ class ModelReader:
         own = self._expander.define(node.items.get("macros"), join_path(path, "macros"))
         definitions = {"MODEL_ID": Scalar(node.line, id, id)} | self._macros | own
         scope = self._expander.scope(definitions, join_path(path, "macros"))
-        start = {"PORT", "SOCKET"} | self._option_names(node, path, scope)
+        options = self._option_names(node, path, scope) | port_names(node.items.get("shards"))
+        start = {"PORT", "SOCKET"} | options
         later = {
             "cmd": start, "cmdStop": start | {"PID"}, "env": start, "checkEndpoint": start,
+            "shards": {"PORT"} | options,
             "proxy": {"PORT", "SOCKET"}, "metadata": {"PORT"},
         }  # fmt: skip
         items = {
@@ -123,20 +159,14 @@ class ModelReader:
                 self._problems.add(options.key_lines[name], where, text)
         return set(options.items)
 
-    def _command(self, section: Section, key: str) -> tuple[str, ...]:
-        found = section.scalar(key, "a command")
-        if found is None:
-            if key == "cmd" and section.node(key) is None:
-                section.wrong(key, "the command that starts the runner", None)
-            return ()
-        try:
-            argv = split(found.text)
-        except ValueError as error:
-            section.report(key, f"expected a command, found: {error}")
-            return ()
-        if key == "cmd" and (not argv or not argv[0]):
-            section.report(key, "expected a command, found none")
-        return argv
+    def _shards(self, section: Section) -> tuple[Shard, ...]:
+        shards = []
+        for inner in shard_sections(section, self._problems):
+            shard = Shard(read_command(inner, "cmd", "the command that starts this shard"), self._env(inner))
+            path = check_path_of(inner, "PORT" in words_of(shard))
+            shards.append(msgspec.structs.replace(shard, check_path=path))
+            inner.finish()
+        return tuple(shards)
 
     def _env(self, section: Section) -> dict[str, str]:
         env: dict[str, str] = {}
@@ -155,7 +185,7 @@ class ModelReader:
         options: dict[str, Option] = {}
         for name, (node, line, path) in section.members("options").items():
             value = node.value if isinstance(node, Scalar) else None
-            if not MACRO_NAME.fullmatch(name) or name in RESERVED or len(name) > CONFIG_NAME_CHARS:
+            if not MACRO_NAME.fullmatch(name) or is_reserved(name) or len(name) > CONFIG_NAME_CHARS:
                 self._problems.add(line, path, "expected an option's name: letters, digits, `_` and `-`")
             elif value is None or isinstance(value, float) or "\0" in str(value):
                 text = f"expected a default: text, a whole number, true or false; found {describe(node)}"
@@ -173,15 +203,32 @@ class ModelReader:
             if name in options and name not in known:
                 self._problems.add(line, path, f"expected ${{{name}}} in `cmd` or `env`, which do not use it")
 
-    def _check_path(self, section: Section) -> str:
-        path = section.text("checkEndpoint", "/health")
-        if path == "none":
+    def _larger(self, section: Section, options: dict[str, Option]) -> str:
+        """`acceptLargerContext`: a runner with a larger context serves a request for a smaller one."""
+        if not section.flag("acceptLargerContext"):
             return ""
-        if not re.fullmatch(r"/[!-~]*", path):
-            section.wrong(
-                "checkEndpoint", 'a path that begins with "/", or "none"', section.node("checkEndpoint")
+        if not isinstance(options.get(CONTEXT_OPTION), int):
+            text = (
+                f"expected {CONTEXT_OPTION} among `options`, with a number: it is the context that is meant"
             )
-        return path
+            section.report("acceptLargerContext", text)
+        return CONTEXT_OPTION
+
+    def _instances(self, section: Section) -> tuple[int, int]:
+        """`instances`: a number, or the least and the most of them."""
+        found = section.node("instances")
+        if not isinstance(found, Mapping):
+            count = section.integer("instances", 1, 1, INSTANCES_MAX)
+            return count, count
+        inner = Section(found, join_path(section.path, "instances"), self._problems)
+        least = inner.integer("min", 1, 1, INSTANCES_MAX)
+        most = inner.integer("max", least, least, INSTANCES_MAX)
+        inner.finish()
+        return least, most
+
+    def _check_instances(self, section: Section, endpoint: Endpoint, most: int) -> None:
+        if most > 1 and endpoint.fixed_port:
+            section.report("instances", f"expected 1, for all would have the port {endpoint.fixed_port}")
 
     def _memory(self, section: Section) -> dict[str, int]:
         """Bytes per device; "" for wherever there is room."""
@@ -210,6 +257,14 @@ class ModelReader:
         return section.duration_ns("ttl", 0) or NEVER
 
 
+def read_stall_ns(section: Section, default: int) -> int:
+    """`loadStallTimeout`; 0: none."""
+    stall_ns = section.duration_ns("loadStallTimeout", default)
+    if section.node("loadStallTimeout") is not None and 0 < stall_ns < LOAD_STALL_LEAST_S * S:
+        section.report("loadStallTimeout", f"expected at least {LOAD_STALL_LEAST_S} s, or 0 for no limit")
+    return stall_ns
+
+
 def check_device(name: str, line: int, path: str, problems: Problems) -> None:
     """Report a device that cannot be one."""
     if not _DEVICE.fullmatch(name):
@@ -217,12 +272,22 @@ def check_device(name: str, line: int, path: str, problems: Problems) -> None:
 
 
 def _slots(argv: tuple[str, ...], concurrency_limit: int) -> int:
-    """What `slots` is where the file does not say: what the command says, else `concurrencyLimit`, else 1."""
-    return min(parallel_flag(argv) or concurrency_limit or 1, SLOTS_MAX)
+    """What `slots` is where the file does not say: what the command says, else 1 for a server that generates
+    no text, else `concurrencyLimit`, else 1."""
+    otherwise = 1 if embeds_only(argv) else concurrency_limit or 1
+    return min(parallel_flag(argv) or otherwise, SLOTS_MAX)
 
 
 def _bare(key: str, value: Node) -> Node:
     """A command without its comments: a macro in a comment is not expanded."""
+    if key == "shards" and isinstance(value, Sequence):
+        items = [
+            Mapping(item.line, {k: _bare(k, v) for k, v in item.items.items()}, item.key_lines)
+            if isinstance(item, Mapping)
+            else _bare("cmd", item)
+            for item in value.items
+        ]
+        return Sequence(value.line, items, value.size)
     if key in ("cmd", "cmdStop") and isinstance(value, Scalar) and isinstance(value.value, str):
         text = strip_comments(value.value)
         return Scalar(value.line, text, text, value.plain, value.secret)

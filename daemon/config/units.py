@@ -60,5 +60,8 @@ def show_size(size: int) -> str:
 
 
 def show_duration(duration: int) -> str:
-    """`300 s`, `500 ms`: what was written, mostly."""
+    """`90 s`, `500 ms`, `10 min`, `2 h`, `7 d`: in the largest unit of which it is a whole number."""
+    for unit, factor in (("d", 86400 * S), ("h", 3600 * S), ("min", 60 * S)):
+        if duration and duration % factor == 0:
+            return f"{duration // factor} {unit}"
     return f"{duration // S} s" if duration % S == 0 else f"{duration // 1_000_000} ms"

@@ -21,7 +21,7 @@ from daemon.driver import Driver
 from daemon.ports import Ended
 from daemon.version import VERSION
 from events import catalogue as c
-from events.limits import CONFIG_NAME_CHARS, LOAD_PROGRESS_S
+from events.limits import CONFIG_NAME_CHARS, LOAD_PROGRESS_S, PRIORITY_MAX
 from events.reader import CursorPruned
 from statemachines.request import RequestState
 
@@ -39,6 +39,14 @@ class LoadParameters(Parameters, frozen=True):
 
     model: str
     options: dict[str, str] = {}
+    priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+
+
+class PinParameters(Parameters, frozen=True):
+    """Of Pin."""
+
+    model: str
+    pinned: bool = True
 
 
 class UnloadParameters(Parameters, frozen=True):
@@ -132,7 +140,7 @@ class Service:
             if isinstance(value, int) and abs(value) > INT64_MAX:
                 raise invalid(f"options.{name}")
             options[name] = value
-        return options
+        return self.catalog.bounded(model, options)
 
 
 async def status(s: Service, p: Nothing, by: str) -> Reply:
@@ -173,6 +181,14 @@ async def unload(s: Service, p: UnloadParameters, by: str) -> Reply:
     return {}
 
 
+async def pin(s: Service, p: PinParameters, by: str) -> Reply:
+    """Pin."""
+    model = s.model_id(p.model)
+    s.check_log()
+    _check(await s.driver.operation(c.PinRequested(model, p.pinned, by)))
+    return {}
+
+
 async def cancel(s: Service, p: CancelParameters, by: str) -> Reply:
     """Cancel."""
     found = s.driver.state.requests.get(p.request)
@@ -202,7 +218,7 @@ async def load(s: Service, p: LoadParameters, by: str) -> AsyncGenerator[Reply, 
     options = s.options_of(model, p.options)
     s.check_log()
     began = s.driver.now()
-    operation = s.driver.operate(c.LoadRequested(model, options, by))
+    operation = s.driver.operate(c.LoadRequested(model, options, by, p.priority))
     while not operation.done.is_set():
         with trio.move_on_after(LOAD_PROGRESS_S):
             await operation.done.wait()
@@ -255,6 +271,7 @@ ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[
     "ListRequests": (Nothing, list_requests),
     "ListDevices": (Nothing, list_devices),
     "Unload": (UnloadParameters, unload),
+    "Pin": (PinParameters, pin),
     "Cancel": (CancelParameters, cancel),
     "Stop": (StopParameters, stop),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import struct
 from collections.abc import AsyncGenerator
@@ -63,9 +64,9 @@ def description(interface: str) -> str:
     return (files("daemon.control") / f"{interface}.varlink").read_text("utf-8")
 
 
-def listen(path: Path) -> socket.socket:
-    """The listening socket, 0660; one that nobody listens on any more is replaced. Raises OSError (EADDRINUSE
-    where a daemon answers there, EEXIST where something lies there that is no socket)."""
+def bind(path: Path) -> socket.socket:
+    """The socket, 0660, which does not listen yet; one that nobody has any more is replaced. Raises OSError
+    (EADDRINUSE where a daemon has it, EEXIST where something lies there that is no socket)."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, f"{path} is no socket: it is left alone")
@@ -74,10 +75,26 @@ def listen(path: Path) -> socket.socket:
         with suppress(BlockingIOError):  # a full backlog is somebody's, too
             probe.connect(str(path))
         raise OSError(errno.EADDRINUSE, f"another daemon listens on {path}")
+    if _is_bound(path):
+        raise OSError(errno.EADDRINUSE, f"another daemon, which is starting, has {path}")
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
     path.chmod(0o660)
+    return sock
+
+
+def _is_bound(path: Path) -> bool:
+    """Whether a process has a socket there, though it does not listen on it yet: connecting cannot tell that
+    from one that is left of a daemon that was killed."""
+    with suppress(OSError), open("/proc/net/unix", "rb") as file:
+        return any(line.split(maxsplit=7)[7:] == [os.fsencode(path) + b"\n"] for line in file)
+    return False
+
+
+def listen(path: Path) -> socket.socket:
+    """The same, listening. Raises OSError."""
+    sock = bind(path)
     sock.listen(CONTROL_CONNECTIONS)
     return sock
 
@@ -229,4 +246,4 @@ async def _send(stream: trio.SocketStream, data: bytes) -> None:
         raise trio.BrokenResourceError("the client reads too slowly")
 
 
-__all__ = ["ControlServer", "description", "listen"]
+__all__ = ["ControlServer", "bind", "description", "listen"]

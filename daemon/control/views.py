@@ -6,9 +6,11 @@ from typing import Any
 
 from daemon.catalog import Catalog
 from events.catalogue import NEVER
+from events.limits import SHARD
 from statemachines.ledger import budget_bytes, free_bytes, held_bytes
 from statemachines.request import RequestState
 from statemachines.state import Runner, State
+from statemachines.waiting import cause
 
 View = dict[str, Any]
 
@@ -55,6 +57,7 @@ def models(state: State, catalog: Catalog, t: int) -> list[View]:
                 "memory_bytes": view.memory_bytes if view else {},
                 "keep_alive_ns": _limit(view.keep_alive_ns) if view else None,
                 "cooling_ns": cooling.until_t - t if cooling is not None and cold else None,
+                "pinned": id in state.pinned,
             }
         )
     return rows
@@ -72,7 +75,7 @@ def runners(state: State, t: int) -> list[View]:
 def runner_view(state: State, runner: Runner, t: int) -> View:
     """One runner."""
     expires = state.deadlines.due.get(("keep_alive", runner.id))
-    process = next(iter(runner.processes.values()), None)
+    process = runner.processes.get(SHARD)
     return {
         "id": runner.id,
         "model": runner.model,
@@ -98,9 +101,11 @@ def runner_view(state: State, runner: Runner, t: int) -> View:
 
 def requests(state: State, t: int) -> list[View]:
     """Each request that has not ended, oldest first."""
-    places = {}
+    places: dict[str, int] = {}
+    reasons: dict[str, str] = {}
     for demand in state.demands.values():
         places.update({id: place for place, id in enumerate(demand.waiting, 1)})
+        reasons.update(dict.fromkeys(demand.waiting, cause(state, demand)))
     return [
         {
             "id": request.id,
@@ -112,6 +117,7 @@ def requests(state: State, t: int) -> list[View]:
             "runner": request.runner or None,
             "attempt": request.attempt,
             "caller": request.caller,
+            "reason": reasons.get(request.id, ""),
         }
         for request in state.requests.values()
         if request.state in (RequestState.queued, RequestState.dispatched)

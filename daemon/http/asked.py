@@ -1,4 +1,4 @@
-"""What a request's JSON body asks for: its model and launch options. Nothing else of it is looked at."""
+"""What a request's JSON body asks for: its model, keep-alive and launch options. The rest is the runner's."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Mapping
 
 import msgspec
 
+from daemon.config.units import duration_ns
 from daemon.http.answers import Refused, error
-from events.catalogue import Option
-from events.limits import HTTP_OPTION_BYTES
+from events.catalogue import NEVER, Option
+from events.limits import CONFIG_DURATION_MAX_S, HTTP_OPTION_BYTES, S
 
 Buffer = bytes | mmap.mmap
 
 
-class _Model(msgspec.Struct, gc=False):
+class _Asked(msgspec.Struct, gc=False):
     model: str | None = None
+    keep_alive: int | float | str | None = None
 
 
-_MODEL = msgspec.json.Decoder(_Model)
+_ASKED = msgspec.json.Decoder(_Asked)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUE: msgspec.json.Decoder[Option | None] = msgspec.json.Decoder(Option | None)
 
@@ -28,22 +30,39 @@ _INVALID = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Deep nesting and bad UTF-8 raise errors that are not msgspec's."""
 
 
-def model_name(body: Buffer) -> str:
-    """The "model" of the body. Raises Refused."""
+def model_and_keep_alive(body: Buffer) -> tuple[str, int | None]:
+    """The "model" of the body, and its "keep_alive" in ns, which may be NEVER (None: it has none). Raises
+    Refused."""
     try:
-        name = _MODEL.decode(body).model
+        asked = _ASKED.decode(body)
     except msgspec.ValidationError as invalid:
         raise _refused("invalid_body", f"The request body is not as expected: {invalid}.") from None
     except _INVALID as invalid:
         raise _refused("invalid_json", f"The request body is not valid JSON: {invalid}.") from None
-    if not name:
+    if not asked.model:
         raise _refused("missing_model", 'The request body has no "model".')
-    return name
+    kept = asked.keep_alive
+    return asked.model, None if kept is None else keep_alive_ns(kept)
+
+
+def keep_alive_ns(value: float | str) -> int:
+    """Ollama's keep-alive: seconds, or text such as "5m"; negative is NEVER. Raises Refused."""
+    if isinstance(value, str):
+        text = value.strip()
+        ns = duration_ns(text.removeprefix("-")) if text not in ("0", "-0") else 0
+        if ns is None:
+            raise _refused(
+                "invalid_keep_alive", f'"keep_alive" must be a duration such as "5m", not {value!r}.'
+            )
+        return NEVER if text.startswith("-") and ns else ns
+    if value < 0 or value > CONFIG_DURATION_MAX_S:
+        return NEVER
+    return int(value * S)
 
 
 def launch_options(body: Buffer, declared: Mapping[str, Option]) -> dict[str, Option]:
     """The declared launch options that the body fixes, at its top level or under "options" (as Ollama's
-    clients do), which goes first. Raises Refused. `body` has passed `model_name`."""
+    clients do), which goes first. Raises Refused. `body` has passed `model_and_keep_alive`."""
     try:
         members = _MEMBERS.decode(body)
         inner = members.get("options")

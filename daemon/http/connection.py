@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -97,7 +98,7 @@ class Connection:
             self.hung_up()
             self._wire.close()
         elif self._exchange is not None:
-            self._exchange.expire(stalled)
+            self._exchange.expire(now, stalled)
 
     def _say_late(self) -> None:
         answer = answers.error(408, "request_timeout", "The rest of the request did not come in time.")
@@ -190,13 +191,21 @@ class Connection:
     async def _arrival(self, kind: str) -> RequestArrived:
         """What the body asks for, as the fact. Raises Refused."""
         body, catalog = self._body, self._shared.catalog
-        name = await self._look(asked.model_name) if body.in_file else asked.model_name(body.view())
+        look = asked.model_and_keep_alive
+        name, keep_alive_ns = await self._look(look) if body.in_file else look(body.view())
         model = catalog.resolve(name)
         if model is None:
             raise Refused(routes.unknown_model(name, catalog))
         declared = catalog.launch_options(model)
         options = await self._look(asked.launch_options, declared) if declared and body.size else {}
-        return RequestArrived(model=model, kind=kind, options=options, caller=self._caller)
+        return RequestArrived(
+            model=model,
+            kind=kind,
+            options=catalog.bounded(model, options) if options else options,
+            priority=self._request.priority,
+            keep_alive_ns=keep_alive_ns,
+            caller=self._caller,
+        )
 
     async def _look(self, at: Callable[..., T], *arguments: object) -> T:
         """Look at the body: in another thread where it is so large that everybody would wait."""
@@ -224,7 +233,8 @@ class Connection:
         """One dispatch. Whatever happens, the desk is told once how it ended: that gives the slot back."""
         address = turn.address
         pool = self._shared.pools.of(address)
-        exchange = self._exchange = Exchange(self._wire, self._request, pool, address.prefix)
+        due = self._shared.clock.now + turn.first_byte_s if turn.first_byte_s else math.inf
+        exchange = self._exchange = Exchange(self._wire, self._request, pool, address.prefix, due)
         try:
             if not (self._gone or self._over):
                 if address.model_name:

@@ -8,11 +8,14 @@ not: HTTP/0.9 and 2.0, codings before `chunked`, any number and size of headers,
 
 from __future__ import annotations
 
+import re
+
 import httptools
 import msgspec
 
 from daemon.http.body import Body
 from daemon.http.limits import Limits
+from events.limits import PRIORITY_MAX
 
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"upgrade")
@@ -22,7 +25,12 @@ HOP_BY_HOP = frozenset(
 REPLACED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 """Headers that the relay writes anew, or answers itself."""
 
-NOTED = HOP_BY_HOP | REPLACED
+PRIORITY = b"x-priority"
+"""A whole number, added to the model's priority. It is passed on, too: the runner may be a scheduler."""
+
+PRIORITY_VALUE = re.compile(rb"[+-]?[0-9]{1,9}")
+
+NOTED = HOP_BY_HOP | REPLACED | {PRIORITY}
 
 PERSISTENCE = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 """What Connection mostly says; the headers of these names are dropped anyway."""
@@ -45,7 +53,7 @@ class RequestReader:
     __slots__ = (
         "_fed", "_limits", "_named", "_parser", "body", "chunked", "done", "excess",
         "expects_continue", "headed", "host", "hosts", "keep_alive", "length", "lines",
-        "method", "refusal", "url", "version",
+        "method", "priority", "refusal", "url", "version",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, body: Body) -> None:
@@ -64,6 +72,7 @@ class RequestReader:
         self.host = b""
         self.hosts = 0
         self.length = 0
+        self.priority = 0
         self.chunked = False
         self.expects_continue = False
         self.keep_alive = False
@@ -153,6 +162,13 @@ class RequestReader:
             self.expects_continue = value.lower() == b"100-continue"
         elif name == b"connection":
             self._named += connection_names(value)
+        elif name == PRIORITY:
+            self.lines.append(b"X-Priority: %b\r\n" % value)
+            if PRIORITY_VALUE.fullmatch(value) and abs(int(value)) <= PRIORITY_MAX:
+                self.priority = int(value)
+            else:
+                text = f"X-Priority must be a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}."
+                self._refuse(400, "invalid_priority", text)
 
     def on_headers_complete(self) -> None:
         if self.headed:

@@ -6,6 +6,7 @@ that describe its connection; the body is never looked at, never held back.
 
 from __future__ import annotations
 
+import math
 import mmap
 from time import monotonic_ns
 
@@ -13,7 +14,7 @@ from daemon.http.head import RequestReader
 from daemon.http.upstream import Pool, Reply, Upstream
 from daemon.http.wire import FAILURES, Wire
 from daemon.ports import Dispatched
-from events.catalogue import UpstreamEnded
+from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
 from events.limits import HTTP_REPLY_HEAD_BYTES
 
 END_OF_HEAD = b"\r\n\r\n"
@@ -31,13 +32,18 @@ class Exchange:
     """What one dispatch sends and receives. `run` it once, then read its outcome."""
 
     __slots__ = (
-        "_aborted", "_began_ns", "_client", "_pool", "_prefix", "_reply", "_request",
-        "_upstream", "bytes_to_client", "client_lost", "complete", "error", "first_byte_ns",
-        "keep_alive", "sent", "started", "status",
+        "_aborted", "_began_ns", "_client", "_first_byte_due", "_late", "_pool", "_prefix",
+        "_reply", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
+        "first_byte_ns", "keep_alive", "sent", "started", "status",
     )  # fmt: skip
 
-    def __init__(self, client: Wire, request: RequestReader, pool: Pool, prefix: str) -> None:
+    def __init__(
+        self, client: Wire, request: RequestReader, pool: Pool, prefix: str, first_byte_due: float = math.inf
+    ) -> None:
         self._client = client
+        self._first_byte_due = first_byte_due
+        """When the first byte of an answer must have come, by the front door's clock."""
+        self._late = False
         self._request = request
         self._pool = pool
         self._prefix = prefix
@@ -74,7 +80,7 @@ class Exchange:
             self.client_lost = False
         except UpstreamFailed as failure:
             self.client_lost = False
-            self.error = str(failure)
+            self.error = FIRST_BYTE_LATE if self._late else str(failure)
         except ClientLost:
             self.error = "the client went away"
         finally:
@@ -88,10 +94,15 @@ class Exchange:
         if self.started:
             self._client.close()
 
-    def expire(self, stalled: float) -> None:
-        """Give up on a runner that has taken nothing since the time `stalled`."""
+    def expire(self, now: float, stalled: float) -> None:
+        """Give up on a runner that has taken nothing since the time `stalled`, or has not begun to answer."""
         upstream = self._upstream
-        if upstream is not None and upstream.waiting_since is not None and upstream.waiting_since <= stalled:
+        if upstream is not None and now >= self._first_byte_due and not self.first_byte_ns:
+            self._late = True
+            upstream.close()
+        elif (
+            upstream is not None and upstream.waiting_since is not None and upstream.waiting_since <= stalled
+        ):
             upstream.close()
 
     def ended(self, request: str, turn: Dispatched) -> UpstreamEnded:
@@ -148,7 +159,7 @@ class Exchange:
                 await upstream.send(memoryview(payload))
             data = await upstream.recv()
         except FAILURES as failure:
-            if upstream.reused and not self._aborted:
+            if upstream.reused and not self._aborted and not self._late:
                 return b""
             raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
         if data:

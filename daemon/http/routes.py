@@ -50,6 +50,10 @@ class Catalog(Protocol):
         """The launch options that a request may fix, with their defaults, which give their types."""
         ...
 
+    def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
+        """The launch options that a request fixes, within what the model's file says of it."""
+        ...
+
 
 class Local(msgspec.Struct, frozen=True):
     """What the endpoints that are answered here may look at."""

@@ -19,12 +19,17 @@ from daemon.processes.identity import MARKER
 GATE = ("/bin/sh", "-c", 'read g && exec "$@" </dev/null', "gate")
 NOT_INHERITED = ("NOTIFY_", "LISTEN_", "WATCHDOG_")
 """What systemd tells the daemon is not meant for its runners."""
+KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
+"""Or setproctitle, which vLLM calls, writes its title over the environment, and so over the marker."""
 
 
 def environment(overlay: Mapping[str, str], marker: str) -> dict[str, str]:
-    """The daemon's environment without systemd's messages, the model's own variables, and the marker."""
+    """The daemon's environment without systemd's messages, the model's own variables, and the marker.
+
+    The gate's shell passes on only variables whose names a shell can have.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
-    return {**inherited, **overlay, MARKER: marker}
+    return {**KEEP_ENVIRONMENT, **inherited, **overlay, MARKER: marker}
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], output: Path) -> subprocess.Popen[bytes]:
@@ -78,3 +83,9 @@ def open_gate(process: subprocess.Popen[bytes]) -> None:
 def shut(process: subprocess.Popen[bytes]) -> bool:
     """Whether the gate is still shut."""
     return process.stdin is not None and not process.stdin.closed
+
+
+def shut_for_good(process: subprocess.Popen[bytes]) -> None:
+    """Its command will not run: the gate, if it is still shut, ends."""
+    if process.stdin is not None:
+        process.stdin.close()

@@ -6,6 +6,7 @@ variable RUNNERD_RUNNER, which children inherit: `<log id>/<runner>/<shard>`.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MARKER = "RUNNERD_RUNNER"
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that say nothing about a process: to take it for gone would free what it still holds."""
 
 
 class Stat(NamedTuple):
@@ -36,11 +39,20 @@ class Stat(NamedTuple):
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def stat_of(pid: int) -> Stat | None:
-    """A process's status, or None where there is no such process."""
+def _read(pid: int, name: str) -> bytes:
+    """A file of a process's; empty where it is gone, or its file is not for us. Raises OSError (SCARCE)."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
+        return b""
+
+
+def stat_of(pid: int) -> Stat | None:
+    """A process's status, or None where there is no such process. Raises OSError (SCARCE)."""
+    text = _read(pid, "stat").decode("utf-8", "replace")
+    if not text:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold anything
     parent, group, threads, start_time, rss_pages = (int(fields[i]) for i in (1, 2, 17, 19, 21))
@@ -57,13 +69,10 @@ def processes() -> Iterator[Stat]:
 
 
 def marker_of(pid: int) -> str:
-    """The marker that a process carries, or "" (also where it may not be read)."""
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return ""
+    """The marker that a process carries, or "": it has none, may not be read, or has written its title over
+    it. Raises OSError (SCARCE)."""
     prefix = f"{MARKER}=".encode()
-    for entry in environment.split(b"\0"):
+    for entry in _read(pid, "environ").split(b"\0"):
         if entry.startswith(prefix):
             return entry[len(prefix) :].decode("utf-8", "replace")
     return ""
@@ -79,22 +88,31 @@ def members(leader: int, start_time: int, marker: str) -> list[Stat]:
     return [stat for stat in processes() if stat.group == group or marker_of(stat.pid) == marker]
 
 
+def left(leader: int, start_time: int, marker: str) -> list[Stat]:
+    """As `members`, and sure where it finds none: one that forked and ended during the first look, as
+    whatever becomes a daemon does, shows its child in the second."""
+    return members(leader, start_time, marker) or members(leader, start_time, marker)
+
+
 def open_pidfd(pid: int, start_time: int) -> int | None:
-    """A descriptor of the very process that started then, or None where that is gone. Raises OSError where
-    the descriptors run out."""
+    """A descriptor of the very process that started then, or None where that is gone. Raises OSError
+    (SCARCE)."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    stat = stat_of(pid)
-    if stat is not None and stat.start_time == start_time:
-        return descriptor
-    os.close(descriptor)
-    return None
+    found = None
+    try:
+        found = stat_of(pid)
+    finally:
+        if found is None or found.start_time != start_time:
+            os.close(descriptor)
+    return descriptor if found is not None and found.start_time == start_time else None
 
 
 def kill(found: Stat) -> None:
-    """SIGKILL a process that was found, and never one that has got its number since."""
+    """SIGKILL a process that was found, and never one that has got its number since. Raises OSError
+    (SCARCE)."""
     descriptor = open_pidfd(found.pid, found.start_time)
     if descriptor is not None:
         with suppress(ProcessLookupError, PermissionError):

@@ -47,7 +47,8 @@ def bound(path: Path) -> None:
         if path.stat().st_size > RUNNER_LOG_MAX_BYTES:
             with path.open("rb") as file:
                 file.seek(-TAIL_BYTES, os.SEEK_END)
-                kept = file.read(TAIL_BYTES).partition(b"\n")[2]
+                end = file.read(TAIL_BYTES)
+                kept = end.partition(b"\n")[2] or end  # a progress bar may be one endless line
             os.truncate(path, 0)
             with path.open("ab") as file:
                 file.write(kept)

@@ -1,7 +1,8 @@
 """Supervising runners' processes: what carries out the effects, and reports what the processes do.
 
-Each runner has one task here that takes its orders in sequence (ensure, release, stop, kill), and one that
-watches its process. Methods return at once; what comes of them arrives as facts.
+Each runner has one task here that takes its orders in sequence (ensure, release, stop), and one for each of
+its processes that watches it. Methods return at once; what comes of them arrives as facts. A runner with
+shards starts all of its gates or none; its first process starts when the shards that are asked are up.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import trio
 
-from daemon.config.commands import Command
+from daemon.config.commands import Command, ShardCommand
 from daemon.ports import Address, Launch
-from daemon.processes import gate, identity, output, probe
+from daemon.processes import gate, identity, output, probe, progress
+from daemon.processes.charge import Charge, Part, kept_files
 from events.catalogue import (
     Fact,
     LeaseRefused,
+    LoadProgressed,
     ProbeAnswered,
     Process,
     ProcessExited,
@@ -33,11 +38,15 @@ from events.catalogue import (
 )
 from events.limits import (
     KILL_NS,
+    LOAD_LOOKS,
     OUTPUT_LOOK_S,
     PROBE_LONGEST_S,
     PROBE_S,
+    READY_PAUSE_S,
     READY_POLL_S,
+    SCARCE_PAUSE_S,
     SHARD,
+    SOCKET_PATH_BYTES,
     STOP_COMMAND_S,
     S,
 )
@@ -47,27 +56,7 @@ log = logging.getLogger("runnerd")
 CommandOf = Callable[[str, Launch, str], Command]
 """Fills in a model's command for a launch, given the path of its socket; raises what says why it cannot."""
 
-
-class Charge:
-    """One runner that is looked after."""
-
-    def __init__(self, launch: Launch, state_dir: Path) -> None:
-        self.launch = launch
-        self.runner = launch.runner
-        self.log = state_dir / "runners" / f"{launch.runner}.log"
-        self.socket = state_dir / "runners" / f"{launch.runner}.sock"
-        self.command: Command | None = None
-        self.process: Process | None = None
-        self.child: subprocess.Popen[bytes] | None = None
-        """The process, where it is our child; an adopted one is not."""
-        self.pidfd = -1
-        self.silent = False
-        """Whether its output must stay out of the log: it has been ready, or may have been."""
-        self.warned = False
-        self.exited = trio.Event()
-        self.nursery: trio.Nursery
-        """Its tasks, from the first order to `forget`."""
-        self.orders, self.inbox = trio.open_memory_channel[Callable[[], object]](64)
+T = TypeVar("T")
 
 
 class Supervisor:
@@ -84,7 +73,8 @@ class Supervisor:
     ) -> None:
         self._submit = submit
         self._command_of = command_of
-        self._state_dir = state_dir
+        self._folder = state_dir / "runners" / log_id[:8]
+        """Of this log alone: another in the same directory has runners of the same names."""
         self._log_id = log_id
         self._boot_id = boot_id
         self._charges: dict[str, Charge] = {}
@@ -92,7 +82,8 @@ class Supervisor:
         self._nursery: trio.Nursery
 
     async def __aenter__(self) -> Supervisor:
-        (self._state_dir / "runners").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         self._nursery = await self._stack.enter_async_context(trio.open_nursery())
         return self
 
@@ -108,7 +99,7 @@ class Supervisor:
         """Fork the runner's gate and report it; with a new port after a refused one, try that."""
         charge = self._charges.get(launch.runner)
         if charge is None:
-            charge = self._charges[launch.runner] = Charge(launch, self._state_dir)
+            charge = self._charges[launch.runner] = Charge(launch, self._folder)
             self._nursery.start_soon(self._look_after, charge)
         charge.launch = launch
         charge.orders.send_nowait(lambda: self._start(charge))
@@ -117,10 +108,10 @@ class Supervisor:
         """The process is in the log: let it run, and look for its readiness."""
         charge = self._charges.get(process.runner)
         if charge is not None:
-            charge.orders.send_nowait(lambda: self._open(charge))
+            charge.orders.send_nowait(lambda: self._release(charge, process.shard))
 
     def stop(self, runner: str) -> None:
-        """Its stop command, or SIGTERM."""
+        """Its stop command, or SIGTERM; then SIGTERM for its shards."""
         charge = self._charges.get(runner)
         if charge is not None:
             charge.orders.send_nowait(lambda: self._stop(charge))
@@ -129,7 +120,10 @@ class Supervisor:
         """SIGKILL, at once: it does not queue behind a stop command that hangs."""
         charge = self._charges.get(runner)
         if charge is not None:
-            self._kill(charge)
+            try:
+                self._kill(charge)
+            except OSError:
+                self._nursery.start_soon(_patiently, _here, partial(self._kill, charge))
 
     def probe(self, runner: str, reason: str) -> None:
         """One health probe, answered by one fact."""
@@ -148,174 +142,257 @@ class Supervisor:
         """The runner is terminal: nothing of it is kept."""
         charge = self._charges.pop(runner, None)
         if charge is not None:
-            charge.nursery.cancel_scope.cancel()
-        for end in ("log", "sock"):  # also of one that did not outlive an earlier daemon
-            (self._state_dir / "runners" / f"{runner}.{end}").unlink(missing_ok=True)
+            charge.scope.cancel()
+        for path in kept_files(self._folder, runner):  # also of one that did not outlive an earlier daemon
+            path.unlink(missing_ok=True)
 
     def tail(self, runner: str, lines: int) -> list[str]:
-        """The last lines of the runner's output."""
+        """The last lines of the runner's output; those of its shards before them, each so many."""
         charge = self._charges.get(runner)
-        return output.last_lines(charge.log, lines) if charge is not None else []
+        if charge is None:
+            return []
+        shards = range(1, len(charge.launch.shard_ports) + 1)
+        told = [f"shard {i}: {line}" for i in shards for line in output.last_lines(charge.log(i), lines)]
+        return told + output.last_lines(charge.log(), lines)
 
     # --- a runner's task ---------------------------------------------------------------------------------
 
     async def _look_after(self, charge: Charge) -> None:
-        async with trio.open_nursery() as charge.nursery:
-            async for order in charge.inbox:
-                order()
+        with charge.scope:
+            async with trio.open_nursery() as charge.nursery:
+                async for order in charge.inbox:
+                    await _patiently(_here, order)
 
     def _start(self, charge: Charge) -> None:
         launch = charge.launch
-        if charge.process is not None:
+        if charge.parts:
             return
-        if launch.port and not _port_is_free(launch.port):
-            self._submit(LeaseRefused(launch.runner, launch.port))
+        taken = next((p for p in (launch.port, *launch.shard_ports) if p and not _port_is_free(p)), 0)
+        if taken:
+            self._submit(LeaseRefused(launch.runner, taken))
             return
         try:
+            if launch.socket and len(os.fsencode(charge.socket)) > SOCKET_PATH_BYTES:
+                raise ValueError(f"{charge.socket} is longer than a socket's path can be: move the log")
             command = charge.command = self._command_of(launch.model, launch, str(charge.socket))
-            marker = self._marker(launch.runner)
-            child = gate.start(command.argv, gate.environment(command.env, marker), charge.log)
-            charge.pidfd = os.pidfd_open(child.pid)  # where this fails, the gate ends with its `child`
+            for shard, further in enumerate(command.shards, 1):
+                charge.parts[shard] = self._gate(charge, shard, further)
+            charge.parts[SHARD] = self._gate(charge, SHARD, command)
         except Exception as error:  # a spec that changed, no memory, no process: all of them end the load
+            for part in charge.parts.values():
+                _drop(part)
+            charge.parts.clear()
             self._submit(SpawnFailed(launch.runner, f"{error}"))
             return
-        charge.child = child
+        for part in list(charge.parts.values()):
+            self._nursery.start_soon(self._watch, charge, part)
+        for part in list(charge.parts.values()):
+            self._submit(ProcessSpawned(part.process))
+
+    def _gate(self, charge: Charge, shard: int, command: Command | ShardCommand) -> Part:
+        """Start one gate. Raises whatever comes up; then the gate, if there is one, ends with its `child`."""
+        log = charge.log(shard)
+        env = gate.environment(command.env, self._marker(charge.runner, shard))
+        child = gate.start(command.argv, env, log)
         stat = identity.stat_of(child.pid)
-        start_time = stat.start_time if stat is not None else 0
-        charge.process = Process(launch.runner, SHARD, self._boot_id, child.pid, start_time)
-        self._nursery.start_soon(self._watch, charge)
-        self._submit(ProcessSpawned(charge.process))
+        assert stat is not None, "a child that was not waited for is there"
+        process = Process(charge.runner, shard, self._boot_id, child.pid, stat.start_time)
+        return Part(process, os.pidfd_open(child.pid), log, child)
 
-    def _marker(self, runner: str) -> str:
-        return f"{self._log_id}/{runner}/{SHARD}"
+    def _marker(self, runner: str, shard: int) -> str:
+        return f"{self._log_id}/{runner}/{shard}"
 
-    def _open(self, charge: Charge) -> None:
-        if charge.child is not None and gate.shut(charge.child):
-            gate.open_gate(charge.child)
-            charge.nursery.start_soon(self._find_ready, charge)
-            charge.nursery.start_soon(self._bound_output, charge)
+    def _release(self, charge: Charge, shard: int) -> None:
+        part = charge.parts.get(shard)
+        if part is None or part.child is None or part.released:
+            return
+        part.released = True
+        charge.nursery.start_soon(self._bound_output, part)
+        if shard != SHARD:
+            gate.open_gate(part.child)
+            return
+        charge.nursery.start_soon(self._bring_up, charge, part.child)
+        if charge.launch.stall_ns:
+            charge.nursery.start_soon(self._report_progress, charge)
+
+    async def _bring_up(self, charge: Charge, first: subprocess.Popen[bytes]) -> None:
+        """Start the runner's first process once its shards are up, and find out when it is ready."""
+        await self._shards_are_up(charge)
+        if not charge.broken.is_set():
+            gate.open_gate(first)
+            await self._find_ready(charge)
 
     # --- ending ------------------------------------------------------------------------------------------
 
     def _stop(self, charge: Charge) -> None:
-        if charge.exited.is_set() or charge.process is None:
-            return
-        if charge.child is not None and gate.shut(charge.child) and charge.child.stdin is not None:
-            charge.child.stdin.close()
-            return
-        argv = charge.command.stop_argv(charge.process.pid) if charge.command is not None else None
-        if argv is None:
-            self._signal(charge, signal.SIGTERM)
-        else:
-            self._nursery.start_soon(self._run_stop_command, charge, argv)
+        """First the process that serves; the shards, which it may need until then, when it has gone."""
+        first = charge.parts.get(SHARD)
+        if first is not None and not first.exited.is_set():
+            argv = charge.command.stop_argv(first.process.pid) if charge.command is not None else None
+            if argv is None or _is_shut(first):
+                self._terminate(first)
+            else:
+                self._nursery.start_soon(self._run_stop_command, charge, first, argv)
+        if charge.launch.shard_ports:
+            charge.nursery.start_soon(self._stop_shards, charge, first)
 
-    async def _run_stop_command(self, charge: Charge, argv: Sequence[str]) -> None:
+    async def _stop_shards(self, charge: Charge, first: Part | None) -> None:
+        if first is not None:
+            await first.exited.wait()
+        for part in charge.left():
+            await _patiently(_here, partial(self._terminate, part))
+
+    def _terminate(self, part: Part) -> None:
+        """SIGTERM; a gate that is still shut ends without."""
+        if part.child is not None and _is_shut(part):
+            gate.shut_for_good(part.child)
+        else:
+            self._signal(part, signal.SIGTERM)
+
+    async def _run_stop_command(self, charge: Charge, part: Part, argv: Sequence[str]) -> None:
         """The configured stop command; where it fails, a signal, as if it were not there."""
         env = gate.environment(charge.command.env if charge.command else {}, "")
         with trio.move_on_after(STOP_COMMAND_S) as late:
             try:
-                done = await trio.run_process(
-                    argv, env=env, check=False, capture_stdout=True, capture_stderr=True
-                )
+                with part.log.open("ab") as file:  # among what the runner says of it, and bounded like that
+                    done = await trio.run_process(
+                        argv, env=env, check=False, stdout=file, stderr=file, start_new_session=True,
+                        deliver_cancel=_kill_session,
+                    )  # fmt: skip
                 if done.returncode == 0:
                     return
-                words = done.stderr[-200:].decode("utf-8", "replace").strip()
+                words = " ".join(output.last_lines(part.log, 1))
                 log.warning("%s: cmdStop exited with %d: %s", charge.runner, done.returncode, words)
             except OSError as error:
                 log.warning("%s: cmdStop: %s", charge.runner, error)
         if late.cancelled_caught:
             log.warning("%s: cmdStop did not end within %g s", charge.runner, STOP_COMMAND_S)
-        self._signal(charge, signal.SIGTERM)
+        await _patiently(_here, partial(self._signal, part, signal.SIGTERM))
 
-    def _signal(self, charge: Charge, number: signal.Signals) -> None:
-        """To the runner's whole group, once it is sure that the process is still the one that was started."""
-        process = charge.process
-        if process is None or not _is(process):
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
+    def _signal(self, part: Part, number: signal.Signals) -> None:
+        """To the process's whole group, once it is sure that it is still the one that was started."""
+        if _is(part.process):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(part.process.pid, number)
 
     def _kill(self, charge: Charge) -> None:
-        for stat in self._members(charge):
-            identity.kill(stat)
+        for part in charge.left():
+            for stat in identity.members(*self._who(part)):
+                identity.kill(stat)
 
-    def _members(self, charge: Charge) -> list[identity.Stat]:
-        """Every process of the runner that is left."""
-        process = charge.process
-        if process is None or charge.exited.is_set():
+    def _who(self, part: Part) -> tuple[int, int, str]:
+        process = part.process
+        return process.pid, process.start_time, self._marker(process.runner, process.shard)
+
+    async def _left(self, part: Part) -> list[identity.Stat]:
+        """Every process of a part that is left. In a thread: it reads about every process there is."""
+        if part.exited.is_set():
             return []
-        return identity.members(process.pid, process.start_time, self._marker(charge.runner))
+        return await _patiently(trio.to_thread.run_sync, identity.left, *self._who(part))
 
-    async def _watch(self, charge: Charge) -> None:
+    async def _watch(self, charge: Charge, part: Part) -> None:
         """Wait for the process's end, and for that of all it left behind; then say so.
 
         A child is reaped last: until then nobody can get its number, which is that of the group."""
-        process, child = charge.process, charge.child
-        assert process is not None
+        child = part.child
         try:
-            await trio.lowlevel.wait_readable(charge.pidfd)
+            await trio.lowlevel.wait_readable(part.pidfd)
         finally:
-            os.close(charge.pidfd)
-        while left := self._members(charge):
+            os.close(part.pidfd)
+        while left := await self._left(part):
             await _end_all(left)
         status = child.wait() if child is not None else None
-        if child is not None and child.stdin is not None:
-            child.stdin.close()
-        charge.exited.set()
-        words = "" if charge.silent else output.last_words(charge.log)
-        self._submit(ProcessExited(charge.runner, process.shard, status, words))
+        if child is not None:
+            gate.shut_for_good(child)
+        part.exited.set()
+        charge.broken.set()
+        words = "" if charge.silent else output.last_words(part.log)
+        self._submit(ProcessExited(charge.runner, part.shard, status, words))
 
     # --- health ------------------------------------------------------------------------------------------
 
     async def _find_ready(self, charge: Charge) -> None:
-        """Ask every READY_POLL_S, and never twice at once: a refused connection costs 50 µs, an answer 300. A
-        runner that takes long to answer is left alone for twenty times as long."""
+        """Wait until the first process is healthy, then say so."""
         command = charge.command
         assert command is not None
-        while not charge.exited.is_set():
-            began = trio.current_time()
-            ok, _ = await probe.healthy(command.url, command.check_path, PROBE_LONGEST_S)
-            if charge.exited.is_set():
-                return
-            if ok and self._is_its_own(charge, command):
-                charge.silent = True
-                self._submit(ProbeAnswered(charge.runner, True))
-                return
-            spent = trio.current_time() - began
-            await trio.sleep(max(READY_POLL_S, 20 * spent if spent > READY_POLL_S else 0))
+        if await self._is_up(charge, SHARD, command.url, command.check_path):
+            charge.silent = charge.ready = True
+            self._submit(ProbeAnswered(charge.runner, True))
 
-    def _is_its_own(self, charge: Charge, command: Command) -> bool:
-        if command.trust_probe or probe.listens(command.url, [stat.pid for stat in self._members(charge)]):
-            return True
-        if not charge.warned:
-            charge.warned = True
-            log.warning("%s: %s answers, but another program listens there", charge.runner, command.url)
+    async def _shards_are_up(self, charge: Charge) -> None:
+        """Wait for all shards that are asked; for nothing, once one has exited."""
+        assert charge.command is not None
+        async with trio.open_nursery() as nursery:
+            for shard, command in enumerate(charge.command.shards, 1):
+                if command.url:
+                    nursery.start_soon(self._is_up, charge, shard, command.url, command.check_path)
+
+    async def _is_up(self, charge: Charge, shard: int, url: str, path: str) -> bool:
+        """Ask every READY_POLL_S, and never twice at once: a refused connection costs 50 µs, an answer 300.
+        One that takes longer to answer is left alone for ten times as long, READY_PAUSE_S at most. False: the
+        runner has lost a process."""
+        part = charge.parts.get(shard)
+        while not charge.broken.is_set():
+            began = trio.current_time()
+            ok, answer = await probe.healthy(url, path, PROBE_LONGEST_S)
+            if part is not None:
+                part.answer = answer
+            ok = ok and await self._is_its_own(charge, part, url)
+            if ok and not charge.broken.is_set():
+                return True
+            spent = trio.current_time() - began
+            await trio.sleep(READY_POLL_S if spent <= READY_POLL_S else min(10 * spent, READY_PAUSE_S))
         return False
+
+    async def _is_its_own(self, charge: Charge, part: Part | None, url: str) -> bool:
+        assert charge.command is not None
+        if charge.command.trust_probe:
+            return True
+        if part is None:
+            return False
+        if probe.listens(url, [part.process.pid]):  # mostly: saves the look at all others
+            return True
+        if probe.listens(url, [stat.pid for stat in await self._left(part)]):
+            return True
+        if not charge.warned and not charge.broken.is_set():
+            charge.warned = True
+            log.warning("%s: %s answers, but another program listens there", charge.runner, url)
+        return False
+
+    async def _report_progress(self, charge: Charge) -> None:
+        """Say when the load has got on, until it is over."""
+        before: progress.Look | None = None
+        while not charge.ready and not charge.broken.is_set():
+            parts = list(charge.left())
+            found = [stat for part in parts for stat in await self._left(part)]
+            now = progress.look(parts, found, trio.current_time())
+            sign = progress.sign(before, now) if before is not None else None
+            before = now
+            if sign is not None and not charge.ready and not charge.broken.is_set():
+                self._submit(LoadProgressed(charge.runner, sign))
+            with trio.move_on_after(charge.launch.stall_ns / S / LOAD_LOOKS):
+                await charge.broken.wait()
 
     async def _probe_once(self, charge: Charge) -> None:
         command = charge.command
-        if command is not None and not charge.exited.is_set():
+        if command is not None and not charge.broken.is_set():
             ok, detail = await probe.healthy(command.url, command.check_path, PROBE_S)
-            if not charge.exited.is_set():
+            if not charge.broken.is_set():
                 self._submit(ProbeAnswered(charge.runner, ok, detail="" if ok else detail))
 
-    async def _bound_output(self, charge: Charge) -> None:
-        while not charge.exited.is_set():
-            output.bound(charge.log)
+    async def _bound_output(self, part: Part) -> None:
+        while not part.exited.is_set():
+            output.bound(part.log)
             with trio.move_on_after(OUTPUT_LOOK_S):
-                await charge.exited.wait()
+                await part.exited.wait()
 
     # --- after a restart ---------------------------------------------------------------------------------
 
     async def identify(self, recorded: Sequence[tuple[Process, Launch]]) -> Sequence[Process]:
         """The recorded processes that are alive, from here on looked after; what carries this log's marker
         and is not one of them is ended."""
-        kept = {p.runner for p, _ in recorded if self._is_marked(p)}
-        stray = [
-            stat
-            for stat, marker in identity.marked(self._log_id)
-            if marker.removeprefix(f"{self._log_id}/").partition("/")[0] not in kept
-        ]
+        kept = {self._marker(p.runner, p.shard) for p, _ in recorded if self._is_ours(p)}
+        stray = [stat for stat, marker in identity.marked(self._log_id) if marker not in kept]
         if stray:
             log.warning("ending %d processes of this log that it does not know", len(stray))
             with trio.move_on_after(KILL_NS / S) as late:
@@ -323,32 +400,60 @@ class Supervisor:
             if late.cancelled_caught:
                 log.error("some of them cannot be ended")
         # Nothing below waits: whatever happens to a survivor comes after the fact that it is one.
-        return [process for process, launch in recorded if self._adopt(process, launch)]
+        alive = [process for process, launch in recorded if self._adopt(process, launch)]
+        for runner in dict.fromkeys(process.runner for process in alive):
+            self._take_over(self._charges[runner])
+        return alive
 
-    def _is_marked(self, process: Process) -> bool:
+    def _is_ours(self, process: Process) -> bool:
+        """Whether a recorded process lives. Its identity says so; a marker, where one can be read, must not
+        say that it is somebody else's."""
+        own = self._marker(process.runner, process.shard)
         return (
-            process.boot_id == self._boot_id
-            and _is(process)
-            and identity.marker_of(process.pid) == self._marker(process.runner)
+            process.boot_id == self._boot_id and _is(process) and identity.marker_of(process.pid) in (own, "")
         )
 
     def _adopt(self, process: Process, launch: Launch) -> bool:
         """Look after a recorded process from here on; False where it is gone."""
         pidfd = identity.open_pidfd(process.pid, process.start_time)
-        if pidfd is None or not self._is_marked(process):
+        if pidfd is None or not self._is_ours(process):
             if pidfd is not None:
                 os.close(pidfd)
             return False
-        charge = self._charges[process.runner] = Charge(launch, self._state_dir)
-        charge.process, charge.pidfd, charge.silent = process, pidfd, True
-        with suppress(Exception):  # its specification changed: it drains, and nobody needs its address
-            charge.command = self._command_of(launch.model, launch, str(charge.socket))
-        self._nursery.start_soon(self._look_after, charge)
-        self._nursery.start_soon(self._watch, charge)
-        if charge.command is not None:
-            charge.orders.send_nowait(lambda: charge.nursery.start_soon(self._find_ready, charge))
-        charge.orders.send_nowait(lambda: charge.nursery.start_soon(self._bound_output, charge))
+        charge = self._charges.get(process.runner)
+        if charge is None:
+            charge = self._charges[process.runner] = Charge(launch, self._folder)
+            charge.silent = True
+            with suppress(Exception):  # its specification changed: it drains, and nobody needs its address
+                charge.command = self._command_of(launch.model, launch, str(charge.socket))
+            self._nursery.start_soon(self._look_after, charge)
+        part = charge.parts[process.shard] = Part(process, pidfd, charge.log(process.shard), None)
+        self._nursery.start_soon(self._watch, charge, part)
+        charge.orders.send_nowait(lambda: charge.nursery.start_soon(self._bound_output, part))
         return True
+
+    def _take_over(self, charge: Charge) -> None:
+        """Go on looking for the readiness of an adopted runner, if it is whole: it may be loading."""
+        if charge.command is not None and len(charge.parts) > len(charge.launch.shard_ports):
+            charge.orders.send_nowait(lambda: charge.nursery.start_soon(self._find_again, charge))
+
+    async def _find_again(self, charge: Charge) -> None:
+        if charge.launch.stall_ns:
+            charge.nursery.start_soon(self._report_progress, charge)
+        await self._shards_are_up(charge)
+        await self._find_ready(charge)
+
+
+def _is_shut(part: Part) -> bool:
+    """Whether its command does not run yet."""
+    return part.child is not None and gate.shut(part.child)
+
+
+def _drop(part: Part) -> None:
+    """Let go of a gate that nobody has been told of."""
+    os.close(part.pidfd)
+    if part.child is not None:
+        gate.shut_for_good(part.child)
 
 
 def _is(process: Process) -> bool:
@@ -370,12 +475,38 @@ def _port_is_free(port: int) -> bool:
     return True
 
 
+async def _kill_session(leader: trio.Process) -> None:
+    """End a command that takes too long, with all that it started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader.pid, signal.SIGKILL)
+
+
+async def _here(act: Callable[[], T]) -> T:
+    return act()
+
+
+async def _patiently(act: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """Do what needs a descriptor: while the daemon has none left (all its clients may have come at once), try
+    again."""
+    warned = False
+    while True:
+        try:
+            return await act(*arguments)
+        except OSError as error:
+            if error.errno not in identity.SCARCE:
+                raise
+            if not warned:
+                log.warning("cannot look after a runner's process: %s", error)
+            warned = True
+        await trio.sleep(SCARCE_PAUSE_S)
+
+
 async def _end_all(found: Sequence[identity.Stat]) -> None:
     """SIGKILL processes, all of them first, and wait until they are gone, also those that we may not kill."""
     for stat in found:
-        identity.kill(stat)
+        await _patiently(_here, partial(identity.kill, stat))
     for stat in found:
-        pidfd = identity.open_pidfd(stat.pid, stat.start_time)
+        pidfd = await _patiently(_here, partial(identity.open_pidfd, stat.pid, stat.start_time))
         if pidfd is not None:
             try:
                 await trio.lowlevel.wait_readable(pidfd)

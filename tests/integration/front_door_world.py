@@ -116,6 +116,9 @@ class FakeCatalog:
     def launch_options(self, model: str) -> Mapping[str, Option]:
         return self.options
 
+    def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
+        return dict(options)
+
 
 class Answer(msgspec.Struct):
     """What a client got."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import select
 import signal
 import subprocess
@@ -29,37 +30,69 @@ def ngram(*switches: str) -> str:
     return " ".join([sys.executable, str(ROOT / "examples/ngram_runner.py"), "--port ${PORT}", *switches])
 
 
+def _ports() -> int:
+    """The beginning of a range of ports that no other run of the tests on this machine is likely to use."""
+    return random.randrange(12_000, 30_000, 100)
+
+
 class Live:
     """`runnerd serve` on a configuration given as text."""
 
     def __init__(self, directory: Path, config: str) -> None:
         self.directory = directory
         self.config = directory / "config.yaml"
-        self.config.write_text(config)
+        self.config.write_text(config if "startPort" in config else f"startPort: {_ports()}\n{config}")
         self.log = directory / "state" / "events.db"
         self.socket = directory / "control.sock"
         self.port = 0
+        self.options: list[str] = []
+        """More of `serve`'s, for the next start."""
         self.process: subprocess.Popen[str]
         self.journal: list[str] = []
+        self._said = threading.Condition()
+        self._began = 0
         self._drain: threading.Thread
 
     def start(self) -> None:
         """Start it, and return when it listens."""
+        self.launch()
+        if not self.read_until("listening on"):
+            raise AssertionError("runnerd did not start:\n" + "".join(self.journal))
+
+    def launch(self) -> None:
+        """Start it, and return at once."""
         command = [
             str(BIN / "runnerd"), "serve", "--config", str(self.config), "--listen", f"127.0.0.1:{self.port}",
-            "--socket", str(self.socket), "--log", str(self.log),
+            "--socket", str(self.socket), "--log", str(self.log), *self.options,
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._began = len(self.journal)
+        self._drain = threading.Thread(target=self._read, daemon=True)
+        self._drain.start()
+
+    def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.journal.append(line)
             if "listening on" in line:
                 self.port = int(line.split("http://")[1].split(",")[0].rpartition(":")[2])
-                break
-        else:
-            raise AssertionError("runnerd did not start:\n" + "".join(self.journal))
-        self._drain = threading.Thread(target=self.journal.extend, args=(self.process.stderr,), daemon=True)
-        self._drain.start()
+            with self._said:
+                self.journal.append(line)
+                self._said.notify_all()
+        with self._said:
+            self.journal.append("")
+            self._said.notify_all()
+
+    def read_until(self, words: str) -> bool:
+        """Wait until it has said something since it was launched, or (False) has ended without."""
+
+        def said() -> bool | None:
+            lines = self.journal[self._began :]
+            found = any(words in line for line in lines)
+            return found if found or "" in lines else None
+
+        with self._said:
+            self._said.wait_for(lambda: said() is not None, PATIENCE_S)
+            return bool(said())
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit code."""

@@ -192,6 +192,90 @@ def test_a_second_sigterm_cuts_what_still_runs(tmp_path: Path) -> None:
         assert live.stop() == 0
 
 
+def is_whole(response: http.client.HTTPResponse) -> bool:
+    """Whether a stream comes to its proper end."""
+    try:
+        return b"[DONE]" in response.read()
+    except (http.client.HTTPException, OSError):
+        return False
+
+
+def slow(*switches: str, more: str = "") -> str:
+    """A model of four slots whose requests take their time."""
+    command = ngram("--slots 4 --tokens-per-second 40", *switches)
+    return f"models: {{one: {{cmd: '{command}', memory: 1MiB, slots: 4{more}}}}}"
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "stop", "unload"])
+def test_a_drain_lets_requests_end(tmp_path: Path, how: str) -> None:
+    with daemon(tmp_path, slow()) as live, live.stream("one", tokens=40) as response:
+        if how.startswith("SIG"):
+            live.process.send_signal(signal.Signals[how])
+        else:
+            asked = threading.Thread(target=live.runnerctl, args=(how, *["one"][how == "stop" :]))
+            asked.start()
+        assert is_whole(response)
+        if how != "unload":
+            assert live.wait() == 0
+        if not how.startswith("SIG"):
+            asked.join(PATIENCE_S)
+    assert "request.completed" in live.tags()
+    assert "request.failed" not in live.tags()
+
+
+@pytest.mark.parametrize("how", ["SIGQUIT", "SIGTERM twice", "SIGINT twice", "stop now", "unload --now"])
+def test_at_once_cuts_requests(tmp_path: Path, how: str) -> None:
+    with daemon(tmp_path, slow(more=", unloadTimeout: 1h")) as live:
+        with live.stream("one", tokens=100_000) as response:
+            name, _, twice = how.partition(" ")
+            if how.startswith("SIG"):
+                for _ in range(2 if twice else 1):
+                    live.process.send_signal(signal.Signals[name])
+                    assert live.read_until(f"{name}: stopping (draining)" if twice else "(at once)")
+                    twice = ""
+            else:
+                assert live.runnerctl(name, twice, *["one"][name == "stop" :]).returncode == 0
+            assert not is_whole(response)
+        if name != "unload":
+            assert live.wait() == 0
+            assert live.leftovers() == []
+    assert "request.failed" in live.tags()
+    assert "runner.kill" not in live.tags()
+
+
+def test_a_drain_ends_at_unload_timeout(tmp_path: Path) -> None:
+    with daemon(tmp_path, slow(more=", unloadTimeout: 500ms")) as live:
+        with live.stream("one", tokens=100_000) as response:
+            live.process.send_signal(signal.SIGTERM)
+            assert not is_whole(response)
+        assert live.wait() == 0
+    passed = [event.body.kind for event in live.events() if isinstance(event.body, c.DeadlinePassed)]
+    assert "drain" in passed
+
+
+def test_a_runner_that_refuses_to_stop_is_killed(tmp_path: Path) -> None:
+    with daemon(tmp_path, slow("--refuse-stop")) as live:
+        assert live.chat("one", max_tokens=1)[0] == 200
+        assert live.stop(signal.SIGQUIT) == 0
+        assert live.leftovers() == []
+    assert live.tags().count("runner.kill") == 1
+
+
+def test_a_signal_is_heeded_from_the_first_moment_on(tmp_path: Path) -> None:
+    with daemon(tmp_path, TWO) as live:
+        assert live.stop() == 0  # it has said that it listens, and no more
+        live.start()
+        assert live.chat("red")[0] == 200
+        live.kill()
+        live.launch()
+        assert live.read_until("recovered")
+        assert live.stop() == 0
+        assert live.leftovers() == []
+    assert live.tags().count("daemon.stopped") == 2
+    stops = [event.body.by for event in live.events() if isinstance(event.body, c.StopRequested)]
+    assert stops == ["SIGTERM", "SIGTERM"]
+
+
 def test_a_second_daemon_on_the_same_log_is_refused(tmp_path: Path) -> None:
     with daemon(tmp_path, TWO) as live:
         second = Live(tmp_path, TWO)

@@ -15,7 +15,7 @@ import trio.testing
 from front_door_world import OVERDUE, Client, chat, echo, read_request, request, world
 
 from daemon.ports import Address, Dispatched
-from events.catalogue import UpstreamEnded
+from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -442,6 +442,44 @@ async def test_timed_out_while_relayed(tmp_path: Path, begun: bool) -> None:
         await runner.left.wait()
         assert [fact.complete for fact in here.desk.facts] == [False]
         assert not here.desk.gones
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("reused", [False, True])
+async def test_no_first_byte_in_time(tmp_path: Path, begun: bool, reused: bool) -> None:
+    """That the connection to the runner is a reused one is no excuse, and no reason to try again."""
+    runner = Gated(SSE + chunk(b"one"), chunk(b"two") + chunk(b""))
+
+    async def serve(peer: Client) -> None:
+        if reused:
+            await once(OK)(peer)
+        await runner(peer)
+
+    async with world(tmp_path, tick_s=1000.0) as here:
+        address = await here.runner("r1", serve)
+        here.desk.on_arrive = lambda ticket: ticket.give(Dispatched(address, 1, first_byte_s=60.0))
+        here.desk.retry = [OVERDUE]
+        client = await here.client()
+        if reused:
+            await client.send(chat())
+            assert (await client.answer()).status == 200
+        await client.send(chat(stream=True))
+        await runner.asked.wait()
+        if begun:
+            runner.go[0].set()
+            await client.until(chunk(b"one"))
+        for connection in list(here.door._connections):
+            connection.expire(trio.current_time() + 59)
+            connection.expire(trio.current_time() + 61)
+        if begun:
+            runner.go[1].set()
+            await client.until(chunk(b"two") + chunk(b""))
+        else:
+            assert (await client.answer()).status == 504
+            await runner.left.wait()
+        await here.desk.until(lambda: len(here.desk.facts) == 1 + reused)
+        assert here.desk.facts[-1].complete == begun
+        assert here.desk.facts[-1].error == ("" if begun else FIRST_BYTE_LATE)
 
 
 async def test_timed_out_while_the_client_does_not_read(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def fingerprint(seed: int) -> str:
     return hashlib.sha256(log + canonical(world.world.state)).hexdigest()
 
 
-def many(first: int, count: int) -> int:
-    """Run seeds; one line for each failure, and a summary."""
+def many(first: int, count: int, *, stop: bool = False) -> int:
+    """Run seeds (up to the first failure, if it is to stop there); a line a failure, and a summary."""
     failures: Counter[str] = Counter()
     ends: Counter[str] = Counter()
     events = 0
@@ -44,6 +44,8 @@ def many(first: int, count: int) -> int:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             print(f"seed {seed}: {type(error).__name__}: {error} ({where.name}:{where.lineno})", flush=True)
+            if stop:
+                return 1
             failures[f"{type(error).__name__} {where.name}:{where.lineno}"] += 1
         ends.update(world.nature.ended)
         events += len(world.world.log)
@@ -59,6 +61,7 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true")
     parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--first-failure", dest="stop", action="store_true")
     parser.add_argument("--fingerprint", type=int, nargs="*")
     asked = parser.parse_args()
     if asked.fingerprint is not None:
@@ -66,7 +69,7 @@ def main() -> int:
             print(fingerprint(seed))
         return 0
     if asked.seed is None:
-        return many(asked.first, asked.count)
+        return many(asked.first, asked.count, stop=asked.stop)
     RandomWorld(asked.seed, (lambda event: print(line(event))) if asked.trace else None).play()
     return 0
 

@@ -13,7 +13,7 @@ import pytest
 from tests.simulation.worlds import run_world
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("SEEDS", "300"))
+SEEDS = int(os.environ.get("SEEDS", "500"))
 """About 50 ms each."""
 BLOCK = 20
 

@@ -15,7 +15,7 @@ import msgspec
 
 from events import catalogue as c
 from events.catalogue import NEVER, Event, Fact
-from events.limits import GIB, MS, S
+from events.limits import AGE_STEP_NS, GIB, MS, S
 from statemachines.replay import fold, verify
 from statemachines.runner import RunnerState
 from statemachines.simulator import Exchange, Life, Nature, World
@@ -31,7 +31,7 @@ LASTING = {"cool", "quarantine"}
 LEFT_EMPTY = (
     "runners", "models", "requests", "demands", "wanted", "starving", "dismissing", "operations", "claim",
 )  # fmt: skip
-CALM_FAILURES = {"never_fits", "no_memory", "no_port", "unloaded", "unknown_model", "stopping"}
+CALM_FAILURES = {"pinned", "never_fits", "no_memory", "no_port", "unloaded", "unknown_model", "stopping"}
 """Why a request may fail where no process misbehaves."""
 ENDS = (
     c.RequestCompleted, c.RequestFailed, c.RequestCancelled, c.RequestTimedOut, c.RequestRejected,
@@ -79,6 +79,7 @@ class Chaos(Nature):
             life.spawn = self.chance.choice(["failed", "taken", "taken"])
         if bad():
             life.exit_ns = ns(0, 20 * S)
+            life.words = self.chance.choice(["out of luck", "cudaMalloc failed: out of memory"])
         elif bad():
             life.exit_ns = ns(0, 10 * MINUTE)
         if bad():
@@ -94,6 +95,14 @@ class Chaos(Nature):
         if bad():
             life.return_ns = ns(0, MINUTE)
         life.survives = not bad()
+        if runner.shard_ports:
+            life.shard_survives = not bad()
+            if bad():
+                life.shard_ns = ns(0, 5 * MINUTE)
+        if runner.stall_ns:
+            life.progress_ns = life.ready_ns
+            if bad():
+                life.progress_ns = ns(0, 30 * S)
         return life
 
     def exchange(self, world: World, request: str, runner: Runner) -> Exchange:
@@ -140,7 +149,7 @@ class Chaos(Nature):
 
 FIRST_HAND = (
     c.RequestArrived, c.DaemonStarted, c.DaemonStopped, c.ConfigChanged, c.StopRequested, c.DeadlinePassed,
-    c.LoadRequested, c.UnloadRequested, c.CancelRequested,
+    c.LoadRequested, c.UnloadRequested, c.CancelRequested, c.PinRequested,
 )  # fmt: skip
 """Facts that are not repeated by mistake."""
 
@@ -176,7 +185,31 @@ class RandomWorld:
             port_last=first + pick([1, 4, 999]),
             headroom_bytes=pick([0, GIB // 2]),
             policy=pick(["balanced", "balanced", "fifo", "collate"]),
+            swap_patience=pick([4, 4, 1, 0]),
+            age_step_ns=AGE_STEP_NS,
+            groups=self.groups(list(models)) if n(4) == 0 else {},
+            matrix=self.matrix(list(models)) if n(6) == 0 else None,
         )
+
+    def groups(self, models: list[str]) -> dict[str, c.GroupView]:
+        pick, n = self.chance.choice, self.chance.randrange
+        members: dict[str, list[str]] = {}
+        for model in models:
+            members.setdefault(pick(["", "g1", "g2", "g3"]), []).append(model)
+        members.pop("", None)
+        return {
+            name: c.GroupView(tuple(mine), n(2) == 0, n(2) == 0, n(3) == 0) for name, mine in members.items()
+        }
+
+    def matrix(self, models: list[str]) -> c.MatrixView:
+        pick, n = self.chance.choice, self.chance.randrange
+        sets: dict[str, tuple[str, ...]] = {}
+        for i in range(n(1, 4)):
+            tokens = [f"={pick(models)}"]
+            for _ in range(n(5)):
+                tokens += [f"+s{n(i)}" if i and n(4) == 0 else f"={pick(models)}", pick("&&|")]
+            sets[f"s{i}"] = tuple(tokens)
+        return c.MatrixView(sets, {model: n(1, 9) for model in models if n(2)})
 
     def model(self) -> c.ModelView:
         pick, n = self.chance.choice, self.chance.randrange
@@ -197,6 +230,25 @@ class RandomWorld:
             queue_ns=pick([0, 0, 20 * S, 5 * MINUTE]),
             request_ns=pick([0, 0, 60 * S, 10 * MINUTE]),
             priority=pick([0, 0, 1]),
+            instances_min=pick([1, 1, 2]),
+            instances_max=pick([1, 1, 1, 2, 3]),
+            shards=pick([0, 0, 0, 0, 1, 3]),
+            stall_ns=pick([0, 0, 0, 4 * S]),
+            estimate=self.estimate() if n(2) else None,
+        )
+
+    def estimate(self) -> c.Estimate:
+        """What a model's file may say."""
+        pick, n = self.chance.choice, self.chance.randrange
+        return c.Estimate(
+            weights_bytes=n(1, 20) * GIB,
+            buffers_bytes=n(GIB),
+            context_bytes=n(1_000_000),
+            context=pick(["", "num_ctx"]),
+            context_tokens=pick([0, 4096]),
+            trained_context=pick([0, 8192]),
+            layers=32,
+            gpu_layers=pick([c.AUTO, 0, 10, 32]),
         )
 
     # --- what happens in it ------------------------------------------------------------------------------
@@ -216,7 +268,9 @@ class RandomWorld:
 
     def operator(self) -> Fact:
         pick, n = self.chance.choice, self.chance.randrange
-        kind, name = n(6), pick([*self.names, ""])
+        kind, name = n(8), pick([*self.names, ""])
+        if kind > 5:
+            return c.PinRequested(name or "unknown", n(3) > 0)
         if kind < 2:
             return c.LoadRequested(name or "unknown", pick([{}, {}, {"num_ctx": 2048}]))
         if kind < 3 and self.nature.unended:
@@ -326,6 +380,10 @@ class RandomWorld:
             insist(kind != "request.failed" or known, f"calm world: {end}")
         insist(not seen[c.RunnerFailed], "calm world: a runner failed")
         wishes = seen[c.RequestArrived] + seen[c.RequestRequeued] + seen[c.LoadRequested]
+        stops = (event.body for event in self.world.log if isinstance(event.body, c.RunnerStop))
+        wishes += sum(body.reason in ("operator", "configuration") for body in stops)  # for who still waits
+        loads = (event.body for event in self.world.log if isinstance(event.body, c.RunnerLoad))
+        wishes += sum(body.reason in ("queue", "instances") for body in loads)
         insist(seen[c.RunnerLoad] <= wishes, f"calm world: {seen[c.RunnerLoad]} loads for {wishes} wishes")
 
 

@@ -53,7 +53,13 @@ class History:
         self.state = state
         body, id = event.body, event.subject
         if isinstance(
-            body, c.RequestArrived | c.RunnerLoad | c.LoadRequested | c.UnloadRequested | c.CancelRequested
+            body,
+            c.RequestArrived
+            | c.RunnerLoad
+            | c.LoadRequested
+            | c.UnloadRequested
+            | c.CancelRequested
+            | c.PinRequested,
         ):
             kind = id[0]
             self.names[id] = f"{kind}{sum(name[0] == kind for name in self.names) + 1}"

@@ -93,6 +93,7 @@ def _loaded(id: str, d: c.RunnerLoad) -> str:
     where = f"on {places(d.reserved_bytes)}" if d.reserved_bytes else "of unknown size"
     alone = ", alone" if d.alone else ""
     port = f", port {d.port}" if d.port else ""
+    port += f", shards {', '.join(map(str, d.shard_ports))}" if d.shard_ports else ""
     return f"{id} load {label(d.model, d.options)} {where}{alone}{port} ({d.reason})"
 
 
@@ -128,14 +129,17 @@ def _dismissed(id: str, d: c.ModelDismissed) -> str:
 
 
 def _waits(id: str, d: c.TurnWaits) -> str:
-    what = {"quantum": f"{d.runner} to have had its turn", "memory": "memory that other programs hold"}[
-        d.reason
-    ]
+    what = {
+        "quantum": f"{d.runner} to have had its turn",
+        "memory": "memory that other programs hold",
+        "linger": f"{d.runner} to be idle for long enough",
+    }[d.reason]
     return f"{demand(d.demand)} waits until {seconds(d.until_ns)} for {what}"
 
 
 def _exited(id: str, f: c.ProcessExited) -> str:
-    return f"{id} exited" + (f': "{f.output}"' if f.output else "")
+    shard = f" shard {f.shard}" if f.shard else ""
+    return f"{id}{shard} exited" + (f': "{f.output}"' if f.output else "")
 
 
 def _probe_answer(id: str, f: c.ProbeAnswered) -> str:
@@ -152,7 +156,7 @@ def _cooling(id: str, d: c.ModelCooling) -> str:
 
 LINES: dict[type, Callable[[str, Any], str]] = {
     c.DaemonStarted: lambda id, f: (
-        f"daemon started, survivors: {', '.join(p.runner for p in f.survivors) or 'none'}"
+        f"daemon started, survivors: {', '.join(dict.fromkeys(p.runner for p in f.survivors)) or 'none'}"
     ),
     c.ConfigChanged: lambda id, f: f"configuration: {', '.join(f.view.models) or 'no models'}",
     c.BreachRecorded: lambda id, f: f"an earlier start broke on {f.fact} for {f.model}",
@@ -164,7 +168,10 @@ LINES: dict[type, Callable[[str, Any], str]] = {
     c.CancelRequested: lambda id, f: f"{id} operator cancels {f.request}",
     c.LoadRequested: lambda id, f: f"{id} operator loads {label(f.model, f.options)}",
     c.UnloadRequested: _unload,
-    c.ProcessSpawned: lambda id, f: f"{f.runner} spawned",
+    c.PinRequested: lambda id, f: f"{id} operator {'pins' if f.pinned else 'unpins'} {f.model}",
+    c.ProcessSpawned: lambda id, f: (
+        f"{f.runner} spawned" + (f": shard {f.process.shard}" if f.process.shard else "")
+    ),
     c.SpawnFailed: lambda id, f: f"{id} spawn failed: {f.error}",
     c.LeaseRefused: lambda id, f: f"{id} port {f.port} is taken",
     c.ProcessExited: _exited,
@@ -184,7 +191,8 @@ LINES: dict[type, Callable[[str, Any], str]] = {
     c.RequestRejected: _ended("rejected"),
     c.RequestInterrupted: lambda id, d: f"{id} interrupted",
     c.RunnerLoad: _loaded,
-    c.RunnerLeased: lambda id, d: f"{id} tries port {d.port}",
+    c.LoadProgressed: lambda id, f: f"{id} gets on ({f.sign})",
+    c.RunnerLeased: lambda id, d: f"{id} tries port " + ", ".join(map(str, (d.port, *d.shard_ports))),
     c.RunnerDrain: _drain,
     c.RunnerStop: _stop,
     c.RunnerKill: lambda id, d: f"{id} kill",
@@ -194,6 +202,9 @@ LINES: dict[type, Callable[[str, Any], str]] = {
     c.RunnerFailed: _over("failed"),
     c.RunnerLost: lambda id, d: f"{id} lost",
     c.ModelCooling: _cooling,
+    c.ModelCrowded: lambda id, d: (
+        f'{d.model} is tried again alone: {d.runner} ran out of memory ("{d.message}")'
+    ),
     c.ClaimMade: lambda id, d: f"claim for {demand(d.demand)}: victims {', '.join(d.victims)}",
     c.ClaimEnded: lambda id, d: f"claim for {demand(d.demand)} ended: {d.reason}",
     c.TurnWaits: _waits,

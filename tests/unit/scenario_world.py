@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from daemon.config.expression import postfix
 from events import catalogue as c
 from events.catalogue import Event, Option
 from events.envelope import Record, decode, encode, first_hash
@@ -35,9 +36,9 @@ HIDDEN = {
 }
 """What `hide` and `show` name, by the beginning of the types of event."""
 
-MODEL_DURATIONS = ("keep_alive", "load", "unload", "queue", "request")
-NUMBERS = ("slots", "fixed_port", "concurrency_limit", "priority")
-LIFE_DURATIONS = ("spawns", "ready", "exit", "stop", "kill", "probe", "sick", "return")
+MODEL_DURATIONS = ("keep_alive", "load", "stall", "unload", "queue", "request")
+NUMBERS = ("slots", "fixed_port", "concurrency_limit", "priority", "shards")
+LIFE_DURATIONS = ("spawns", "ready", "progress", "exit", "shard", "stop", "kill", "probe", "sick", "return")
 
 
 def pairs(words: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -57,6 +58,21 @@ def sizes(text: str) -> dict[str, int]:
         return {}
     parts = [part.rpartition(":") for part in text.split(",")]
     return {device: size(value) for device, _, value in parts}
+
+
+def estimate(text: str) -> c.Estimate:
+    """`weights:4GiB,each:1MiB,context:num_ctx,trained:8192`: what a model's file says."""
+    said = dict(part.split(":") for part in text.split(","))
+    return c.Estimate(
+        weights_bytes=size(said["weights"]),
+        context_bytes=size(said["each"]) if "each" in said else 0,
+        context=said.get("context", ""),
+        context_tokens=int(said.get("tokens", 0)),
+        trained_context=int(said.get("trained", 0)),
+        layers=32,
+        gpu=said.get("gpu", ""),
+        gpu_layers=int(said.get("layers", c.AUTO)),
+    )
 
 
 def kind_of(event: Event) -> str:
@@ -79,7 +95,7 @@ class Script(Nature):
         """Workers' requests: what they ask for again, until when, and how long it takes."""
 
     def life(self, world: World, runner: Runner) -> Life:
-        life = Life(spawn_ns=0, used_bytes=dict(runner.reserved_bytes))
+        life = Life(spawn_ns=0, words="", used_bytes=dict(runner.reserved_bytes))
         return msgspec.structs.replace(life, **self.lives.get(runner.model, {}))
 
     def exchange(self, world: World, request: str, runner: Runner) -> Exchange:
@@ -107,16 +123,14 @@ class Script(Nature):
 class Machine(World):
     """The simulator's world, with processes whose last words are the scenario's."""
 
-    def _exits(self, id: str) -> None:
-        if id in self.alive:
-            self.exits(id, "")
-
-    def exits(self, id: str, told: str) -> None:
+    def exits(self, id: str, shard: int, told: str) -> None:
         """A process ends; the fact alone where it is not there any more."""
-        if id in self.alive:
-            self._dies(id)
-        self.submit(c.ProcessExited(id, 0, 1, told))
-        self._cut(id)
+        if id in self.alive and shard in self.alive[id].processes:
+            self.alive[id].life.words = told
+            self._exit(id, shard)
+        else:
+            self.submit(c.ProcessExited(id, shard, 1, told))
+            self._cut(id)
 
 
 class Play:
@@ -179,11 +193,16 @@ class Play:
         for key, value in said.items():
             if key in MODEL_DURATIONS:
                 fields[key + "_ns"] = duration(value)
+            elif key == "instances":
+                least, most = value.split("-")
+                fields |= {"instances_min": int(least), "instances_max": int(most)}
             elif key in NUMBERS:
                 fields[key] = int(value)
             elif key == "memory":
                 fields["memory_bytes"] = sizes(value)
-            elif key in ("digest", "lease"):
+            elif key == "estimate":
+                fields["estimate"] = estimate(value)
+            elif key in ("digest", "lease", "larger"):
                 fields[key] = value
             else:
                 options[key] = option(value)
@@ -192,6 +211,28 @@ class Play:
             fields["options"] = {**before.options, **options}
         view = msgspec.structs.replace(before, **fields)
         self.view = msgspec.structs.replace(self.view, models={**self.view.models, name: view})
+
+    def group(self, words: list[str]) -> None:
+        """`group g a b swap=no exclusive=no persistent=yes`."""
+        (name, *members), said = pairs(words)
+        flags = {key: value == "yes" for key, value in said.items()}
+        groups = {**self.view.groups, name: c.GroupView(tuple(members), **flags)}
+        self.view = msgspec.structs.replace(self.view, groups=groups)
+
+    def matrix(self, words: list[str]) -> None:
+        """`matrix "s1: (a | b) & c" "s2: d" a=5`: sets, and what it costs to lose a model."""
+        given, costs = pairs(words)
+        texts = dict(text.split(": ", 1) for text in given)
+        models = {name: name for name in self.view.models}
+        sets = {name: postfix(text, models, list(texts)) for name, text in texts.items()}
+        matrix = c.MatrixView(sets, {model: int(cost) for model, cost in costs.items()})
+        self.view = msgspec.structs.replace(self.view, matrix=matrix)
+
+    def pin(self, words: list[str]) -> None:
+        self.world.submit(c.PinRequested(words[0]))
+
+    def unpin(self, words: list[str]) -> None:
+        self.world.submit(c.PinRequested(words[0], False))
 
     def remove(self, words: list[str]) -> None:
         models = {name: view for name, view in self.view.models.items() if name not in words}
@@ -268,9 +309,13 @@ class Play:
     def unhealthy(self, words: list[str]) -> None:
         self.world.submit(c.ProbeAnswered(words[0], False, "moved" in words))
 
+    def progresses(self, words: list[str]) -> None:
+        self.world.submit(c.LoadProgressed(words[0], "output"))
+
     def exits(self, words: list[str]) -> None:
-        """`exits r1 "last words"`."""
-        self.world.exits(words[0], " ".join(words[1:]))
+        """`exits r1 "last words"`, `exits r1 shard=1 "last words"`."""
+        (id, *told), said = pairs(words)
+        self.world.exits(id, int(said.get("shard", 0)), " ".join(told))
 
     def ended(self, words: list[str]) -> None:
         """`ended q1 r1 [after 50]`: the exchange is over, answered or broken off; it may be an old one."""
@@ -288,11 +333,12 @@ class Play:
         self.script.measure = duration(words[0])
 
     def restart(self, words: list[str]) -> None:
-        """The daemon dies and starts again: `restart survivors=r1,r2 down=5s` or `survivors=none`."""
+        """The daemon dies and starts again: `restart survivors=r1,r2 down=5s` or `survivors=none`; with
+        `broken=r1` a shard of r1 is gone."""
         said = pairs(words)[1]
-        alive = said["survivors"].split(",")
+        alive, broken = said["survivors"].split(","), said.get("broken", "").split(",")
         for id, sim in self.world.alive.items():
-            sim.life.survives = id in alive
+            sim.life.survives, sim.life.shard_survives = id in alive, id not in broken
         self.world.restart(duration(said.get("down", "0s")))
 
     def stop(self, words: list[str]) -> None:
@@ -363,8 +409,10 @@ COMMANDS: dict[str, Callable[[Play, list[str]], None]] = {
     name: getattr(Play, name)
     for name in (
         "devices", "limits", "model", "remove", "start", "config", "runner", "arrive", "workers", "gone",
-        "cancel", "load", "unload", "healthy", "unhealthy", "exits", "ended", "other", "measurements",
-        "restart", "stop", "breach", "until", "hide", "show", "state", "tally",
+        "cancel", "load", "unload", "healthy", "unhealthy", "progresses", "exits", "ended", "other",
+        "measurements",
+        "restart", "stop", "breach", "group", "matrix", "pin", "unpin", "until", "hide", "show", "state",
+        "tally",
     )
 }  # fmt: skip
 

@@ -97,6 +97,9 @@ def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
             unloadTimeout: 8
             queueTimeout: 0
             requestTimeout: 90s
+            firstByteTimeout: 20
+            instances: {min: 2, max: 5}
+            acceptLargerContext: true
             healthCheckTimeout: 500
             name: M
             description: the model
@@ -124,6 +127,8 @@ def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
     assert (m.keep_alive_ns, m.slots, m.memory_bytes) == (NEVER, 3, {"gpu0": 6 * GIB, "host": GIB})
     assert (m.options, m.concurrency_limit, m.priority) == ({"num_ctx": 4096}, 9, -2)
     assert (m.unload_ns, m.queue_ns, m.request_ns, m.load_ns) == (8 * S, 0, 90 * S, 500 * S)
+    assert (m.first_byte_ns, m.instances_min, m.instances_max, m.larger) == (20 * S, 2, 5, "num_ctx")
+    assert (d.first_byte_ns, d.instances_min, d.instances_max, d.larger) == (0, 1, 1, "")
     assert (d.keep_alive_ns, d.memory_bytes, d.queue_ns) == (60 * S, {"": GIB}, 60 * S)
     assert (d.request_ns, d.unload_ns, d.load_ns) == (600 * S, 5 * S, 20 * S)
     shown = config.models["m"]

@@ -59,10 +59,11 @@ def test_all_problems_are_told_together_with_line_and_path(tmp_path: Path) -> No
         ("{}", "models: expected a mapping"),
         ("models: 3", "models: expected a mapping, found 3"),
         ("apiKeys: [x]", "apiKeys: not supported by this version"),
-        ("groups: {g: {members: [m]}}", "groups: not supported"),
-        ("matrix: {sets: {a: b}}", "matrix: not supported"),
-        ("routing: {router: {use: group}}", "routing: not supported"),
-        ("hooks: {on_startup: {preload: [m]}}", "hooks: not supported"),
+        ("hooks: [preload]", "hooks: expected a mapping, found a list"),
+        ("hooks: {on_startup: {preload: rad}}", "hooks.on_startup.preload: expected a list of text"),
+        ("hooks: {on_startup: {preload: [[x]]}}", "hooks.on_startup.preload[0]: expected text"),
+        ("hooks: {on_startup: {preloads: []}}", 'unknown key "preloads"; the nearest is "preload"'),
+        ("hooks: {on_stop: {}}", 'hooks.on_stop: unknown key "on_stop"'),
         ("peers: {p: {proxy: x}}", "peers: not supported"),
         ("maxQueue: 0", "maxQueue: expected a whole number from 1"),
         ("maxQueue: -5", "found -5"),
@@ -139,6 +140,18 @@ def test_the_top(tmp_path: Path, text: str, message: str) -> None:
         ("{cmd: 's ${PORT}', aliases: ['']}", "aliases[0]: expected a name"),
         ("{cmd: 's ${PORT}', aliases: [[x]]}", "aliases[0]: expected text, found a list"),
         ("{cmd: 's ${PORT}', priority: 5000}", "priority: expected a whole number"),
+        ("{cmd: 's ${PORT}', instances: 0}", "instances: expected a whole number from 1 to 64"),
+        (
+            "{cmd: 's ${PORT}', instances: {min: 3, max: 2}}",
+            "instances.max: expected a whole number from 3 to",
+        ),
+        ("{cmd: 's ${PORT}', instances: {most: 2}}", 'instances.most: unknown key "most"'),
+        ("{cmd: s, proxy: 'http://127.0.0.1:9', instances: 2}", "instances: expected 1, for all would have"),
+        (
+            "{cmd: 's ${PORT}', acceptLargerContext: true}",
+            "acceptLargerContext: expected num_ctx among `options`",
+        ),
+        ("{cmd: 's ${PORT}', firstByteTimeout: x}", "firstByteTimeout: expected a number of seconds"),
         ("{cmd: 's ${PORT}', cmd: again}", "cmd: expected each key once"),
     ],
 )
@@ -186,7 +199,7 @@ def test_files_that_are_not_text(tmp_path: Path, data: bytes, message: str) -> N
 
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path, tmp_path / "absent.yaml"):
-        assert check_main(path) == 1
+        assert check_main(path) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith(f"{path}: cannot be read: ")
@@ -233,3 +246,19 @@ def test_mutations_of_the_example_load_or_are_refused_clearly(tmp_path: Path) ->
             assert error.problems
             assert all(line.startswith(f"{path}:") for line in str(error).split("\n"))
     assert 500 < refused < 2000
+
+
+def test_an_unknown_model_to_preload_is_told_with_its_line_and_the_nearest(tmp_path: Path) -> None:
+    text = """\
+        models:
+          red: {cmd: 's ${PORT}', aliases: [rouge]}
+        hooks:
+          on_startup:
+            preload:
+              - red
+              - rouje
+    """
+    assert problems(tmp_path, text) == [
+        '7: hooks.on_startup.preload[1]: expected the id or alias of a model, found "rouje"; '
+        'the nearest is "rouge"'
+    ]

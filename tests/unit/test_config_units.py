@@ -40,4 +40,13 @@ def test_both_are_shown_shortly() -> None:
         "6 GiB",
         "1.5 GiB",
     ]
-    assert [show_duration(time) for time in (300 * S, 500 * MS)] == ["300 s", "500 ms"]
+    times = (0, 500 * MS, 90 * S, 600 * S, 5400 * S, 7200 * S, 86400 * S)
+    assert [show_duration(time) for time in times] == [
+        "0 s",
+        "500 ms",
+        "90 s",
+        "10 min",
+        "90 min",
+        "2 h",
+        "1 d",
+    ]

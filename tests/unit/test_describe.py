@@ -12,7 +12,7 @@ from daemon.cli.describe import DEADLINES, SENTENCES, describe, duration, size
 from daemon.cli.output import age, memory
 from events.catalogue import DECISIONS, FACTS, Payload
 from events.upcast import CLASSES
-from statemachines import decide
+from statemachines import deadlines
 from tests.unit.test_catalogue import full, minimal
 
 EVENTS = [*FACTS, *DECISIONS]
@@ -30,7 +30,7 @@ def test_every_type_of_the_catalogue_has_its_sentence_and_the_reverse() -> None:
 
 
 def test_every_kind_of_deadline_has_its_words_and_the_reverse() -> None:
-    assert set(DEADLINES) == set(decide.DEADLINES)
+    assert set(DEADLINES) == set(deadlines.DEADLINES)
 
 
 @pytest.mark.parametrize("cls", EVENTS, ids=lambda cls: str(cls.__struct_config__.tag))
@@ -57,6 +57,9 @@ def test_a_sentence_is_for_people(cls: type[Payload]) -> None:
         ("process.exited", "r1", {"status": None}, "r1 exited"),
         ("process.exited", "r1", {"status": 1, "output": "a\nout of memory\n"},
          "r1 exited with status 1: out of memory"),
+        ("process.exited", "r1", {"shard": 2, "status": 3}, "r1 shard 2 exited with status 3"),
+        ("runner.leased", "r1", {"port": 5800, "shard_ports": [5802]}, "r1 gets ports 5800, 5802 instead"),
+        ("load.progressed", "r1", {"sign": "read"}, "r1 gets on with its load: it reads"),
         ("claim.made", "m",
          {"demand": "m?num_ctx=4096!0!r9", "need_bytes": {"gpu0": 1 << 30}, "victims": ["r3"]},
          "m with num_ctx=4096 claims room (1.0 GiB on gpu0): r3 must go"),
@@ -98,5 +101,8 @@ def test_sizes_durations_and_ages() -> None:
         "0 s", "0 s", "7 s", "119 s", "5 min", "3 h", "4 d"
     ]  # fmt: skip
     assert (age(None), age(None, "ever")) == ("", "ever")
+    assert [age(ns, up=True) for ns in (0, 1, 599 * 10**9, 119 * 10**9, 100 * HOUR)] == [
+        "0 s", "1 s", "10 min", "119 s", "5 d"
+    ]  # fmt: skip
     assert memory({"gpu0": 6 << 30, "host": 1 << 20, "": 2 << 20}) == "6.0 GiB gpu0, 1 MiB, 2 MiB"
     assert memory({}) == "unknown"

@@ -6,10 +6,15 @@ import pytest
 
 from daemon.http import asked
 from daemon.http.answers import Refused
+from events.catalogue import NEVER
+from events.limits import S
 
 
 def test_the_model() -> None:
-    assert asked.model_name(b'{"messages": [{"model": "inner"}], "model": "m", "x": 1e99}') == "m"
+    assert asked.model_and_keep_alive(b'{"messages": [{"model": "inner"}], "model": "m", "x": 1e99}') == (
+        "m",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,3 +52,23 @@ def test_a_refused_option_says_what_it_should_be() -> None:
 def test_renamed_keeps_the_bytes_of_the_rest() -> None:
     body = b'{"a" : [1.50,  {"b": "\\u00e9"}], "model":"x", "c":1E5, "model":"y"}'
     assert asked.renamed(body, 'n"') == b'{"a":[1.50,  {"b": "\\u00e9"}],"model":"n\\"","c":1E5}'
+
+
+@pytest.mark.parametrize(
+    ("given", "ns"),
+    [
+        (b"300", 300 * S), (b"0", 0), (b"-1", NEVER), (b"0.5", S // 2), (b'"5m"', 300 * S),
+        (b'"1h30m"', 5400 * S),
+        (b'"-1s"', NEVER), (b'"-1m"', NEVER), (b'"0"', 0), (b'"0s"', 0), (b"1e300", NEVER), (b"null", None),
+    ],
+)  # fmt: skip
+def test_keep_alive_as_ollama_has_it(given: bytes, ns: int | None) -> None:
+    assert asked.model_and_keep_alive(b'{"model": "m", "keep_alive": %b}' % given) == ("m", ns)
+
+
+@pytest.mark.parametrize("given", [b'"soon"', b'"5"', b"[]", b"true", b'""'])
+def test_bad_keep_alives(given: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        asked.model_and_keep_alive(b'{"model": "m", "keep_alive": %b}' % given)
+    assert refused.value.answer.status == 400
+    assert b"keep_alive" in refused.value.answer.body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from daemon.meter import MachineMeter, host_reading
 from events.catalogue import MemoryMeasured, Reading
@@ -108,6 +110,52 @@ def test_a_path_that_is_not_mounted_here_leaves_the_root_which_is(proc: Path, cg
     (proc / "self/cgroup").write_text("4:memory:/docker/abc\n")
     v1(cgroups / "memory", 4 * GIB, 1 * GIB)
     assert host_reading(proc, cgroups) == Reading(4 * GIB, 3 * GIB)
+
+
+def test_a_cgroup_without_a_memory_controller_is_passed_over(proc: Path, cgroups: Path) -> None:
+    (proc / "self/cgroup").write_text("1:name=systemd:/x\n0::/box/leaf\n")
+    (cgroups / "box/leaf").mkdir(parents=True)
+    v2(cgroups / "box", str(16 * GIB), 6 * GIB)
+    assert host_reading(proc, cgroups) == Reading(16 * GIB, 10 * GIB)
+
+
+def test_a_path_outside_what_is_mounted_here_is_not_followed_for_ever(proc: Path, cgroups: Path) -> None:
+    (proc / "self/cgroup").write_text("0::/../../other\n")
+    v2(cgroups, str(16 * GIB), 6 * GIB)
+    assert host_reading(proc, cgroups) == Reading(16 * GIB, 10 * GIB)
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory.current", "memory.stat"])
+def test_nonsense_in_a_cgroup_is_no_limit(proc: Path, cgroups: Path, name: str) -> None:
+    (proc / "self/cgroup").write_text("0::/\n")
+    v2(cgroups, str(16 * GIB), 6 * GIB)
+    (cgroups / name).write_text("nonsense\n")
+    assert host_reading(proc, cgroups) == Reading(64 * GIB, 40 * GIB)
+
+
+async def test_without_descriptors_a_measurement_waits_and_misses_no_limit(
+    proc: Path, cgroups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (proc / "self/cgroup").write_text("0::/\n")
+    v2(cgroups, str(16 * GIB), 6 * GIB)
+    warned = trio.Event()
+    monkeypatch.setattr(MachineMeter, "_warn", lambda self, trouble: trouble and warned.set())
+    measured: list[MemoryMeasured] = []
+
+    async def measure() -> None:
+        measured.append(await MachineMeter(proc, cgroups).measure({}))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with trio.open_nursery() as nursery:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            nursery.start_soon(measure)
+            with trio.fail_after(PATIENCE_S):
+                await warned.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert measured == []
+    assert [reading.devices["host"] for reading in measured] == [Reading(16 * GIB, 10 * GIB)]
 
 
 def test_this_machine_can_be_read() -> None:
@@ -273,6 +321,24 @@ def test_a_gpu_that_fell_off_the_bus_has_nothing_free_and_the_others_serve_on(bo
     machine.has(*two, "lost 0 15")
     assert machine.gpus() == expected
     assert len(machine.warnings()) == 2  # once each time, not at every measurement
+
+
+def test_a_gpu_that_is_counted_no_more_has_nothing_free(box: Boxes) -> None:
+    machine = box()
+    machine.has(f"gpu {24 * GIB} 0", f"gpu {80 * GIB} 0")
+    assert len(machine.gpus()) == 2
+    machine.has(f"gpu {24 * GIB} 0")
+    assert machine.gpus()["gpu1"] == Reading(80 * GIB, 0, reliable=False)
+
+
+def test_a_process_whose_memory_the_driver_does_not_know_is_not_counted(box: Boxes) -> None:
+    machine = box()
+    with running("sh", "-c", "echo; exec sleep 1000") as process:
+        not_available = (1 << 64) - 1
+        machine.has(f"gpu {24 * GIB} {4 * GIB}", f"proc 0 {process.pid} {not_available}")
+        measured = machine.measure({"r7": [process.pid]})
+    assert measured.devices["gpu0"] == Reading(24 * GIB, 20 * GIB)
+    assert set(measured.runners["r7"]) == {"host"}
 
 
 def test_processes_that_the_driver_does_not_tell_do_not_hide_the_memory(box: Boxes) -> None:

@@ -1,0 +1,122 @@
+"""Why `runnerd serve` does not start, or has ended: in words that say what to do, with the exit code."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
+from daemon.driver import StepFailed
+from daemon.preload import PreloadFailed, StartRefused
+from daemon.service import Places, StopFailed
+from events.envelope import LogError
+from events.limits import EXIT_LOG_FAILED, EXIT_STEP_FAILED, SOCKET_PATH_BYTES
+from events.lock import LogInUse
+from events.reader import ChainBroken
+from events.schema import NotALog, SchemaTooNew
+from events.store import StoreBroken
+from events.witness import TailLost, witness_path
+from statemachines.invariants import Breach
+from statemachines.machine import IllegalTransition
+
+ANOTHER_LOG = "--log PATH, or `eventLog` in the configuration, names another"
+ANOTHER_SOCKET = "--socket PATH, or `controlSocket` in the configuration, names another"
+ANOTHER_ADDRESS = "--listen HOST:PORT, or `listen` in the configuration, names another"
+
+FAILURES = (
+    StepFailed, StoreBroken, LogError, Breach, IllegalTransition, StopFailed, StartRefused, PreloadFailed,
+    sqlite3.Error, OSError,
+)  # fmt: skip
+"""What a daemon can end with that is explained here; anything else is a mistake in the program."""
+
+Ending = tuple[int, str]
+"""An exit code, and what to tell the person at the keyboard."""
+
+
+def obstacle(places: Places) -> Ending | None:
+    """What can be seen to be in the way of a daemon before anything is opened. What changes after this look
+    is found when it is opened, too."""
+    log, control = places.log, places.control
+    if os.path.isdir(log):
+        return EXIT_UNREACHABLE, f"the log cannot be {log}: that is a directory. {ANOTHER_LOG}"
+    if reason := _unwritable(log.parent):
+        return EXIT_UNREACHABLE, f"cannot write the log {log}: {reason}. {ANOTHER_LOG}"
+    if (length := len(os.fsencode(control))) > SOCKET_PATH_BYTES:
+        limit = f"is {length} bytes long, and Linux takes {SOCKET_PATH_BYTES}"
+        return EXIT_USAGE, f"the path of the control socket {limit}: {control}\n{ANOTHER_SOCKET}"
+    if os.path.exists(control) and not control.is_socket():
+        return EXIT_REFUSED, f"{control} is no socket, and is left alone. {ANOTHER_SOCKET}"
+    if reason := _unwritable(control.parent):
+        return EXIT_REFUSED, f"cannot make the control socket {control}: {reason}. {ANOTHER_SOCKET}"
+    return None
+
+
+def _unwritable(directory: Path) -> str:
+    """Why nothing can be made in a directory, which itself may have to be made; "" where it can."""
+    place = directory.absolute()
+    while not os.path.exists(place) and place != place.parent:
+        place = place.parent
+    if not os.path.isdir(place):
+        return f"{place} is no directory"
+    return "" if os.access(place, os.W_OK | os.X_OK) else f"this user may not write in {place}"
+
+
+def explain(error: BaseException, places: Places) -> Ending:
+    """What one of FAILURES means, and its exit code."""
+    if isinstance(error, StepFailed):
+        return EXIT_STEP_FAILED, (
+            f"a step failed, and nothing of it was logged: {error}. The fact is in {places.log}.breach; the "
+            "runners live on, and the next start adopts them. This is a mistake in runnerd: please report it"
+        )
+    if isinstance(error, StoreBroken):
+        return EXIT_LOG_FAILED, str(error)
+    if isinstance(error, StartRefused):
+        advice = "--lazy starts all the same, with what fits; --no-memcheck leaves this check out"
+        return EXIT_USAGE, f"{error}\n{advice}"
+    if isinstance(error, PreloadFailed):
+        return EXIT_REFUSED, f"{error}\nNothing is left running; --lazy starts without it"
+    if isinstance(error, StopFailed):
+        return EXIT_REFUSED, str(error)
+    if isinstance(error, OSError):
+        return _explain_system(error, places)
+    return EXIT_UNREACHABLE, _explain_log(error, places.log)
+
+
+def _explain_log(error: BaseException, log: Path) -> str:
+    if isinstance(error, LogInUse):
+        return f"{error}: stop that daemon (runnerctl stop), or start this one on another log (--log PATH)"
+    if isinstance(error, NotALog):
+        return f"cannot open the log {log}: {error}. It is left as it is. {ANOTHER_LOG}"
+    if isinstance(error, TailLost):
+        witness = witness_path(log)
+        return f"{error}. Restore {log} from a backup; or remove {witness}, and go on with what is left"
+    if isinstance(error, ChainBroken | Breach | IllegalTransition):
+        words = str(error) if isinstance(error, ChainBroken) else f"no runnerd has written it: {error}"
+        return (
+            f"the log {log} has been damaged or altered: {words}. "
+            f"Restore it from a backup, or keep it and begin another. {ANOTHER_LOG}"
+        )
+    words = f"cannot open the log {log}: {error}"
+    return words if isinstance(error, SchemaTooNew) else f"{words}. {ANOTHER_LOG}"
+
+
+def _explain_system(error: OSError, places: Places) -> Ending:
+    """What the operating system refused. Where a file is named, it tells of which part it is."""
+    # create_server adds what it tried, which the message says already
+    reason = (error.strerror or str(error)).partition(" (while attempting")[0]
+    if file := str(error.filename or ""):
+        reason = f"{reason}: {file}"
+    if _concerns(file, places.log):
+        return EXIT_UNREACHABLE, f"cannot open the log {places.log}: {reason}. {ANOTHER_LOG}"
+    if _concerns(file, places.control) or str(places.control) in reason:
+        return EXIT_REFUSED, f"cannot open the control socket: {reason}. {ANOTHER_SOCKET}"
+    if reason.startswith("cannot listen"):
+        return EXIT_REFUSED, f"{reason}. {ANOTHER_ADDRESS}"
+    return EXIT_REFUSED, reason
+
+
+def _concerns(file: str, path: Path) -> bool:
+    """Whether an error's file is this one, one beside it with a longer name, or a folder that it is in."""
+    found, whole = Path(file).absolute(), path.absolute()
+    return bool(file) and (str(found).startswith(str(whole)) or whole.is_relative_to(found))

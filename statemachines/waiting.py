@@ -1,0 +1,64 @@
+"""What those who are queued wait for, in words for people, as the state is now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from events.catalogue import NEVER
+from statemachines.policy import rank
+from statemachines.runner import RunnerState
+from statemachines.state import Demand, Runner, State, satisfies
+
+
+def cause(state: State, demand: Demand) -> str:
+    """What a demand's requests wait for: `r7 loads`, `r3 is busy`, `memory that other programs hold` …"""
+    return _served(state, demand) if demand.servers else _starving(state, demand)
+
+
+def _served(state: State, demand: Demand) -> str:
+    """What the runners do that are there for it, or will be."""
+    mine = [r for r in state.models.get(demand.model, {}).values() if r.live and satisfies(r, demand)]
+    ready = [runner for runner in mine if runner.state is RunnerState.ready]
+    words = [
+        _all((r for r in ready if not r.suspect and len(r.held) >= r.slots), "is busy", "are busy"),
+        _all((r for r in ready if r.suspect), "is asked for its health", "are asked for their health"),
+        _all((r for r in mine if r.state is RunnerState.loading), "loads", "load"),
+    ]
+    return ", ".join(filter(None, words)) or "its turn"
+
+
+def _starving(state: State, demand: Demand) -> str:
+    """What must be over before its own runner is loaded."""
+    cooling, claim = state.cooling.get(demand.model), state.claim
+    if cooling is not None and cooling.until_t > state.t and not demand.operations:
+        return "the end of the pause after a failed load"
+    if claim is not None and claim.demand == demand.key:
+        victims = [state.runners[id] for id in claim.victims if id in state.runners]
+        return _all(victims, "makes room", "make room") or "room"
+    if demand.short_t != NEVER:
+        return "memory that other programs hold"
+    if demand.turn_due != NEVER:
+        return "its turn"
+    first = state.demands.get(claim.demand) if claim is not None else _first(state)
+    if first is not None and first is not demand:
+        return f"{first.model}, which is next"
+    runners = list(state.runners.values())
+    return (
+        _all((r for r in runners if not r.live and not r.stuck), "is leaving", "are leaving")
+        or _all((r for r in runners if ("linger", r.id) in state.deadlines.due), "lingers", "linger")
+        or _all(state.loading.values(), "loads", "load")
+        or ("a measurement" if state.measuring else "room")
+    )
+
+
+def _first(state: State) -> Demand | None:
+    """The best-ranked of those that starve, but for those that others' memory, or a pause, keeps waiting."""
+    heads = [state.demands[first[1]] for each in state.starving.values() if (first := each.first())]
+    ready = [d for d in heads if NEVER in (d.short_t, d.turn_due) and d.model not in state.cooling]
+    return min(ready, key=lambda demand: rank(state, demand), default=None)
+
+
+def _all(runners: Iterable[Runner], one: str, several: str) -> str:
+    """`r1 is busy`, `r1, r2 are busy`; "" for none."""
+    ids = [runner.id for runner in runners]
+    return f"{', '.join(ids)} {one if len(ids) == 1 else several}" if ids else ""

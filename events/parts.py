@@ -136,6 +136,8 @@ class ConfigView(Part, frozen=True, gc=False):
     """α: how many times what a swap costs a runner may keep its place while others wait (`balanced`)."""
     age_step_ns: int = 60_000_000_000
     """A waiter's priority rises by one for each of these."""
+    max_wait_ns: int = 0
+    """Whoever has waited for so long has his turn, whatever is left of a quantum (`balanced`); 0: off."""
     groups: dict[str, GroupView] = {}
     matrix: MatrixView | None = None
 

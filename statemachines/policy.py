@@ -21,13 +21,17 @@ Turn = Callable[[State, Runner, Demand], int]
 """The time at which a runner may be claimed for a demand; NEVER: not while it is busy."""
 
 
+def since_ns(state: State, demand: Demand) -> int:
+    """Since when who has waited longest in a demand has been waiting."""
+    id = oldest(demand)
+    return state.requests[id].arrived_t if id in demand.waiting else state.operations[id].asked_t
+
+
 def rank(state: State, demand: Demand) -> tuple[int, int]:
     """Sort key of a demand among waiters: smallest first. Who has waited longest speaks for all,
     be it a request or an operator's load."""
-    id = oldest(demand)
-    since_t = state.requests[id].arrived_t if id in demand.waiting else state.operations[id].asked_t
-    age_steps = (state.t - since_t) // state.config.age_step_ns
-    return (-(demand.priority + age_steps), int(id[1:]))
+    age_steps = (state.t - since_ns(state, demand)) // state.config.age_step_ns
+    return (-(demand.priority + age_steps), int(oldest(demand)[1:]))
 
 
 def quantum_ns(state: State, runner: Runner, rival: Demand) -> int:
@@ -56,6 +60,8 @@ def linger_ns(state: State, runner: Runner) -> int:
 def balanced(state: State, runner: Runner, rival: Demand) -> int:
     """After its quantum, counted from when it became ready; idle, when it has lingered."""
     quantum_due = runner.ready_t + quantum_ns(state, runner, rival)
+    if state.config.max_wait_ns:
+        quantum_due = min(quantum_due, since_ns(state, rival) + state.config.max_wait_ns)
     return quantum_due if runner.held else min(quantum_due, runner.idle_t + linger_ns(state, runner))
 
 

@@ -230,15 +230,16 @@ def status(context: Context) -> None:
 @cli.command()
 @click.argument("model")
 @click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="A launch option.")
+@click.option("--priority", type=int, default=0, metavar="N", help="Added to the model's priority.")
 @click.pass_obj
-def load(context: Context, model: str, options: tuple[str, ...]) -> None:
+def load(context: Context, model: str, options: tuple[str, ...], priority: int) -> None:
     """Load MODEL and wait until it is ready."""
     for option in options:
         if "=" not in option:
             raise click.UsageError(f"--option takes NAME=VALUE, not {option!r}")
     pairs = dict(option.split("=", 1) for option in options)
     output, last = context.output, Row()
-    replies = context.client().calls("Load", model=model, options=pairs)
+    replies = context.client().calls("Load", model=model, options=pairs, priority=priority)
     with output.progress(f"{model}: asking") as show:
         for reply in replies:
             changed = [reply[name] for name in STAGE] != [last.get(name) for name in STAGE]

@@ -136,6 +136,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     prefetch: bool = False
     swap_patience: int = SWAP_PATIENCE
     age_step_ns: int = AGE_STEP_NS
+    max_wait_ns: int = 0
     preload: tuple[str, ...] = ()
     """The ids of the models that are loaded at start, in their order."""
     groups: dict[str, GroupView] = {}
@@ -167,6 +168,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             policy=self.policy,
             swap_patience=self.swap_patience,
             age_step_ns=self.age_step_ns,
+            max_wait_ns=self.max_wait_ns,
             groups=self.groups,
             matrix=self.matrix,
             port_first=self.port_first,

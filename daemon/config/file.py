@@ -28,6 +28,7 @@ from events.limits import (
     CONFIG_NAME_CHARS,
     HEADROOM_BYTES,
     LISTEN,
+    LOAD_GUESS_NS,
     LOAD_LEAST_S,
     LOAD_NS,
     PORT_COUNT,
@@ -134,6 +135,7 @@ class _Reader:
             max_loaded=section.integer("maxLoadedModels", 0, 0, CONFIG_MODELS),
             prefetch=section.flag("prefetch"),
             swap_patience=section.integer("swapPatience", SWAP_PATIENCE, 0, SWAP_PATIENCE_MAX),
+            max_wait_ns=self._max_wait_ns(section, len(models)),
             age_step_ns=section.duration_ns("ageStep", AGE_STEP_NS) or AGE_STEP_NS,
             policy=section.choice("policy", "balanced", tuple(POLICIES)),
             groups=routing.groups,
@@ -211,6 +213,14 @@ class _Reader:
                     self._problems.add(line, where, text)
                 aliases.setdefault(alias, id)
         return aliases
+
+    def _max_wait_ns(self, section: Section, models: int) -> int:
+        """`maxWait`, with a warning where it is shorter than loading every model once is likely to take."""
+        wait_ns = section.duration_ns("maxWait", 0)
+        if 0 < wait_ns < models * LOAD_GUESS_NS:
+            cycle = f"to load {models} models in turn takes about {show_duration(models * LOAD_GUESS_NS)}"
+            section.warn("maxWait", f"{cycle}: shorter turns make all waits longer")
+        return wait_ns
 
     def _check_name(self, name: str, line: int, path: str) -> bool:
         """Whether a model can be called this: printable, no blanks around it, no macro, not too long."""

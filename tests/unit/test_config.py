@@ -139,6 +139,21 @@ def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
     assert (config.models["m"].aliases, config.aliases) == (("n", "o"), {"n": "m", "o": "m"})
 
 
+def test_the_knobs_of_the_policy(write: Write) -> None:
+    knobs = "swapPatience: 7\nageStep: 30\nmaxWait: 5m\nprefetch: true"
+    config = write(f"{knobs}\nmodels: {{a: {{cmd: 's ${{PORT}}'}}}}")
+    view = config.view(b"")
+    assert (view.swap_patience, view.age_step_ns, view.max_wait_ns) == (7, 30 * S, 300 * S)
+    assert config.prefetch
+
+
+def test_a_wait_shorter_than_the_loads_in_turn_is_warned_about(write: Write) -> None:
+    models = "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}"
+    assert not write(f"maxWait: 20\n{models}").warnings
+    [warning] = write(f"maxWait: 19\n{models}").warnings
+    assert "to load 2 models in turn takes about 20 s" in warning
+
+
 def test_macros_nest_and_a_model_replaces_a_global_one(write: Write) -> None:
     config = write(
         """

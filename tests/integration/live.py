@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,19 @@ class Live:
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition holds; it is looked at after each event that becomes durable."""
+        command = [str(BIN / "runnerctl"), "--socket", str(self.socket), "--json", "watch", "--after", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+            late = threading.Timer(PATIENCE_S, watcher.kill)
+            late.start()
+            try:
+                assert watcher.stdout is not None
+                assert any(condition() for _ in watcher.stdout), "it never came to that"
+            finally:
+                late.cancel()
+                watcher.kill()
 
     # --- what it left ------------------------------------------------------------------------------------
 

@@ -39,4 +39,6 @@ class Catalog:
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         """The launch options that a request fixes, within what the model's file says of it."""
         spec = self.config.models.get(model)
-        return bounded(options, spec.options, spec.estimate) if spec is not None else dict(options)
+        if spec is None:
+            return dict(options)
+        return bounded(options, spec.options, spec.estimate, spec.slots)

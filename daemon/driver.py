@@ -390,7 +390,8 @@ class Driver:
             self._measure = trio.Event()
             if asked or any(runner.state is RunnerState.ready for runner in self.state.runners.values()):
                 fact = await self.meter.measure(self._pids())
-                if asked or self._moved(fact):
+                # A sample that was begun before a decision asked for a measurement is no answer to that.
+                if asked or (self._moved(fact) and not self.state.measuring):
                     self.submit(fact)
 
     def _pids(self) -> dict[str, list[int]]:

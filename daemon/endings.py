@@ -15,7 +15,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "unknown_option": (400, "model '{model}' has no launch option {detail}"),
     "queue_full": (503, BUSY),
     "concurrency_limit": (429, "too many requests for model '{model}' at once"),
-    "cooling_down": (503, "model '{model}' failed to load and is not tried again yet: {message}"),
+    "cooling_down": (503, "model '{model}' failed and is not tried again yet: {message}"),
     "quarantined": (
         500,
         "requests for model '{model}' are refused for a while: one of them broke the daemon",

@@ -109,17 +109,21 @@ def _lines(output: bytes) -> list[Line]:
 
 
 def bounded(
-    options: Mapping[str, Option], defaults: Mapping[str, Option], estimate: Estimate | None
+    options: Mapping[str, Option],
+    defaults: Mapping[str, Option],
+    estimate: Estimate | None,
+    slots: int = 1,
 ) -> dict[str, Option]:
     """The launch options that a request fixes, as Ollama takes them: a context that is too small is raised,
-    one beyond what the model was trained for (and configured with) is cut, and a negative number of layers
-    on GPUs is no wish. So what a client sends without thinking starts no other process."""
+    one beyond what the model was trained for (times its slots, which share it), and configured with, is cut,
+    and a negative number of layers on GPUs is no wish. So what a client sends without thinking starts no
+    other process."""
     found = dict(options)
     context = (estimate.context if estimate else "") or "num_ctx"
     asked = found.get(context)
     if type(asked) is int:
         least = CONTEXT_LEAST_VISION_TOKENS if estimate and estimate.vision else CONTEXT_LEAST_TOKENS
-        default, trained = defaults.get(context), estimate.trained_context if estimate else 0
+        default, trained = defaults.get(context), estimate.trained_context * slots if estimate else 0
         if trained:
             asked = min(asked, max(trained, default if type(default) is int else 0))
         found[context] = max(asked, least)

@@ -68,7 +68,7 @@ def read_ahead(files: Sequence[Path], stop: threading.Event) -> int:
     asked = 0
     for path in files:
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_not_blocking) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > available_bytes() * (100 - PREFETCH_KEEP_PERCENT) // 100:
                     return asked
@@ -80,6 +80,11 @@ def read_ahead(files: Sequence[Path], stop: threading.Event) -> int:
         except OSError as error:
             log.info("%s is not read ahead: %s", path, error.strerror)
     return asked
+
+
+def _not_blocking(path: str, flags: int) -> int:
+    """What has the name of a file may be a pipe that nobody writes to: its thread would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def available_bytes() -> int:

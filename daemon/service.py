@@ -39,6 +39,7 @@ from events.limits import CONTROL_CONNECTIONS, HTTP_BACKLOG, ORPHAN_GRACE_S, STO
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
+from statemachines.state import State
 
 log = logging.getLogger("runnerd")
 
@@ -231,6 +232,11 @@ async def _signals(driver: Driver, received: AsyncIterator[int]) -> None:
         driver.submit(c.StopRequested(how, name))
 
 
+def _all_gone(state: State) -> bool:
+    """Nothing is left, but for processes that cannot be ended: to wait for these would be for ever."""
+    return not state.requests and all(runner.stuck for runner in state.runners.values())
+
+
 async def _until_stopped(driver: Driver, scope: trio.CancelScope) -> None:
     """Wait for a requested stop to be done, log the last fact, and end the rest."""
     await driver.until(lambda: bool(driver.state.stopping))
@@ -241,7 +247,7 @@ async def _until_stopped(driver: Driver, scope: trio.CancelScope) -> None:
             driver.machinery.kill(runner)
         raise StopFailed("the stop could not be logged: the runners were ended without it")
     leave = driver.state.stopping == "leave"
-    await driver.until(lambda: leave or not (driver.state.runners or driver.state.requests))
+    await driver.until(lambda: leave or _all_gone(driver.state))
     driver.submit(c.DaemonStopped())
     await driver.durable(driver.state.seq)
     scope.cancel()

@@ -443,10 +443,12 @@ class ModelCooling(Decision, frozen=True, gc=False, tag="model.cooling"):
     failures: int
     until_ns: int
     message: str
+    again: bool = False
+    """It was ready before it failed, for the first time: it may be loaded again at once."""
 
 
 class ModelCrowded(Decision, frozen=True, gc=False, tag="model.crowded"):
-    """A load ran out of memory beside other runners: it is tried once more, when they are gone."""
+    """A load ran out of memory beside other runners, which may be evicted: it is tried once more, without."""
 
     model: str
     runner: str

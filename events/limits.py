@@ -399,7 +399,7 @@ INSTANCES_MAX = 64
 SLOTS_MAX = 1024
 """Requests that one runner may serve at once: the largest batch that servers are run with."""
 
-MATRIX_CHOICES = 4096
+MATRIX_CHOICES = 256
 """Ways in which a set of the matrix can hold the models that are loaded: few in practice, at most 2 to the
 power of their number. What lies beyond is not looked at, so that no expression makes a step long."""
 

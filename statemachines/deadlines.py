@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from events import catalogue as c
 from events.catalogue import NEVER
-from statemachines.decide import dismiss_waiting, dispatch_waiting, finish, left, silent, slot_freed
+from statemachines.decide import dismiss_waiting, dispatch_waiting, finish, grow_all, left, silent, slot_freed
 from statemachines.loading import place
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
@@ -125,6 +125,13 @@ def _again(s: Scheduler, id: str) -> None:
     place(s)
 
 
+def _cooled(s: Scheduler, id: str) -> None:
+    """A model may be loaded again: for those who wait, or as one of its least number of instances."""
+    place(s)
+    if id in s.state.scaled:
+        grow_all(s, id)
+
+
 def _resume(s: Scheduler, id: str) -> None:
     """Go on with what did not fit into the last step."""
     for dismissal in list(s.state.dismissing):
@@ -153,7 +160,7 @@ DEADLINES: dict[str, Callable[[Scheduler, str], None]] = {
     "request": _request_late,
     "close": _close_late,
     "measure": _again,
-    "cool": _again,
+    "cool": _cooled,
     "turn": _again,
     "linger": _again,
     "quarantine": _again,

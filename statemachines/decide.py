@@ -18,6 +18,7 @@ from events.limits import (
     RECLAIM_POLL_NS,
     RESPONSE_NS,
 )
+from statemachines.groups import kept_from, protected
 from statemachines.ledger import back
 from statemachines.loading import grow, hopeless, place
 from statemachines.policy import rank
@@ -323,21 +324,55 @@ def finish(s: Scheduler, runner: Runner) -> None:
 
 
 def _after_failure(s: Scheduler, runner: Runner) -> None:
-    """A failure to load, or one that looks like it, cools the model down and answers its waiters."""
+    """A failure to load, or one that looks like it, cools the model down and answers its waiters. The first
+    time that one dies which was ready, its model is loaded again at once for who waits."""
     state = s.state
-    early = runner.ready_t == NEVER or runner.exit_t - runner.ready_t < CRASH_WINDOW_NS or not runner.served
-    if not early or state.stopping:
-        return
-    if runner.short and not runner.alone and state.runners and runner.model not in state.crowded:
-        s.emit(c.ModelCrowded(runner.model, runner.id, runner.output))
+    was_ready = runner.ready_t != NEVER
+    if state.stopping or (was_ready and runner.served and runner.exit_t - runner.ready_t >= CRASH_WINDOW_NS):
         return
     before = state.cooling.get(runner.model)
+    crowded = runner.short and not runner.alone and runner.model not in state.crowded and before is None
+    if crowded and _may_be_alone(s, runner):
+        s.emit(c.ModelCrowded(runner.model, runner.id, runner.output))
+        return
     failures = before.failures + 1 if before else 1
-    pause = min(COOL_FIRST_NS << min(failures - 1, 20), COOL_MAX_NS)
-    message = runner.output or runner.reason
-    s.emit(c.ModelCooling(runner.model, runner.id, failures, state.t + pause, message))
-    if any(not demand.servers for demand in waiting_for(state, runner.model)):
+    again = was_ready and failures == 1
+    pause = 0 if again else min(COOL_FIRST_NS << min(failures - 1, 20), COOL_MAX_NS)
+    s.emit(c.ModelCooling(runner.model, runner.id, failures, state.t + pause, last_words(runner), again))
+    if not again and any(not demand.servers for demand in waiting_for(state, runner.model)):
         s.dismiss(runner.model, "load_failed", runner.id)
+
+
+def last_words(runner: Runner) -> str:
+    """Why a runner failed, for people: what ended it, and what it said last."""
+    late = LATE.get(runner.reason)
+    if late is not None:
+        return f"{late}: {runner.output}" if runner.output else late
+    if runner.output:
+        return runner.output
+    if runner.reason != "exited" or runner.status is None:
+        return runner.reason
+    status = runner.status
+    ended = f"it was killed by signal {-status}" if status < 0 else f"it exited with status {status}"
+    return f"{ended} when it was ready" if runner.ready_t != NEVER else ended
+
+
+LATE = {
+    "load_timeout": "it was not ready in time (healthCheckTimeout)",
+    "load_stalled": "its load came to a halt (loadStallTimeout)",
+}
+
+
+def _may_be_alone(s: Scheduler, runner: Runner) -> bool:
+    """Whether there is something beside this runner's model, and all of it can make room for that."""
+    state = s.state
+    demands = list(waiting_for(state, runner.model))
+    for other in state.runners.values():
+        if other.stuck or protected(state, other, runner.model):
+            return False
+        if any(kept_from(state, other, demand) for demand in demands):
+            return False
+    return bool(state.runners)
 
 
 def probe_answered(s: Scheduler, f: c.ProbeAnswered, id: str) -> None:
@@ -353,13 +388,15 @@ def probe_answered(s: Scheduler, f: c.ProbeAnswered, id: str) -> None:
         dispatch_waiting(s, runner)
         place(s)
         if runner.model in s.state.scaled:
-            _grow(s, runner.model, runner)
+            grow_all(s, runner.model, runner)
     elif not f.healthy:
         silent(s, runner)
 
 
-def _grow(s: Scheduler, model: str, like: Runner | None = None) -> None:
-    """More instances of a model, for those who wait, or as many as `like` is to have beside it at least."""
+def grow_all(s: Scheduler, model: str, like: Runner | None = None) -> None:
+    """More instances of a model, for those who wait, or as many as `like` (else the oldest) is to have beside
+    it at least."""
+    like = like or next(iter(s.state.models.get(model, {}).values()), None)
     for demand in list(waiting_for(s.state, model)):
         if demand.servers and demand.waiting:
             grow(s, model, demand.options, queue=True)
@@ -385,7 +422,7 @@ def measured(s: Scheduler, f: c.MemoryMeasured, id: str) -> None:
             _reclaim(s, runner)
     place(s)
     for model in s.state.scaled:
-        _grow(s, model, next(iter(s.state.models.get(model, {}).values()), None))
+        grow_all(s, model)
 
 
 def _reclaim(s: Scheduler, runner: Runner) -> None:

@@ -90,6 +90,7 @@ def _reclaim_waits(state: State, event: Event, d: c.ReclaimWaits) -> None:
 
 
 def _dismissed(state: State, event: Event, d: c.ModelDismissed) -> None:
+    state.crowded.pop(d.model, None)  # it could not be alone: the next load is tried beside others again
     if dismissed(state, d) is not None:
         state.dismissing[dismissal_key(d.model, d.demand)] = d
 
@@ -195,10 +196,16 @@ def _rearm(state: State, runner: Runner) -> None:
 
 
 def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
+    old = state.config.models
     state.config = f.view
+    state.crowded = {
+        name: None for name in state.crowded if name in old and old[name] == f.view.models.get(name)
+    }
     state.group_of = members_of(f.view)
     state.scaled = {name: None for name, view in f.view.models.items() if view.instances_max > 1}
     state.refused_ports = {}
+    for runner in state.runners.values():
+        keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
 
 
 def _stop_requested(state: State, event: Event, f: c.StopRequested) -> None:

@@ -75,6 +75,8 @@ def _exited(state: State, event: Event, f: c.ProcessExited) -> None:
     if runner is None or runner.exited:
         return
     known = runner.processes.pop(f.shard, None) is not None
+    if f.shard == 0:
+        runner.status = f.status
     if known and runner.state is RunnerState.loading:
         runner.short = f.status in KILLED_STATUSES or ran_short(f.output)
     if not runner.processes:

@@ -8,7 +8,7 @@ is loaded there.
 from __future__ import annotations
 
 from events.catalogue import ClaimMade, RunnerLoad
-from statemachines.groups import in_the_way, kept_from
+from statemachines.groups import in_the_way, kept_from, members_of
 from statemachines.ledger import budget_bytes, held_bytes
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
@@ -106,6 +106,10 @@ def check_all(state: State) -> None:
     _check_memory(state)
     ports = [port for runner in state.runners.values() for port in runner.ports]
     require(len(ports) == len(dict.fromkeys(ports)), "two runners lease one port")
+    config = state.config
+    require(state.group_of == members_of(config), "the models' groups are wrong")
+    scaled = [name for name, view in config.models.items() if view.instances_max > 1]
+    require(list(state.scaled) == scaled, "the models with several instances are wrong")
 
 
 def _check_memory(state: State) -> None:
@@ -167,8 +171,10 @@ def _check_queues(state: State) -> None:
 
 
 def _check_waiters(state: State) -> None:
-    """No waiter without a pending cause, which is itself a state with a deadline."""
+    """No waiter without a pending cause, itself a state with a deadline; no claim without a waiter."""
     due = state.deadlines.due
+    if state.claim is not None and ("resume", "") not in due:
+        require(state.claim.demand in state.demands, f"a claim for {state.claim.demand}, which nobody wants")
     for demand in state.demands.values():
         if state.stopping or ("resume", "") in due or being_dismissed(state, demand):
             continue

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 def place(s: Scheduler, arrived: Demand | None = None) -> None:
     """Do what can be done for the starving demands, best rank first. If all that is new is one that has
     `arrived`, the others wait for what they waited for, and nothing is done unless it ranks first."""
+    _place(s, arrived)
+    _let_go(s)
+
+
+def _place(s: Scheduler, arrived: Demand | None) -> None:
     state = s.state
     while state.starving and not state.stopping:
         if s.left < 0 or s.more or state.dismissing:
@@ -58,9 +63,18 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
         s.more = bool(state.starving)  # the next one in a step of its own
 
 
+def _let_go(s: Scheduler) -> None:
+    """End a claim that nobody needs any more, though no other starves: while it stands, nothing grows."""
+    claim = s.state.claim
+    if claim is not None:
+        demand = s.state.demands.get(claim.demand)
+        if demand is None or demand.servers:
+            s.emit(c.ClaimEnded(claim.demand, "nobody_waits"))
+
+
 def _fill(s: Scheduler, first: Demand, others: list[Demand]) -> None:
     """While the first in rank waits for its turn, load one of the others that fits as things are, on
-    devices that the first does not need. Where groups or the matrix rule, nobody goes ahead."""
+    devices that the first does not need (nor its port). Where groups or the matrix rule, none goes ahead."""
     state = s.state
     if len(state.readings) < 2 or ruled(state.config) or len(state.runners) + 2 > max_loaded(state):
         return
@@ -72,6 +86,9 @@ def _fill(s: Scheduler, first: Demand, others: list[Demand]) -> None:
             continue
         need = need_of(state, demand)
         if need is None or need.alone or not _ready(state, demand) or never_fits(state, need):
+            continue
+        port = need.view.fixed_port
+        if port and port == before.view.fixed_port:
             continue
         if any(device in before.bytes for device in need.bytes) or not _fresh(s):
             continue

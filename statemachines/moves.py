@@ -126,6 +126,11 @@ def serve(state: State, runner: Runner, gain: int) -> None:
                 feed(state, demand)
             else:
                 rerank(state, demand)
+    if gain < 0 and runner.model in state.scaled:
+        for other in state.models[runner.model].values():
+            keep_alive(
+                state, other
+            )  # one that stayed beside it, though its own had run out, need not any more
 
 
 def loads_on(state: State, runner: Runner) -> None:

@@ -70,6 +70,8 @@ class Runner(msgspec.Struct):
     """The shards of those that were, where others are left: it is broken, and must go."""
     exited: bool = False
     """No process of it is left."""
+    status: int | None = None
+    """How its first process ended, where that is known."""
     short: bool = False
     """Its load ran out of memory."""
     exit_t: int = NEVER

@@ -140,7 +140,9 @@ def _rejected(s: str, p: Payload) -> str:
 
 
 def _cooling(s: str, p: Payload) -> str:
-    return f"{p['model']} cools down after {_count(p['failures'], 'failed load')}{_last_words(p)}"
+    if p.get("again"):
+        return f"{p['model']} may be loaded again at once{_last_words(p)}"
+    return f"{p['model']} cools down after {_count(p['failures'], 'failure')}{_last_words(p)}"
 
 
 def _crowded(s: str, p: Payload) -> str:

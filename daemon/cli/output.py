@@ -25,6 +25,7 @@ EXIT_PIPE = 141  # the same of SIGPIPE: nobody reads what is printed
 
 GAP = 2
 LEAST_COLUMN = 8
+LONG_COLUMN = 28  # what is longer (names of models) is cut before a column is left out
 SECONDS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 Row = Mapping[str, Any]
@@ -133,8 +134,8 @@ class Output:
 def fitting(
     columns: Sequence[Column], rows: Sequence[Any], width: int
 ) -> tuple[list[Column], dict[str, int]]:
-    """The columns that are worth showing and fit, and the width of the one that must be cut even so. Those
-    that are empty in every row are left out."""
+    """The columns that are worth showing and fit, and the width of the one that must be cut. Those that are
+    empty in every row are left out. A very long name is cut before a column is dropped."""
     from rich.cells import cell_len
 
     shown = [column for column in columns if not column.drop or any(column.cell(row) for row in rows)]
@@ -146,12 +147,20 @@ def fitting(
     def excess() -> int:
         return sum(wide[column.heading] + GAP for column in shown) - GAP - width
 
+    def longest() -> str:
+        return max((column.heading for column in shown), key=lambda heading: wide[heading])
+
+    name = longest()
+    whole = wide[name]
+    wide[name] -= min(max(0, excess()), max(0, whole - LONG_COLUMN))
     while excess() > 0 and any(column.drop for column in shown):
         shown.remove(max(shown, key=lambda column: column.drop))
-    if excess() <= 0:
-        return shown, {}
-    longest = max((column.heading for column in shown), key=lambda heading: wide[heading])
-    return shown, {longest: max(LEAST_COLUMN, wide[longest] - excess())}
+    wide[name] = min(whole, wide[name] - min(0, excess()))
+    cut = {name: wide[name]} if wide[name] < whole else {}
+    if excess() > 0:
+        name = longest()
+        cut[name] = max(LEAST_COLUMN, wide[name] - excess())
+    return shown, cut
 
 
 def day_and_time(at_ns: int) -> tuple[str, str]:

@@ -117,11 +117,21 @@ def _runner_state(runner: Row) -> str:
     return " ".join([runner["state"], *(mark for mark in ("suspect", "stuck") if runner[mark])])
 
 
+def _needs(model: Row) -> str:
+    """What a model needs, and how that is known unless it is configured."""
+    source = {"estimated": " (estimated)", "measured": " (measured)"}.get(model["need_source"], "")
+    return memory(model["need_bytes"]) + source
+
+
+def _options(row: Row) -> str:
+    return " ".join(f"{name}={value}" for name, value in row["options"].items())
+
+
 MODEL_COLUMNS = (
     Column("MODEL", lambda m: m["id"]),
     Column("STATE", _model_state, style=_colour),
     Column("SLOTS", lambda m: str(m["slots"]), right=True),
-    Column("MEMORY", lambda m: memory(m["memory_bytes"]), right=True),
+    Column("MEMORY", _needs, right=True),
     Column(
         "KEEP", lambda m: "pinned" if m["pinned"] else age(m["keep_alive_ns"], "forever"), right=True, drop=1
     ),
@@ -135,12 +145,13 @@ RUNNER_COLUMNS = (
     Column("STATE", _runner_state, style=_colour),
     Column("SLOTS", lambda r: f"{r['slots_used']}/{r['slots']}", right=True),
     Column("MEMORY", lambda r: memory(r["memory_bytes"]), right=True),
-    Column("USED", lambda r: memory(r["used_bytes"], ""), right=True, drop=5),
+    Column("USED", lambda r: memory(r["used_bytes"], ""), right=True, drop=6),
     Column("AGE", lambda r: age(r["age_ns"]), right=True, drop=3),
     Column("IDLE", lambda r: age(r["idle_ns"]), right=True, drop=1),
     Column("EXPIRES", lambda r: age(r["expires_ns"], up=True), right=True, drop=2),
     Column("WHY", lambda r: r["reason"], drop=4),
-    Column("PID", lambda r: str(r["pid"] or ""), right=True, drop=6),
+    Column("OPTIONS", _options, drop=5),
+    Column("PID", lambda r: str(r["pid"] or ""), right=True, drop=8),
     Column("PORT", lambda r: str(r["port"] or ""), right=True, drop=7),
 )
 
@@ -149,12 +160,13 @@ REQUEST_COLUMNS = (
     Column("MODEL", lambda q: q["model"]),
     Column("STATE", lambda q: "running" if q["state"] == "dispatched" else q["state"], style=_colour),
     Column("AGE", lambda q: age(q["age_ns"]), right=True),
+    Column("OPTIONS", _options, drop=4),
     Column("PLACE", lambda q: str(q["position"] or ""), right=True, drop=1),
-    Column("RUNNER", lambda q: q["runner"] or "", drop=2),
-    Column("WAITS FOR", lambda q: q.get("reason", ""), drop=3),
+    Column("RUNNER", lambda q: q["runner"] or "", drop=3),
+    Column("WAITS FOR", lambda q: q.get("reason", ""), drop=2),
     Column("TRY", lambda q: str(q["attempt"]) if q["attempt"] > 1 else "", right=True, drop=5),
     Column("KIND", lambda q: q["kind"], drop=6),
-    Column("FROM", lambda q: q["caller"], drop=4),
+    Column("FROM", lambda q: q["caller"], drop=7),
 )
 
 DEVICE_COLUMNS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,14 +13,18 @@ from daemon.cli.runnerd import EXIT_REFUSED, EXIT_USAGE
 from daemon.config.config import Config, Model
 from daemon.config.errors import ConfigError, Problem, Unreadable
 from daemon.config.file import load
+from daemon.config.macros import fill
 from daemon.config.units import show_duration, show_size
 from daemon.estimates import with_estimates
 from events.catalogue import NEVER, ConfigChanged, Event
 from events.limits import CONFIG_MODELS
-from statemachines.estimate import total_bytes
+from statemachines.estimate import context_tokens, total_bytes
 from statemachines.fold import apply
 from statemachines.memcheck import obstacles
 from statemachines.state import State
+
+LEAST_MODEL_BYTES = 1 << 20
+"""No model server is smaller than this."""
 
 
 def check_main(path: Path) -> int:
@@ -30,10 +35,33 @@ def check_main(path: Path) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE if isinstance(error, Unreadable) else EXIT_REFUSED
-    for warning in [*config.warnings, *preload_warnings(config)]:
+    for warning in [*config.warnings, *doubts(config), *preload_warnings(config)]:
         print(f"warning: {warning}", file=sys.stderr)
     print("\n".join(summary(config)))
     return 0
+
+
+def doubts(config: Config) -> list[str]:
+    """What can hardly be meant, or cannot work on this machine as it is."""
+    found: list[tuple[str, str]] = []
+    for id, model in config.models.items():
+        path = f"models.{id}"
+        program = fill(model.argv[0], {name: str(value) for name, value in model.options.items()})
+        if "${" not in program and shutil.which(program) is None:
+            found.append((f"{path}.cmd", f"there is no program {program!r} here"))
+        if "=" in program.partition("/")[0]:
+            found.append((f"{path}.cmd", "no shell runs: variables belong into `env`"))
+        for device, size in model.memory_bytes.items():
+            budgets = [b for name, b in config.devices.items() if device in ("", name) and b is not None]
+            if budgets and size > max(budgets) - config.headroom_bytes:
+                most = show_size(max(budgets))
+                found.append((f"{path}.memory", f"{show_size(size)} can never fit: the budget is {most}"))
+            elif size < LEAST_MODEL_BYTES:
+                found.append((f"{path}.memory", f"{show_size(size)} is little: is the unit missing?"))
+        swaps = any(id in group.members and group.swap for group in config.groups.values())
+        if swaps and model.instances_max > 1:
+            found.append((f"{path}.instances", "its group has `swap`: one runner at a time"))
+    return [Problem(0, path, text).show(config.file) for path, text in found]
 
 
 def preload_warnings(config: Config) -> list[str]:
@@ -83,7 +111,11 @@ def _model(config: Config, model: Model) -> str:
         memory = f"about {show_size(total_bytes(model.estimate, model.options))} by its file"
     if model.shards:
         where += f" and {len(model.shards)} shard{'' if len(model.shards) == 1 else 's'}"
-    parts = [where, f"memory {memory or 'unknown'}", f"slots {model.slots}", stays]
+    slots = f"slots {model.slots}"
+    tokens = context_tokens(model.estimate, model.options) if model.estimate is not None else 0
+    if tokens and model.slots > 1:
+        slots += f", which share {tokens} tokens of context ({tokens // model.slots} for a request)"
+    parts = [where, f"memory {memory or 'unknown'}", slots, stays]
     if model.aliases:
         parts.append(f"also {', '.join(model.aliases)}")
     return "; ".join(parts)

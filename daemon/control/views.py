@@ -7,7 +7,7 @@ from typing import Any
 from daemon.catalog import Catalog
 from events.catalogue import NEVER
 from events.limits import SHARD
-from statemachines.ledger import budget_bytes, free_bytes, held_bytes
+from statemachines.ledger import budget_bytes, free_bytes, held_bytes, needs
 from statemachines.request import RequestState
 from statemachines.state import Runner, State
 from statemachines.waiting import cause
@@ -42,6 +42,7 @@ def models(state: State, catalog: Catalog, t: int) -> list[View]:
     for id, model in catalog.config.models.items():
         view = state.model(id)
         mine = state.models.get(id, {})
+        need, source = needs(state, view, view.options) if view else (None, "unknown")
         cooling = state.cooling.get(id)
         cold = cooling is not None and cooling.until_t > t
         state_word = next((r.state.value for r in mine.values()), "cooling" if cold else "unloaded")
@@ -58,6 +59,8 @@ def models(state: State, catalog: Catalog, t: int) -> list[View]:
                 "keep_alive_ns": _limit(view.keep_alive_ns) if view else None,
                 "cooling_ns": cooling.until_t - t if cooling is not None and cold else None,
                 "pinned": id in state.pinned,
+                "need_bytes": need or {},
+                "need_source": source,
             }
         )
     return rows
@@ -118,6 +121,7 @@ def requests(state: State, t: int) -> list[View]:
             "attempt": request.attempt,
             "caller": request.caller,
             "reason": reasons.get(request.id, ""),
+            "options": {name: str(value) for name, value in request.options.items()},
         }
         for request in state.requests.values()
         if request.state in (RequestState.queued, RequestState.dispatched)

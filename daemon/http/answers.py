@@ -15,6 +15,11 @@ from daemon.ports import Ended
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
+FINAL = ("never_fits", "pinned", "preloaded", "operator", "unloaded", "load_failed")
+"""Reasons that an attempt a moment later would meet again: OpenAI's clients, which try 5xx twice more by
+themselves, heed the header."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """A whole answer; `headers` are extra ones."""
 
@@ -74,5 +79,7 @@ def refused(refusal: Refusal) -> Answer:
 
 def ended(end: Ended) -> Answer:
     """The answer to a request that the scheduler ended."""
-    headers = {"Retry-After": str(end.retry_after_s)} if end.retry_after_s > 0 else None
+    headers = {"Retry-After": str(end.retry_after_s)} if end.retry_after_s > 0 else {}
+    if end.reason in FINAL:
+        headers["X-Should-Retry"] = "false"
     return error(end.status, end.reason, end.message, headers)

@@ -81,6 +81,19 @@ class FakeMeter:
         return c.MemoryMeasured({"host": c.Reading(64 * GIB, 60 * GIB)})
 
 
+class SlowMeter:
+    """One that is read, and then held up until it may say so; what it says to later ones, at once."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = trio.Event(), trio.Event()
+
+    async def measure(self, processes: Mapping[str, Sequence[int]]) -> c.MemoryMeasured:
+        free = 60 * GIB if self.begun.is_set() else GIB
+        self.begun.set()
+        await self.go.wait()
+        return c.MemoryMeasured({"host": c.Reading(64 * GIB, free)})
+
+
 class Here:
     """A driver, and what the tests do to it."""
 
@@ -351,3 +364,26 @@ async def test_a_runner_that_dies_takes_no_work_from_that_step_on(
             await dispatched(ticket, again)
             here.answers(ticket, again)
         here.answers(late, again)
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+async def test_a_sample_from_before_an_exit_does_not_answer_who_asks_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read while the runner that has gone still held its memory."""
+    monkeypatch.setattr("daemon.driver.SAMPLE_NS", 0)
+    async with driving(tmp_path) as here:
+        ra, meter = await here.loaded("a"), SlowMeter()
+        here.driver.meter = meter
+        with trio.fail_after(LIMIT_S):
+            await meter.begun.wait()
+        here.driver.report(c.ProcessExited(ra, 0, 1))
+        here.arrive("b")
+        assert here.driver.state.measuring
+        meter.go.set()
+        await here.until(lambda: "b" in here.driver.state.models)
+        assert here.driver.state.readings["host"].free_bytes == 60 * GIB
+        page = [record async for record in here.driver.watch(0, follow=False)]
+        assert not any(f'"free_bytes":{GIB}' in record.payload for record in page)

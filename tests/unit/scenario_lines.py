@@ -151,6 +151,8 @@ def _operation(id: str, d: c.OperationEnded) -> str:
 
 
 def _cooling(id: str, d: c.ModelCooling) -> str:
+    if d.again:
+        return f'{d.model} may be loaded again: "{d.message}"'
     return f'{d.model} cools until {seconds(d.until_ns)}, failure {d.failures}: "{d.message}"'
 
 

@@ -64,7 +64,7 @@ def test_a_sentence_is_for_people(cls: type[Payload]) -> None:
          {"demand": "m?num_ctx=4096!0!r9", "need_bytes": {"gpu0": 1 << 30}, "victims": ["r3"]},
          "m with num_ctx=4096 claims room (1.0 GiB on gpu0): r3 must go"),
         ("model.cooling", "m", {"model": "m", "failures": 1, "message": ""},
-         "m cools down after 1 failed load"),
+         "m cools down after 1 failure"),
         ("deadline.passed", "r3", {"kind": "keep_alive", "id": "r3"}, "r3 has been idle for its keep-alive"),
         ("deadline.passed", "", {"kind": "resume", "id": ""}, "what did not fit into the last step goes on"),
         ("operator.unload", "o9", {"now": True, "cancel": True, "by": "uid 0 pid 7"},

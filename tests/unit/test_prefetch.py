@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def test_what_is_not_there_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(10))
     assert read_ahead([tmp_path / "missing", path], threading.Event()) == 10
+
+
+async def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    os.mkfifo(path)
+    with trio.fail_after(LIMIT_S):
+        stop = threading.Event()
+        assert await trio.to_thread.run_sync(read_ahead, [path], stop, abandon_on_cancel=True) == 0
 
 
 def test_no_more_than_memory_has_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from events import catalogue as c
 from events.catalogue import Decision, Fact, Option, Process, Reading
 from events.limits import (
+    COOL_FIRST_NS,
     CRASH_WINDOW_NS,
     GIB,
     KILL_NS,
@@ -276,6 +277,26 @@ def test_a_configured_footprint_goes_before_a_learned_one() -> None:
     assert needs(core.state, view, {})[0] == {"host": 6 * GIB}
 
 
+@pytest.mark.parametrize(("port", "goes_ahead"), [(9000, False), (9001, True)])
+def test_who_goes_ahead_on_another_device_does_not_take_the_port_of_the_first(
+    port: int, goes_ahead: bool
+) -> None:
+    small = {"host": GIB}
+    core = Core(
+        {
+            "a": c.ModelView(digest="d", memory_bytes={"gpu0": 8 * GIB}),
+            "b": c.ModelView(digest="d", memory_bytes={"gpu0": 8 * GIB}, fixed_port=9000),
+            "c": c.ModelView(digest="d", memory_bytes=small, fixed_port=port),
+        }
+    )
+    core.free["gpu0"] = (8 * GIB, 8 * GIB)
+    core.load("a")
+    core.arrive("a")
+    core.measure()
+    core.arrive("b")
+    assert bool(of(core.take(c.RequestArrived("c", "chat")), c.RunnerLoad)) == goes_ahead
+
+
 def test_how_many_runners_there_may_be_follows_the_gpus() -> None:
     core = Core({})
     core.take(c.ConfigChanged(c.ConfigView()))
@@ -440,6 +461,112 @@ def test_a_request_that_queues_again_has_its_old_deadline() -> None:
     core.take(c.ProcessExited(runner, 0, 1), 10 * S)
     core.take(c.UpstreamEnded(request, runner, False))
     assert core.state.deadlines.due["queue", request] == core.state.requests[request].arrived_t + 30 * S
+
+
+# --- what ends without those who wanted it ---------------------------------------------------------------
+
+
+def runs_short(core: Core, name: str) -> list[c.Event]:
+    """A request whose load runs out of memory: every event since it exited."""
+    core.measure()
+    runner = only(core.take(c.RequestArrived(name, "chat")), c.RunnerLoad)
+    core.spawn(runner)
+    return core.take(c.ProcessExited(runner, 0, 1, "out of memory"), S) + core.measure()
+
+
+def test_a_load_that_ran_short_beside_a_pinned_runner_is_not_to_be_alone() -> None:
+    """It never could be: its model would be refused for ever, for one moment without memory."""
+    core = Core({"a": model(), "b": model()})
+    core.load("a")
+    core.take(c.PinRequested("a", True))
+    events = runs_short(core, "b")
+    assert of(events, c.ModelCooling)
+    assert [failed.reason for failed in of(events, c.RequestFailed)] == ["load_failed"]
+    core.passes(COOL_FIRST_NS)
+    core.measure()
+    assert of(core.take(c.RequestArrived("b", "chat")), c.RunnerLoad)
+
+
+def test_a_model_that_was_to_be_alone_and_cannot_be_is_tried_beside_others_again() -> None:
+    core = Core({"a": model(), "b": model()})
+    runner = core.load("a")
+    busy = core.arrive("a")
+    assert of(runs_short(core, "b"), c.ModelCrowded)
+    refused = core.take(c.PinRequested("a", True)) + core.measure()
+    assert [failed.reason for failed in of(refused, c.RequestFailed)] == ["pinned"]
+    core.arrive("b")
+    assert of(core.measure(), c.RunnerLoad)
+    assert busy in core.state.runners[runner].held
+
+
+@pytest.mark.parametrize("view", [None, model(2)])
+def test_what_ran_short_is_forgotten_with_its_configuration(view: c.ModelView | None) -> None:
+    core = Core({"a": model(), "b": model()})
+    core.load("a")
+    core.arrive("a")
+    assert of(runs_short(core, "b"), c.ModelCrowded)
+    models = {"a": model()} | ({"b": view} if view else {})
+    core.take(c.ConfigChanged(c.ConfigView(models=models, max_loaded=8)))
+    assert not core.state.crowded
+
+
+def test_a_claim_ends_with_those_who_wanted_it_though_nobody_else_starves() -> None:
+    """While one stands, no model gets another instance."""
+    core = Core({"a": model(3, slots=2, instances_max=2), "b": model(8)})
+    runner = core.load("a")
+    core.arrive("a")
+    core.arrive("b")
+    core.passes(60 * S)
+    core.measure()
+    assert core.state.claim is not None
+    assert core.state.runners[runner].state is RunnerState.draining
+    events = core.take(c.UnloadRequested("b", cancel=True))
+    assert of(events, c.ClaimEnded) == [c.ClaimEnded("b", "nobody_waits")]
+    assert core.state.claim is None
+
+
+def two_instances() -> tuple[Core, str, str, str]:
+    """A model that has two at least, one of them busy, the other idle for longer than its keep-alive; the
+    request, its runner, the idle one."""
+    core = Core({"a": model(instances_min=2, instances_max=2, keep_alive_ns=60 * S)})
+    request = core.arrive("a")
+    busy = only(core.log, c.RunnerLoad)
+    core.spawn(busy)
+    events = core.take(c.ProbeAnswered(busy, True), S) + core.measure()
+    idle = only(events, c.RunnerLoad)
+    core.spawn(idle)
+    core.take(c.ProbeAnswered(idle, True), S)
+    assert not of(core.passes(120 * S), c.RunnerDrain)
+    return core, request, busy, idle
+
+
+def test_an_instance_that_stayed_beside_another_expires_when_that_is_gone() -> None:
+    core, _, busy, idle = two_instances()
+    core.take(c.ProcessExited(busy, 0, 1))
+    assert of(core.passes(0), c.RunnerDrain) == [c.RunnerDrain(idle, "keep_alive")]
+
+
+def test_an_instance_that_is_above_a_new_least_expires() -> None:
+    core, _, _, idle = two_instances()
+    fewer = model(keep_alive_ns=60 * S)
+    core.take(c.ConfigChanged(c.ConfigView(models={"a": fewer}, max_loaded=8)))
+    assert of(core.passes(0), c.RunnerDrain) == [c.RunnerDrain(idle, "keep_alive")]
+
+
+def test_the_least_number_of_instances_is_there_again_after_a_pause() -> None:
+    """Nothing else need happen: no request, and no memory that moves."""
+    core = Core({"a": model(instances_min=2, instances_max=2)})
+    core.arrive("a")
+    first = only(core.log, c.RunnerLoad)
+    core.spawn(first)
+    events = core.take(c.ProbeAnswered(first, True), S) + core.measure()
+    second = only(events, c.RunnerLoad)
+    core.spawn(second)
+    core.take(c.ProcessExited(second, 0, 1), S)
+    core.measure()
+    events = core.passes(COOL_FIRST_NS)
+    assert of(events, c.MemoryMeasure)
+    assert [load.reason for load in of(core.measure(), c.RunnerLoad)] == ["instances"]
 
 
 # --- many ------------------------------------------------------------------------------------------------

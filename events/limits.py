@@ -169,7 +169,7 @@ PREFETCH_PIECE_BYTES = 2 * MIB
 PREFETCH_KEEP_PERCENT = 25
 """Of the memory that is available, what reading ahead leaves alone."""
 
-FILL_TRIES = 16
+FILL_TRIES = 4
 """Waiters that are looked at when the first of them waits for its turn on a device that they do not need."""
 
 LINGER_SHARE = 10

@@ -20,7 +20,7 @@ from events.limits import (
 )
 from statemachines.groups import kept_from, protected
 from statemachines.ledger import back
-from statemachines.loading import grow, hopeless, place
+from statemachines.loading import grow, place
 from statemachines.policy import rank
 from statemachines.request import RequestState
 from statemachines.room import next_ports
@@ -61,7 +61,7 @@ def arrived(s: Scheduler, f: c.RequestArrived, id: str) -> None:
     s.emit(c.RequestQueued(id, _reason_to_wait(s, f)))
     if state.starving:
         demand = state.demands[state.requests[id].demand]
-        if not demand.servers and len(demand.waiting) == 1 and not hopeless(s, demand):
+        if not demand.servers and len(demand.waiting) == 1:
             place(s, demand)
     elif f.model in state.scaled:
         grow(s, f.model, f.options, queue=True)

@@ -106,10 +106,19 @@ def gpu_names(state: State) -> list[str]:
 def roomiest(state: State, size_bytes: int) -> str:
     """The GPU with the largest free room by the ledger, ties by name, among those that are large enough if
     any is; the host where there is no GPU."""
-    gpus = gpu_names(state)
-    if not gpus:
-        return "host"
-    return max(gpus, key=lambda name: (_holds(state, name, size_bytes), free_bytes(state, name) or 0))
+    best, best_key = "host", (False, -1 << 62)
+    headroom, held, coming = state.config.headroom_bytes, state.held, state.coming
+    for name in gpu_names(state):
+        budget = budget_bytes(state, name)
+        free = 0
+        if budget is not None:
+            free = budget - held.get(name, 0)
+            if (reading := state.readings.get(name)) is not None:
+                free = min(free, reading.free_bytes - coming.get(name, 0))
+        key = (budget is None or size_bytes <= budget - headroom, free)
+        if key > best_key:
+            best, best_key = name, key
+    return best
 
 
 def _holds(state: State, device: str, size_bytes: int) -> bool:

@@ -23,6 +23,7 @@ from events.catalogue import NEVER, Considered
 from events.limits import (
     CONSIDERED_MAX,
     FILL_TRIES,
+    LINGER_MAX_NS,
     MEMORY_FRESH_NS,
     MEMORY_RETRY_NS,
     MEMORY_WAIT_NS,
@@ -54,7 +55,8 @@ def _place(s: Scheduler, arrived: Demand | None) -> None:
         if demand is None:
             return
         if arrived is not None and demand is not arrived:
-            _fill(s, demand, [arrived])
+            if _possible(s, arrived) is not None:
+                _fill(s, demand, [arrived])
             return
         if not _place_one(s, demand):
             _fill(s, demand, list(islice(state.demands.values(), FILL_TRIES)))
@@ -84,13 +86,15 @@ def _fill(s: Scheduler, first: Demand, others: list[Demand]) -> None:
     for demand in others:
         if demand is first or demand.servers or not (NEVER == demand.turn_due == demand.short_t):
             continue
+        view = state.model(demand.model)
+        if view is None or any(device in before.bytes for device in view.memory_bytes):
+            continue
         need = need_of(state, demand)
-        if need is None or need.alone or not _ready(state, demand) or never_fits(state, need):
+        if need is None or need.alone or any(device in before.bytes for device in need.bytes):
             continue
-        port = need.view.fixed_port
-        if port and port == before.view.fixed_port:
+        if need.view.fixed_port and need.view.fixed_port == before.view.fixed_port:
             continue
-        if any(device in before.bytes for device in need.bytes) or not _fresh(s):
+        if not _ready(state, demand) or never_fits(state, need) or not _fresh(s):
             continue
         if Room(state, demand, need).fits() and lease(state, need.view) is not None:
             _load(s, demand, need)
@@ -98,16 +102,17 @@ def _fill(s: Scheduler, first: Demand, others: list[Demand]) -> None:
             return
 
 
-def hopeless(s: Scheduler, demand: Demand) -> bool:
-    """Refuse a demand that can never be served, whoever is before it."""
+def _possible(s: Scheduler, demand: Demand) -> Need | None:
+    """What a demand needs; None if it was refused, since it can never be served, whoever is before it."""
     need = need_of(s.state, demand)
     if need is None:
         s.dismiss(demand.model, "unknown_model")
-        return True
+        return None
     never = never_fits(s.state, need)
     if never:
         s.dismiss(demand.model, "never_fits", detail=never, demand=demand.key)
-    return bool(never)
+        return None
+    return need
 
 
 def next_starving(s: Scheduler) -> Demand | None:
@@ -174,10 +179,9 @@ def _fresh(s: Scheduler) -> bool:
 def _place_one(s: Scheduler, demand: Demand) -> bool:
     """One demand; True if it was served, refused or lost its claim, so that the next is looked at."""
     state = s.state
-    if hopeless(s, demand):
+    need = _possible(s, demand)
+    if need is None:
         return True
-    need = need_of(state, demand)
-    assert need is not None  # or it were hopeless
     if not _fresh(s):
         return False
     room = Room(state, demand, need)
@@ -243,8 +247,12 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
                 unsure = True
             elif (turn or not runner.held) and room.helps(runner):
                 # Without a turn it waits for one, and the busy ones were looked at.
-                there = busy if runner.held else idle if due(state, runner, demand) <= state.t else lingering
-                there.append(runner)
+                if runner.held:
+                    busy.append(runner)
+                elif state.t - runner.idle_t < LINGER_MAX_NS and due(state, runner, demand) > state.t:
+                    lingering.append(runner)
+                else:
+                    idle.append(runner)
         elif runner.state is loading:  # nor is what loads: its requests have waited for it
             unsure = True
             settling = settling or room.helps(runner)

@@ -92,7 +92,7 @@ def costs_to_lose(state: State, idle: Sequence[Runner], busy: Sequence[Runner]) 
         costs.append((0, credit, runner.idle_t, runner.id))
     for runner in busy:
         # Lengths are heavy-tailed: a drain may last as long again as the oldest request has lasted.
-        drain = t - min(runner.held.values())
+        drain = t - next(iter(runner.held.values()))
         costs.append((1, load_cost.get(runner.model, LOAD_GUESS_NS) + drain, t, runner.id))
     costs.sort()
     return costs

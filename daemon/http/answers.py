@@ -15,6 +15,9 @@ from daemon.ports import Ended
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
+REQUEST = "X-Runnerd-Request"
+"""The request's id in the log, in every answer to one that the scheduler knows of."""
+
 FINAL = ("never_fits", "pinned", "preloaded", "operator", "unloaded", "load_failed")
 """Reasons that an attempt a moment later would meet again: OpenAI's clients, which try 5xx twice more by
 themselves, heed the header."""
@@ -77,9 +80,11 @@ def refused(refusal: Refusal) -> Answer:
     return error(refusal.status, refusal.code, refusal.message, headers)
 
 
-def ended(end: Ended) -> Answer:
+def ended(end: Ended, request: str) -> Answer:
     """The answer to a request that the scheduler ended."""
-    headers = {"Retry-After": str(end.retry_after_s)} if end.retry_after_s > 0 else {}
+    headers = {REQUEST: request}
+    if end.retry_after_s > 0:
+        headers["Retry-After"] = str(end.retry_after_s)
     if end.reason in FINAL:
         headers["X-Should-Retry"] = "false"
     return error(end.status, end.reason, end.message, headers)

@@ -223,7 +223,7 @@ class Connection:
             turn = await ticket.turn()
             if isinstance(turn, Ended):
                 self._ticket = None
-                return not self._gone and await self._answer(answers.ended(turn))
+                return not self._gone and await self._answer(answers.ended(turn, ticket.request))
             exchange = await self._relay(ticket, turn)
             if exchange.started or self._gone:
                 self._ticket = None
@@ -234,7 +234,9 @@ class Connection:
         address = turn.address
         pool = self._shared.pools.of(address)
         due = self._shared.clock.now + turn.first_byte_s if turn.first_byte_s else math.inf
-        exchange = self._exchange = Exchange(self._wire, self._request, pool, address.prefix, due)
+        exchange = self._exchange = Exchange(
+            self._wire, self._request, pool, address.prefix, due, ticket.request
+        )
         try:
             if not (self._gone or self._over):
                 if address.model_name:

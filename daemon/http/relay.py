@@ -32,15 +32,22 @@ class Exchange:
     """What one dispatch sends and receives. `run` it once, then read its outcome."""
 
     __slots__ = (
-        "_aborted", "_began_ns", "_client", "_first_byte_due", "_late", "_pool", "_prefix",
+        "_aborted", "_began_ns", "_client", "_first_byte_due", "_id", "_late", "_pool", "_prefix",
         "_reply", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
         "first_byte_ns", "keep_alive", "sent", "started", "status",
     )  # fmt: skip
 
     def __init__(
-        self, client: Wire, request: RequestReader, pool: Pool, prefix: str, first_byte_due: float = math.inf
+        self,
+        client: Wire,
+        request: RequestReader,
+        pool: Pool,
+        prefix: str,
+        first_byte_due: float = math.inf,
+        id: str = "",
     ) -> None:
         self._client = client
+        self._id = id
         self._first_byte_due = first_byte_due
         """When the first byte of an answer must have come, by the front door's clock."""
         self._late = False
@@ -212,7 +219,7 @@ class Exchange:
             reply.lines.append(b"Connection: close\r\n")
         elif self._request.version == "1.0":
             reply.lines.append(b"Connection: keep-alive\r\n")
-        return b"%b%b\r\n" % (status_line, b"".join(reply.lines))
+        return b"%b%bX-Runnerd-Request: %b\r\n\r\n" % (status_line, b"".join(reply.lines), self._id.encode())
 
     async def _relay_rest(self, reply: Reply) -> None:
         while not reply.done:

@@ -6,6 +6,7 @@ Never a pipe: a runner that outlives its daemon would die at its next line.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from events.limits import OUTPUT_MAX_BYTES, RUNNER_LOG_MAX_BYTES
 
 TAIL_BYTES = 64 * 1024
 """How much of a file's end is read for its last lines, and is kept when it is truncated."""
+
+
+GATE_WORDS = re.compile(r"^gate: (?:line )?\d+: (?:exec: )?")
+"""How the gate's shell begins when it cannot run a command."""
 
 
 def last_lines(path: Path, lines: int) -> list[str]:
@@ -23,7 +28,8 @@ def last_lines(path: Path, lines: int) -> list[str]:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return ["".join(c for c in line if c.isprintable() or c == "\t") for line in text.splitlines()[-lines:]]
+    clean = ["".join(c for c in line if c.isprintable() or c == "\t") for line in text.splitlines()[-lines:]]
+    return [GATE_WORDS.sub("the program cannot be started: ", line) for line in clean]
 
 
 def last_words(path: Path) -> str:

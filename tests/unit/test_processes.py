@@ -360,6 +360,13 @@ def test_last_lines_are_clean_text(tmp_path: Path) -> None:
     assert output.last_lines(log, 3) == ["bad \ufffd byte", "[31mred[0m", "tab\there"]
 
 
+@pytest.mark.parametrize("shell", ["gate: 1: exec: ", "gate: line 1: exec: ", "gate: line 1: "])
+def test_what_the_gates_shell_says_is_told_in_our_words(tmp_path: Path, shell: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"{shell}lama-server: not found\n")
+    assert output.last_lines(log, 3) == ["the program cannot be started: lama-server: not found"]
+
+
 def test_only_the_end_of_a_large_file_is_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"x" * (1 << 20) + b"\nlast but one\nlast\n")

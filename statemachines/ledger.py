@@ -15,6 +15,7 @@ from typing import Literal
 from events.catalogue import Estimate, ModelView, Option
 from events.limits import GIB, MIB, RECLAIM_PERCENT
 from statemachines.estimate import ANY, estimated_bytes, gpu_layers, least_bytes, raised
+from statemachines.runner import RunnerState
 from statemachines.state import Runner, State, spec_key
 
 Source = Literal["configured", "measured", "estimated", "unknown"]
@@ -104,21 +105,37 @@ def gpu_names(state: State) -> list[str]:
 
 
 def roomiest(state: State, size_bytes: int) -> str:
-    """The GPU with the largest free room by the ledger, ties by name, among those that are large enough if
-    any is; the host where there is no GPU."""
-    best, best_key = "host", (False, -1 << 62)
+    """The GPU for a load: among those that could ever hold it one where it fits, else one where it would if
+    idle runners went, else the one with the largest free room by the ledger; ties by name. The host where
+    there is no GPU."""
+    best, best_key = "host", (False, False, -1 << 62)
+    idle: dict[str, int] | None = None
     headroom, held, coming = state.config.headroom_bytes, state.held, state.coming
     for name in gpu_names(state):
         budget = budget_bytes(state, name)
-        free = 0
+        free, enough = 0, budget is None
         if budget is not None:
-            free = budget - held.get(name, 0)
+            free = budget - held.get(name, 0) - headroom
             if (reading := state.readings.get(name)) is not None:
-                free = min(free, reading.free_bytes - coming.get(name, 0))
-        key = (budget is None or size_bytes <= budget - headroom, free)
+                free = min(free, reading.free_bytes - coming.get(name, 0) - headroom)
+            enough = size_bytes <= free
+            if not enough:
+                idle = _idle_bytes(state) if idle is None else idle
+                enough = size_bytes <= free + idle.get(name, 0)
+        key = (budget is None or size_bytes <= budget - headroom, enough, free)
         if key > best_key:
             best, best_key = name, key
     return best
+
+
+def _idle_bytes(state: State) -> dict[str, int]:
+    """What idle runners that may be evicted hold on each device."""
+    idle: dict[str, int] = {}
+    for runner in state.runners.values():
+        if runner.state is RunnerState.ready and not runner.held and runner.model not in state.pinned:
+            for device in runner.reserved_bytes | runner.peak_bytes:
+                idle[device] = idle.get(device, 0) + runner.hold_bytes(device)
+    return idle
 
 
 def _holds(state: State, device: str, size_bytes: int) -> bool:

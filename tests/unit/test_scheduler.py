@@ -259,6 +259,23 @@ def gpus(core: Core, *sizes: int, reliable: bool = True) -> None:
     core.take(c.MemoryMeasured({"host": Reading(10 * GIB, 10 * GIB), **devices}))
 
 
+def test_an_idle_runner_goes_rather_than_a_busy_one_on_the_gpu_with_more_room() -> None:
+    """The device is chosen with the victims in mind: gpu1 has more room, and nothing there may go soon."""
+    on = {
+        name: c.ModelView(digest=name, memory_bytes={name: size * GIB})
+        for name, size in (("gpu0", 20), ("gpu1", 12))
+    }
+    core = Core({**on, "b": c.ModelView(digest="b", memory_bytes={"": 14 * GIB})})
+    gpus(core, 24, 24)
+    idle, busy = core.load("gpu0"), core.load("gpu1")
+    core.arrive("gpu1")
+    core.passes(10 * S)
+    gpus(core, 24, 24)
+    claimed = core.take(c.RequestArrived("b", "chat"))
+    assert of(claimed, c.ClaimMade)[0].victims == (idle,)
+    assert core.state.runners[busy].held
+
+
 def test_a_model_that_only_the_larger_gpu_can_hold_waits_for_it() -> None:
     """The smaller one may have more room just now; what can never fit there is not refused for that."""
     any_gpu = c.ModelView(digest="d", memory_bytes={"": 20 * GIB})

@@ -35,7 +35,7 @@ from daemon.preload import preload, refusal
 from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from events import catalogue as c
-from events.limits import CONTROL_CONNECTIONS, HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS
+from events.limits import CONTROL_CONNECTIONS, HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
@@ -104,13 +104,14 @@ class _Run:
         self._options = options
         self._failure: Exception | None = None
         """Why it does not start."""
+        self._control: ControlServer | None = None
 
     async def run(self, front: socket.socket, signals: AsyncIterator[int], log_id: str) -> None:
         """Everything, from the first signal that is heeded to the last fact. Raises what `serve` does."""
         driver, path = self._driver, str(self._places.log)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_signals, driver, signals)
-            nursery.start_soon(_until_stopped, driver, nursery.cancel_scope)
+            nursery.start_soon(self._until_stopped, nursery.cancel_scope)
             if self._options.memcheck:
                 self._failure = refusal(driver, self._config.preload, lazy=self._options.lazy)
             if self._failure is not None:
@@ -123,6 +124,17 @@ class _Run:
             guardian.stop(path)
         if self._failure is not None:
             raise self._failure
+
+    async def _until_stopped(self, scope: trio.CancelScope) -> None:
+        """Wait for a requested stop to be done, log the last fact, and end the rest."""
+        driver = self._driver
+        await stop_done(driver)
+        driver.submit(c.DaemonStopped())
+        await driver.durable(driver.state.seq)
+        if self._control is not None:
+            with trio.move_on_after(WATCHERS_S):
+                await self._control.all_told(driver.state.seq)
+        scope.cancel()
 
     async def _load_and_open(
         self, front: socket.socket, control: socket.socket, nursery: trio.Nursery
@@ -142,6 +154,7 @@ class _Run:
     async def _open_doors(self, front: socket.socket, control: socket.socket) -> None:
         """Serve HTTP and the control socket."""
         driver, catalog = self._driver, Catalog(self._config)
+        self._control = ControlServer(driver, catalog)
         door = FrontDoor(driver, catalog)
         driver.moved, driver.leave = door.moved, door.leave
         listen_front(front)
@@ -153,7 +166,7 @@ class _Run:
                 driver.prefetch = ahead.begin
                 nursery.start_soon(ahead.run)
             nursery.start_soon(door.serve, [front])
-            nursery.start_soon(ControlServer(driver, catalog).serve, control)
+            nursery.start_soon(self._control.serve, control)
 
 
 @contextmanager
@@ -237,8 +250,8 @@ def _all_gone(state: State) -> bool:
     return not state.requests and all(runner.stuck for runner in state.runners.values())
 
 
-async def _until_stopped(driver: Driver, scope: trio.CancelScope) -> None:
-    """Wait for a requested stop to be done, log the last fact, and end the rest."""
+async def stop_done(driver: Driver) -> None:
+    """Wait until a stop has been asked for, and everything has ended that is to. Raises StopFailed."""
     await driver.until(lambda: bool(driver.state.stopping))
     with trio.move_on_after(STOP_LOG_MS / 1000) as late:
         await driver.durable(driver.state.seq)
@@ -248,6 +261,3 @@ async def _until_stopped(driver: Driver, scope: trio.CancelScope) -> None:
         raise StopFailed("the stop could not be logged: the runners were ended without it")
     leave = driver.state.stopping == "leave"
     await driver.until(lambda: leave or _all_gone(driver.state))
-    driver.submit(c.DaemonStopped())
-    await driver.durable(driver.state.seq)
-    scope.cancel()

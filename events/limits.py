@@ -445,6 +445,9 @@ READY_PAUSE_S = 1.0
 """The longest pause between two looks at a loading runner that is slow to answer: so late at most is its
 readiness found, and it has one request a second to bear."""
 
+WATCHERS_S = 0.5
+"""How long a daemon that stops waits for watchers to take the last events."""
+
 SCARCE_PAUSE_S = 0.1
 """Before the next try where the daemon has no descriptor left for what its runners need."""
 

@@ -83,6 +83,15 @@ class Service:
         self.driver = driver
         self.catalog = catalog
         self.started_t = driver.now()
+        self.watching: dict[object, int] = {}
+        """The last event that each watcher has been sent."""
+        self.told = trio.Event()
+
+    async def all_told(self, seq: int) -> None:
+        """Wait until every watcher has been sent the events up to a number."""
+        while any(last < seq for last in self.watching.values()):
+            self.told = trio.Event()
+            await self.told.wait()
 
     def status(self) -> Reply:
         """The daemon at a glance."""
@@ -246,6 +255,8 @@ async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply
     after = head if p.after is None else p.after
     if after > head:
         raise VarlinkError(f"{INTERFACE}.CursorLost", message=f"the log ends at event {head}")
+    me = object()
+    s.watching[me] = after
     try:
         async for record in s.driver.watch(after, follow=True):
             yield {
@@ -260,8 +271,13 @@ async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply
                     "payload": msgspec.Raw(record.payload.encode()),
                 }
             }
+            s.watching[me] = record.seq
+            s.told.set()
     except CursorPruned as error:
         raise VarlinkError(f"{INTERFACE}.CursorPruned", message=str(error)) from None
+    finally:
+        del s.watching[me]
+        s.told.set()
 
 
 ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[Reply]]]] = {

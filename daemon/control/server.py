@@ -106,6 +106,10 @@ class ControlServer:
         self._service = methods.Service(driver, catalog)
         self._connections = 0
 
+    async def all_told(self, seq: int) -> None:
+        """Wait until every watcher has been sent the events up to a number."""
+        await self._service.all_told(seq)
+
     async def serve(self, sock: socket.socket) -> None:
         """Serve until cancelled. The listening socket is the caller's."""
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))

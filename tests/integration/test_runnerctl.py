@@ -312,8 +312,9 @@ def test_a_watch_ends_with_the_daemon(tmp_path: Path) -> None:
             assert process.stdout is not None
             process.stdout.readline()
             assert live.stop() == 0
-            _, errors = process.communicate(timeout=PATIENCE_S)
+            seen, errors = process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 3
+            assert json.loads(seen.splitlines()[-2])["type"] == "daemon.stopped"
     assert "the daemon closed the connection" in errors
 
 

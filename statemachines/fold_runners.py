@@ -24,6 +24,11 @@ from statemachines.room import next_ports
 from statemachines.runner import RunnerState
 from statemachines.state import Cooling, Runner, State, satisfies, spec_key, waiting_for
 
+OF_PROCESS = ("load", "stall", "keep_alive", "linger", "drain", "stop", "kill", "probe", "reprobe", "watch")
+"""The deadlines of a runner that mean nothing once its process is gone."""
+OF_MEMORY = ("memory", "poll")
+"""Those that outlast it: the wait for its memory to come back."""
+
 
 def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
     check_load(state, d)
@@ -127,18 +132,7 @@ def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
             runner.exit_free_bytes[device] = state.readings[device].free_bytes
     if was_live:
         serve(state, runner, -1)
-    for kind in (
-        "load",
-        "stall",
-        "keep_alive",
-        "linger",
-        "drain",
-        "stop",
-        "kill",
-        "probe",
-        "reprobe",
-        "watch",
-    ):
+    for kind in OF_PROCESS:
         state.deadlines.disarm((kind, runner.id))
     state.deadlines.arm(("memory", runner.id), state.t + RECLAIM_NS)
     for id in runner.held:
@@ -273,20 +267,7 @@ def _remove(state: State, runner: Runner) -> None:
     del mine[runner.id]
     if not mine:
         del state.models[runner.model]
-    for kind in (
-        "load",
-        "stall",
-        "keep_alive",
-        "linger",
-        "drain",
-        "stop",
-        "kill",
-        "probe",
-        "reprobe",
-        "watch",
-        "memory",
-        "poll",
-    ):
+    for kind in (*OF_PROCESS, *OF_MEMORY):
         state.deadlines.disarm((kind, runner.id))
     for operation in state.operations.values():
         operation.runners.pop(runner.id, None)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
-import pytest
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.config.commands import Command
@@ -27,13 +24,6 @@ from tests.integration.yard import (
     socket_launch,
     stranger,
 )
-
-
-@pytest.fixture
-def yard(tmp_path: Path) -> Iterator[Yard]:
-    made = Yard(tmp_path)
-    yield made
-    made.end()
 
 
 async def test_a_survivor_is_adopted(yard: Yard) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -35,13 +35,6 @@ from tests.integration.live import PATIENCE_S, ROOT, Live, daemon, ngram
 from tests.integration.yard import BOOT, SERVER, Yard, free_port, gone, is_alive
 
 PYTHON = (sys.executable, "-ISc")
-
-
-@pytest.fixture
-def yard(tmp_path: Path) -> Iterator[Yard]:
-    made = Yard(tmp_path)
-    yield made
-    made.end()
 
 
 # --- by a supervisor alone -------------------------------------------------------------------------------

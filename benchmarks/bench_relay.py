@@ -38,9 +38,8 @@ def serve_front(backend_port: int) -> None:
     """A front door whose desk dispatches everything at once to the backend."""
     import trio
 
-    from daemon.http.routes import ModelRow
     from daemon.http.server import FrontDoor
-    from daemon.ports import Address, Dispatched, Ended
+    from daemon.ports import Address, Dispatched, Ended, ModelRow
     from events.catalogue import Option, RequestArrived, UpstreamEnded
     from statemachines.state import State
 

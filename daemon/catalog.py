@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from daemon.config.config import Config
 from daemon.estimates import bounded
-from daemon.http.routes import ModelRow
+from daemon.ports import ModelRow
 from events.catalogue import Option
 
 
 class Catalog:
-    """See `daemon.http.routes.Catalog`."""
+    """See `daemon.ports.Catalog`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -181,3 +181,32 @@ class Meter(Protocol):
     async def measure(self, processes: Mapping[str, Sequence[int]]) -> MemoryMeasured:
         """Read every device, and what each runner's processes (pids, with their descendants) use."""
         ...
+
+
+class ModelRow(msgspec.Struct, frozen=True):
+    """A model (or, where it is configured so, an alias) as /v1/models shows it."""
+
+    id: str
+    aliases: Sequence[str] = ()
+    name: str = ""
+    description: str = ""
+
+
+class Catalog(Protocol):
+    """What the front door needs of the configuration. It may change between two calls."""
+
+    def resolve(self, name: str) -> str | None:
+        """The model's id for an id or alias."""
+        ...
+
+    def models(self) -> Sequence[ModelRow]:
+        """The rows of /v1/models, in order; without unlisted models."""
+        ...
+
+    def launch_options(self, model: str) -> Mapping[str, Option]:
+        """The launch options that a request may fix, with their defaults, which give their types."""
+        ...
+
+    def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
+        """The launch options that a request fixes, within what the model's file says of it."""
+        ...

@@ -1,26 +1,15 @@
-"""Answers that are ours: OpenAI's error shape, and small JSON and text bodies."""
+"""Answers that are ours: a status, headers, and a body that is whole or comes piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
-from daemon.http.head import Refusal
-from daemon.ports import Ended
-
-PHRASES = {status.value: status.phrase for status in HTTPStatus}
-
-
-REQUEST = "X-Runnerd-Request"
-"""The request's id in the log, in every answer to one that the scheduler knows of."""
-
-FINAL = ("never_fits", "pinned", "preloaded", "operator", "unloaded", "load_failed")
-"""Reasons that an attempt a moment later would meet again: OpenAI's clients, which try 5xx twice more by
-themselves, heed the header."""
+PHRASES = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -32,59 +21,47 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
     def encode(self, *, keep_alive: bool, version: str, head_only: bool = False) -> bytes:
-        """The bytes to send. HTTP/1.0 clients need to be told that a connection stays open."""
-        lines = [
-            f"HTTP/1.1 {self.status} {PHRASES.get(self.status, 'Unknown')}",
-            f"Date: {formatdate(usegmt=True)}",
-            f"Content-Type: {self.content_type}",
-            f"Content-Length: {len(self.body)}",
-        ]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        if not keep_alive:
-            lines.append("Connection: close")
-        elif version == "1.0":
-            lines.append("Connection: keep-alive")
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+        """The bytes to send."""
+        lines = [f"Content-Length: {len(self.body)}", *_lines(self.headers)]
+        head = head_bytes(self.status, self.content_type, lines, keep_alive=keep_alive, version=version)
         return head if head_only else head + self.body
 
 
-class Refused(Exception):
-    """A request cannot be served; `answer` says why."""
+class Stream(msgspec.Struct, frozen=True):
+    """An answer that ends when it ends, or when the client goes away: its pieces as they come."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
-        self.answer = answer
-
-
-def json(value: Any) -> Answer:
-    """200 with a JSON body."""
-    return Answer(200, msgspec.json.encode(value))
+    pieces: AsyncIterator[bytes]
+    content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = {}
 
 
-def error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """An error as OpenAI's clients expect it."""
-    detail = {"message": message, "type": error_type(status), "code": code, "param": None}
-    return Answer(status, msgspec.json.encode({"error": detail}), headers=headers or {})
+def head_bytes(status: int, content_type: str, lines: list[str], *, keep_alive: bool, version: str) -> bytes:
+    """The head of an answer. HTTP/1.0 clients need to be told that a connection stays open."""
+    parts = [
+        f"HTTP/1.1 {status} {PHRASES.get(status, 'Unknown')}",
+        f"Date: {formatdate(usegmt=True)}",
+        f"Content-Type: {content_type}",
+        *lines,
+    ]
+    if not keep_alive:
+        parts.append("Connection: close")
+    elif version == "1.0":
+        parts.append("Connection: keep-alive")
+    return ("\r\n".join(parts) + "\r\n\r\n").encode("latin-1", "replace")
 
 
-def error_type(status: int) -> str:
-    """OpenAI's word for whose fault an error is."""
-    if status == 429:
-        return "rate_limit_error"
-    return "invalid_request_error" if status < 500 else "server_error"
+def chunk(piece: bytes) -> bytes:
+    """A piece of a body in the framing of `Transfer-Encoding: chunked`."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
-def refused(refusal: Refusal) -> Answer:
-    """The answer to a request that cannot be served."""
-    headers = {"Retry-After": "1"} if refusal.status == 503 else None
-    return error(refusal.status, refusal.code, refusal.message, headers)
+LAST_CHUNK = b"0\r\n\r\n"
 
 
-def ended(end: Ended, request: str) -> Answer:
-    """The answer to a request that the scheduler ended."""
-    headers = {REQUEST: request}
-    if end.retry_after_s > 0:
-        headers["Retry-After"] = str(end.retry_after_s)
-    if end.reason in FINAL:
-        headers["X-Should-Retry"] = "false"
-    return error(end.status, end.reason, end.message, headers)
+def json(value: Any, status: int = 200) -> Answer:
+    """A JSON body."""
+    return Answer(status, msgspec.json.encode(value))
+
+
+def _lines(headers: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {value}" for name, value in headers.items()]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from daemon.config.units import duration_ns
-from daemon.http.answers import Refused, error
+from daemon.http.refusals import Refused
 from events.catalogue import NEVER, Option
 from events.limits import CONFIG_DURATION_MAX_S, HTTP_OPTION_BYTES, S
 
@@ -102,4 +102,4 @@ def renamed(body: Buffer, name: str) -> bytes:
 
 
 def _refused(code: str, message: str) -> Refused:
-    return Refused(error(400, code, message))
+    return Refused(400, code, message)

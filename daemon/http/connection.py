@@ -11,17 +11,22 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from daemon.http import answers, asked, routes
-from daemon.http.answers import Answer, Refused
+from daemon.http import asked, refusals, routes
+from daemon.http.answers import Answer, Stream
 from daemon.http.body import Body, Held
+from daemon.http.calls import Ask, Call, Local
+from daemon.http.dialects import Dialect, openai
+from daemon.http.framed import Framed
 from daemon.http.head import RequestReader
 from daemon.http.hosts import Hosts
 from daemon.http.limits import Limits
 from daemon.http.reaper import HangUps
-from daemon.http.relay import Exchange
+from daemon.http.refusals import Refusal, Refused
+from daemon.http.relay import AS_COMES, Exchange
+from daemon.http.routes import Route
 from daemon.http.upstream import Pools
 from daemon.http.wire import FAILURES, Clock, Wire
-from daemon.ports import Desk, Dispatched, Ended, LogBlocked, Ticket
+from daemon.ports import Catalog, Desk, Dispatched, Ended, LogBlocked, Ticket
 from events.catalogue import RequestArrived
 from events.limits import HTTP_LINGER_BYTES
 
@@ -34,8 +39,8 @@ class Shared(msgspec.Struct, frozen=True):
     """What all connections share."""
 
     desk: Desk
-    catalog: routes.Catalog
-    local: routes.Local
+    catalog: Catalog
+    local: Local
     limits: Limits
     clock: Clock
     pools: Pools
@@ -47,8 +52,8 @@ class Connection:
     """From accept to close. Its own task runs `run`; the other methods may be called from any task."""
 
     __slots__ = (
-        "_body", "_caller", "_due", "_exchange", "_gone", "_hosts", "_over", "_reading",
-        "_request", "_shared", "_ticket", "_wire",
+        "_body", "_caller", "_dialect", "_due", "_exchange", "_gone", "_handling", "_hosts", "_over",
+        "_reading", "_request", "_shared", "_ticket", "_wire",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, shared: Shared, hosts: Hosts) -> None:
@@ -68,6 +73,10 @@ class Connection:
         self._ticket: Ticket | None = None
         """The request that the scheduler knows of; None once it has ended or been given up."""
         self._exchange: Exchange | None = None
+        self._handling: trio.CancelScope | None = None
+        """What is handled here goes on no longer than its client stays."""
+        self._dialect: Dialect = openai
+        """How this request's errors are written."""
         shared.hang_ups.watch(sock, self.hung_up)
 
     # --- what other tasks call -----------------------------------------------------------------------------
@@ -80,6 +89,8 @@ class Connection:
             self._ticket = None
         if self._exchange is not None:
             self._exchange.abort()
+        if self._handling is not None:
+            self._handling.cancel()
 
     def _request_ended(self, end: Ended) -> None:
         """The scheduler has ended the request while it was being relayed. `turn` will tell why."""
@@ -101,9 +112,9 @@ class Connection:
             self._exchange.expire(now, stalled)
 
     def _say_late(self) -> None:
-        answer = answers.error(408, "request_timeout", "The rest of the request did not come in time.")
+        late = Refusal(408, "request_timeout", "The rest of the request did not come in time.")
         with suppress(OSError):
-            self._wire.sock.send(answer.encode(keep_alive=False, version="1.1"))
+            self._wire.sock.send(self._dialect(late).encode(keep_alive=False, version="1.1"))
 
     # --- the connection's own task -------------------------------------------------------------------------
 
@@ -129,17 +140,44 @@ class Connection:
         try:
             route = self._route()
             await self._receive_body()
-            if not isinstance(route, str):
-                return await self._answer(route(self._shared.local))
+            if route.handle is not None:
+                return await self._handle(route.handle)
             arrival = await self._arrival(route)
             if self._gone:
                 return False
             ticket = self._shared.desk.arrive(arrival)
         except Refused as refused:
-            return await self._answer(refused.answer)
+            return await self._refuse(refused.refusal)
         except LogBlocked as blocked:
-            return await self._answer(answers.error(503, "log_blocked", str(blocked), {"Retry-After": "1"}))
-        return await self._take_turns(ticket)
+            return await self._refuse(Refusal(503, "log_blocked", str(blocked), {"Retry-After": "1"}))
+        return await self._take_turns(ticket, AS_COMES)
+
+    async def _handle(self, handle: routes.Handler) -> bool:
+        """A request that is not just relayed: it is answered here, or made into another. Raises Refused,
+        LogBlocked."""
+        made: Answer | Stream | Ask | None = None
+        with trio.CancelScope() as self._handling:
+            if self._gone:
+                return False
+            made = await handle(Call(self._request, self._body, self._caller, self._shared.local))
+            if isinstance(made, Answer):
+                return await self._answer(made)
+            if isinstance(made, Stream):
+                return await self._stream(made)
+        self._handling = None
+        if not isinstance(made, Ask) or self._gone:
+            return False
+        if made.body is not None:
+            self._body.replace(made.body)
+        arrival = RequestArrived(
+            model=made.model,
+            kind=made.kind,
+            options=dict(made.options),
+            priority=self._request.priority,
+            keep_alive_ns=made.keep_alive_ns,
+            caller=self._caller,
+        )
+        return await self._take_turns(self._shared.desk.arrive(arrival), made)
 
     async def _receive_head(self) -> bool:
         """Read until the head is whole or refused. False: the client closed without one."""
@@ -158,16 +196,19 @@ class Connection:
                 self._reading = True
                 self._due = clock.now + limits.head_s
 
-    def _route(self) -> str | Callable[[routes.Local], Answer]:
+    def _route(self) -> Route:
         """What the head asks for. Raises Refused."""
         request = self._request
+        route = routes.find(request.url)
+        self._dialect = route.dialect if route is not None else routes.dialect_of(request.url)
         if request.refusal is not None:
-            raise Refused(answers.refused(request.refusal))
+            raise Refused.of(request.refusal)
         if not self._hosts.allow(request.host):
-            raise Refused(answers.error(403, "host_not_allowed", "This server does not answer to that Host."))
-        route = routes.find(request.method, request.url)
-        if isinstance(route, Answer):
-            raise Refused(route)
+            raise Refused(403, "host_not_allowed", "This server does not answer to that Host.")
+        if route is None:
+            raise Refused.of(routes.no_such_endpoint())
+        if request.method not in route.methods and route.methods:
+            raise Refused.of(routes.wrong_method(request.method, route))
         return route
 
     async def _receive_body(self) -> None:
@@ -186,21 +227,21 @@ class Connection:
             self._due = None
         self._reading = False
         if request.refusal is not None:
-            raise Refused(answers.refused(request.refusal))
+            raise Refused.of(request.refusal)
 
-    async def _arrival(self, kind: str) -> RequestArrived:
+    async def _arrival(self, route: Route) -> RequestArrived:
         """What the body asks for, as the fact. Raises Refused."""
         body, catalog = self._body, self._shared.catalog
         look = asked.model_and_keep_alive
         name, keep_alive_ns = await self._look(look) if body.in_file else look(body.view())
         model = catalog.resolve(name)
         if model is None:
-            raise Refused(routes.unknown_model(name, catalog))
+            raise routes.unknown_model(name, catalog)
         declared = catalog.launch_options(model)
         options = await self._look(asked.launch_options, declared) if declared and body.size else {}
         return RequestArrived(
             model=model,
-            kind=kind,
+            kind=route.kind,
             options=catalog.bounded(model, options) if options else options,
             priority=self._request.priority,
             keep_alive_ns=keep_alive_ns,
@@ -214,7 +255,7 @@ class Connection:
             return await trio.to_thread.run_sync(at, view, *arguments)
         return at(view, *arguments)
 
-    async def _take_turns(self, ticket: Ticket) -> bool:
+    async def _take_turns(self, ticket: Ticket, ask: Ask) -> bool:
         """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen."""
         self._ticket = ticket
         self._over = False
@@ -223,19 +264,19 @@ class Connection:
             turn = await ticket.turn()
             if isinstance(turn, Ended):
                 self._ticket = None
-                return not self._gone and await self._answer(answers.ended(turn, ticket.request))
-            exchange = await self._relay(ticket, turn)
+                return not self._gone and await self._refuse(refusals.ended(turn, ticket.request))
+            exchange = await self._relay(ticket, turn, ask)
             if exchange.started or self._gone:
                 self._ticket = None
                 return exchange.complete and exchange.keep_alive
 
-    async def _relay(self, ticket: Ticket, turn: Dispatched) -> Exchange:
+    async def _relay(self, ticket: Ticket, turn: Dispatched, ask: Ask) -> Exchange:
         """One dispatch. Whatever happens, the desk is told once how it ended: that gives the slot back."""
         address = turn.address
         pool = self._shared.pools.of(address)
         due = self._shared.clock.now + turn.first_byte_s if turn.first_byte_s else math.inf
         exchange = self._exchange = Exchange(
-            self._wire, self._request, pool, address.prefix, due, ticket.request
+            self._wire, self._request, pool, address.prefix, due, ticket.request, ask
         )
         try:
             if not (self._gone or self._over):
@@ -248,6 +289,28 @@ class Connection:
             self._exchange = None
             self._shared.desk.ended(exchange.ended(ticket.request, turn))
         return exchange
+
+    async def _stream(self, stream: Stream) -> bool:
+        """Send an answer of unknown length until it ends. Returns whether the connection can serve another
+        request."""
+        request = self._request
+        keep_alive = request.keep_alive and not request.excess
+        lines = [f"{name}: {value}" for name, value in stream.headers.items()]
+        framed = Framed(
+            self._wire.send, request.version, keep_alive=keep_alive, status=200,
+            content_type=stream.content_type, lines=lines,
+        )  # fmt: skip
+        await framed.begin()
+        if request.method == b"HEAD":
+            return False
+        async for piece in stream.pieces:
+            await framed.piece(piece)
+        await framed.end()
+        return framed.keep_alive
+
+    async def _refuse(self, refusal: Refusal) -> bool:
+        """Answer with an error, in the caller's words."""
+        return await self._answer(self._dialect(refusal))
 
     async def _answer(self, answer: Answer) -> bool:
         """Answer without a runner. Returns whether the connection can serve another request."""

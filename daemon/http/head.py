@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 
 import httptools
-import msgspec
 
 from daemon.http.body import Body
 from daemon.http.limits import Limits
+from daemon.http.refusals import Refusal
 from events.limits import PRIORITY_MAX
 
 HOP_BY_HOP = frozenset(
@@ -34,14 +34,6 @@ NOTED = HOP_BY_HOP | REPLACED | {PRIORITY}
 
 PERSISTENCE = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 """What Connection mostly says; the headers of these names are dropped anyway."""
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """Why a request cannot be served: what `daemon.http.answers.error` takes."""
-
-    status: int
-    code: str
-    message: str
 
 
 class RequestReader:
@@ -108,7 +100,8 @@ class RequestReader:
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         if self.refusal is None:
-            self.refusal = Refusal(status, code, message)
+            headers = {"Retry-After": "1"} if status == 503 else {}
+            self.refusal = Refusal(status, code, message, headers)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Go on with HTTP/1.1, as RFC 9110 allows: some clients (Java's) offer h2c with every request. The

@@ -1,7 +1,8 @@
 """One exchange with a runner: the request goes there, its answer comes back chunk by chunk, unchanged.
 
 The runner's bytes are parsed only to know where its answer ends. Its head is written anew without the headers
-that describe its connection; the body is never looked at, never held back.
+that describe its connection; the body is never looked at, never held back. Where the client speaks another
+API, a translation takes the body piece by piece, and what it makes of each goes on at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import math
 import mmap
 from time import monotonic_ns
 
-from daemon.http.head import RequestReader
+from daemon.http.calls import Ask, Translation
+from daemon.http.framed import Framed
+from daemon.http.head import RequestReader, without
+from daemon.http.refusals import REQUEST
 from daemon.http.upstream import Pool, Reply, Upstream
 from daemon.http.wire import FAILURES, Wire
 from daemon.ports import Dispatched
@@ -18,6 +22,12 @@ from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
 from events.limits import HTTP_REPLY_HEAD_BYTES
 
 END_OF_HEAD = b"\r\n\r\n"
+
+AS_COMES = Ask("", "")
+"""The client's request and the runner's answer pass unchanged."""
+
+DESCRIBING = [b"content-type", b"content-encoding", b"accept", b"accept-encoding"]
+"""Headers that describe the client's own body, and the answer that it wants: not those of a translation."""
 
 
 class UpstreamFailed(Exception):
@@ -32,8 +42,8 @@ class Exchange:
     """What one dispatch sends and receives. `run` it once, then read its outcome."""
 
     __slots__ = (
-        "_aborted", "_began_ns", "_client", "_first_byte_due", "_id", "_late", "_pool", "_prefix",
-        "_reply", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
+        "_aborted", "_ask", "_began_ns", "_client", "_first_byte_due", "_id", "_late", "_pool",
+        "_prefix", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
         "first_byte_ns", "keep_alive", "sent", "started", "status",
     )  # fmt: skip
 
@@ -45,8 +55,10 @@ class Exchange:
         prefix: str,
         first_byte_due: float = math.inf,
         id: str = "",
+        ask: Ask = AS_COMES,
     ) -> None:
         self._client = client
+        self._ask = ask
         self._id = id
         self._first_byte_due = first_byte_due
         """When the first byte of an answer must have come, by the front door's clock."""
@@ -76,11 +88,14 @@ class Exchange:
         """Send the request and relay its answer. What goes wrong is told by the outcome."""
         self.sent = self.client_lost = True
         self._began_ns = monotonic_ns()
+        translation = self._ask.translation
         try:
-            data = await self._ask()
-            reply = await self._relay_head(data)
-            if not reply.done:
-                await self._relay_rest(reply)
+            if translation is not None:
+                reply = await self._translate(translation)
+            else:
+                reply = await self._relay_head(await self._put())
+                if not reply.done:
+                    await self._relay_rest(reply)
             if reply.excess:
                 self.keep_alive = False
             self.complete = True
@@ -125,18 +140,18 @@ class Exchange:
             error=self.error,
         )
 
-    async def _ask(self) -> bytes:
+    async def _put(self) -> bytes:
         """Send the request and wait for the first bytes of an answer. A reused connection may have been
         closed by the runner just now, which is no failure: then once more, on a fresh one."""
         payload = self._request.body.view()
         upstream = self._pool.take()
         if upstream is not None:
-            data = await self._ask_on(upstream, payload)
+            data = await self._put_on(upstream, payload)
             if data:
                 return data
             upstream.close()
         upstream = await self._connect()
-        data = await self._ask_on(upstream, payload)
+        data = await self._put_on(upstream, payload)
         if not data:
             raise UpstreamFailed("it closed the connection without an answer")
         return data
@@ -154,10 +169,10 @@ class Exchange:
             raise UpstreamFailed(f"it cannot be connected to: {describe(failure)}") from None
         return upstream
 
-    async def _ask_on(self, upstream: Upstream, payload: bytes | mmap.mmap) -> bytes:
+    async def _put_on(self, upstream: Upstream, payload: bytes | mmap.mmap) -> bytes:
         """b"" where the connection ends first and another may be tried."""
         self._upstream = upstream
-        upstream.reply.plain = self._request.version == "1.0"
+        upstream.reply.plain = self._request.version == "1.0" or self._ask.translation is not None
         try:
             if isinstance(payload, bytes):
                 await upstream.send(self._head(len(payload)) + payload)
@@ -174,14 +189,20 @@ class Exchange:
         return data
 
     def _head(self, size: int) -> bytes:
-        request = self._request
-        target = self._prefix.encode() + request.url if self._prefix else request.url
+        request, ask = self._request, self._ask
+        target, method, lines = request.url, request.method, request.lines
+        if ask is not AS_COMES:
+            target = ask.target or target
+            if ask.body is not None:
+                method, lines = b"POST", [*without(lines, DESCRIBING), b"Content-Type: application/json\r\n"]
+        if self._prefix:
+            target = self._prefix.encode() + target
         return b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
-            request.method, target, self._pool.host_line, b"".join(request.lines), size,
+            method, target, self._pool.host_line, b"".join(lines), size,
         )  # fmt: skip
 
-    async def _relay_head(self, data: bytes) -> Reply:
-        """Take the answer's head and send it on, with what came behind it, in one piece."""
+    async def _headed(self, data: bytes) -> tuple[Reply, bytes]:
+        """Take the answer's head: the reply, and the bytes that have come, which begin with it."""
         assert self._upstream is not None
         reply = self._upstream.reply
         taken = data
@@ -194,6 +215,11 @@ class Exchange:
                 raise UpstreamFailed("it closed the connection in the head of its answer")
             self._feed(reply, data)
             taken += data
+        return reply, taken
+
+    async def _relay_head(self, data: bytes) -> Reply:
+        """Take the answer's head and send it on, with what came behind it, in one piece."""
+        reply, taken = await self._headed(data)
         start = 0
         for _ in range(reply.interim):
             start = taken.index(END_OF_HEAD, start) + 4
@@ -201,7 +227,6 @@ class Exchange:
         self.status = reply.status
         status_line = taken[start : taken.index(b"\r\n", start) + 2]
         head = self._answer_head(reply, status_line)
-        self._request.body.close()  # from here on there is no other attempt
         await self._send(head + (b"".join(reply.pieces) if reply.plain else taken[end:]))
         reply.pieces.clear()
         return reply
@@ -236,6 +261,49 @@ class Exchange:
                     continue
             await self._send(data)
 
+    # --- translated ----------------------------------------------------------------------------------------
+
+    async def _translate(self, translation: Translation) -> Reply:
+        """Relay the answer as what a translation makes of it."""
+        translation.began()
+        reply, _ = await self._headed(await self._put())
+        self.status = reply.status
+        status, content_type = translation.head(reply.status, content_type_of(reply))
+        framed = Framed(
+            self._send,
+            self._request.version,
+            keep_alive=self.keep_alive,
+            status=status,
+            content_type=content_type.decode("latin-1"),
+            lines=[f"{REQUEST}: {self._id}"],
+        )
+        try:
+            await self._translate_body(reply, translation, framed)
+        except (UpstreamFailed, ValueError) as failure:
+            known = isinstance(failure, UpstreamFailed)
+            reason = str(failure) if known else f"its answer is not as expected: {failure}"
+            if self.started and not self._aborted:
+                await framed.end(translation.broken(reason))
+            raise UpstreamFailed(reason) from None
+        self.keep_alive = framed.keep_alive
+        return reply
+
+    async def _translate_body(self, reply: Reply, translation: Translation, framed: Framed) -> None:
+        while True:
+            piece = b"".join(reply.pieces)
+            reply.pieces.clear()
+            if piece:
+                await framed.piece(translation.feed(piece))
+            if reply.done:
+                break
+            data = await self._recv()
+            if not data:
+                if reply.ends_with_connection:
+                    break
+                raise UpstreamFailed("it closed the connection before the end of its answer")
+            self._feed(reply, data)
+        await framed.end(translation.end())
+
     def _feed(self, reply: Reply, data: bytes) -> None:
         self._pool.moved += len(data)
         try:
@@ -251,7 +319,9 @@ class Exchange:
             raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
 
     async def _send(self, data: bytes) -> None:
-        self.started = True
+        if not self.started:
+            self.started = True
+            self._request.body.close()  # from here on there is no other attempt
         try:
             await self._client.send(data)
         except FAILURES:
@@ -271,3 +341,11 @@ class Exchange:
 def describe(failure: BaseException) -> str:
     """A failure of a wire in a few words, the same on every machine."""
     return (getattr(failure, "strerror", None) or "it was closed").lower()
+
+
+def content_type_of(reply: Reply) -> bytes:
+    """What a runner says that its answer is."""
+    for line in reply.lines:
+        if line[:13].lower() == b"content-type:":
+            return line[13:].strip()
+    return b""

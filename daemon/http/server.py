@@ -10,16 +10,17 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from daemon.http import answers
 from daemon.http.body import Held
+from daemon.http.calls import Local
 from daemon.http.connection import Connection, Shared
+from daemon.http.dialects import openai
 from daemon.http.hosts import Hosts
 from daemon.http.limits import Limits
 from daemon.http.reaper import HangUps, reap
-from daemon.http.routes import Catalog, Local
+from daemon.http.refusals import Refusal
 from daemon.http.upstream import Pools
 from daemon.http.wire import Clock
-from daemon.ports import Desk
+from daemon.ports import Catalog, Control
 from events.limits import HTTP_ACCEPT_PAUSE_S, HTTP_ACCEPTS
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 """The machine has no room for another socket. Waiting helps; ending the daemon does not."""
 
-TOO_MANY = answers.error(
-    503, "too_many_connections", "The server has too many connections.", {"Retry-After": "1"}
+TOO_MANY = openai(
+    Refusal(503, "too_many_connections", "The server has too many connections.", {"Retry-After": "1"})
 )
 
 
@@ -36,7 +37,7 @@ class FrontDoor:
     """Serves HTTP. Make it inside trio; `hosts` are names that it answers to beside loopback's own."""
 
     def __init__(
-        self, desk: Desk, catalog: Catalog, *, limits: Limits | None = None, hosts: Iterable[str] = ()
+        self, desk: Control, catalog: Catalog, *, limits: Limits | None = None, hosts: Iterable[str] = ()
     ) -> None:
         limits = limits or Limits()
         clock = Clock()

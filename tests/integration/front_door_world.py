@@ -12,9 +12,8 @@ import msgspec
 import trio
 
 from daemon.http.limits import Limits
-from daemon.http.routes import ModelRow
 from daemon.http.server import FrontDoor
-from daemon.ports import Address, Dispatched, Ended, LogBlocked, Ticket
+from daemon.ports import Address, Dispatched, Ended, LogBlocked, ModelRow, Ticket
 from events.catalogue import Option, RequestArrived, UpstreamEnded
 from statemachines.state import Runner, State
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daemon.http import asked
-from daemon.http.answers import Refused
+from daemon.http.refusals import Refused
 from events.catalogue import NEVER
 from events.limits import S
 
@@ -33,20 +33,20 @@ def test_options_of_each_kind() -> None:
 def test_bad_options(value: bytes) -> None:
     with pytest.raises(Refused) as refused:
         asked.launch_options(b'{"n": %b}' % value, {"n": 4096})
-    assert refused.value.answer.status == 400
+    assert refused.value.refusal.status == 400
 
 
 @pytest.mark.parametrize("value", [b"1", b'"%b"' % (b"a" * 2000), b'"a\\u0000b"'])
 def test_bad_texts(value: bytes) -> None:
     with pytest.raises(Refused) as refused:
         asked.launch_options(b'{"s": %b}' % value, {"s": "f16"})
-    assert refused.value.answer.status == 400
+    assert refused.value.refusal.status == 400
 
 
 def test_a_refused_option_says_what_it_should_be() -> None:
     with pytest.raises(Refused) as refused:
         asked.launch_options(b'{"num_ctx": "8192"}', {"num_ctx": 4096})
-    assert b'\\"num_ctx\\" must be an integer, not' in refused.value.answer.body
+    assert '"num_ctx" must be an integer, not' in refused.value.refusal.message
 
 
 def test_renamed_keeps_the_bytes_of_the_rest() -> None:
@@ -70,5 +70,5 @@ def test_keep_alive_as_ollama_has_it(given: bytes, ns: int | None) -> None:
 def test_bad_keep_alives(given: bytes) -> None:
     with pytest.raises(Refused) as refused:
         asked.model_and_keep_alive(b'{"model": "m", "keep_alive": %b}' % given)
-    assert refused.value.answer.status == 400
-    assert b"keep_alive" in refused.value.answer.body
+    assert refused.value.refusal.status == 400
+    assert "keep_alive" in refused.value.refusal.message

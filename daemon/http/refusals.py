@@ -1,0 +1,50 @@
+"""Why a request is not served, before it is put into the words of the caller's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from daemon.ports import Ended
+
+REQUEST = "X-Runnerd-Request"
+"""The request's id in the log, in every answer to one that the scheduler knows of."""
+
+FINAL = ("never_fits", "pinned", "preloaded", "operator", "unloaded", "load_failed")
+"""Reasons that an attempt a moment later would meet again: OpenAI's clients, which try 5xx twice more by
+themselves, heed the header."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An HTTP status, a stable word for programs, a sentence for people, and headers of its own."""
+
+    status: int
+    code: str
+    message: str
+    headers: Mapping[str, str] = {}
+
+
+class Refused(Exception):
+    """A request cannot be served; `refusal` says why."""
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(code)
+        self.refusal = Refusal(status, code, message, headers or {})
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> Refused:
+        """The exception for a refusal that is there already."""
+        return cls(refusal.status, refusal.code, refusal.message, refusal.headers)
+
+
+def ended(end: Ended, request: str) -> Refusal:
+    """What a client is told of a request that the scheduler ended."""
+    headers = {REQUEST: request}
+    if end.retry_after_s > 0:
+        headers["Retry-After"] = str(end.retry_after_s)
+    if end.reason in FINAL:
+        headers["X-Should-Retry"] = "false"
+    return Refusal(end.status, end.reason, end.message, headers)

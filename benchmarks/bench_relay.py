@@ -39,6 +39,7 @@ def serve_front(backend_port: int) -> None:
     import trio
 
     from daemon.http.server import FrontDoor
+    from daemon.logs import Logs, Ring
     from daemon.ports import Address, Dispatched, Ended, ModelRow
     from events.catalogue import Option, RequestArrived, UpstreamEnded
     from statemachines.state import State
@@ -85,7 +86,8 @@ def serve_front(backend_port: int) -> None:
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         print("listening on", listener.getsockname()[1], flush=True)
-        await FrontDoor(Desk(), Catalog()).serve([listener])
+        logs = Logs(Ring(), State, lambda runner: [])
+        await FrontDoor(Desk(), Catalog(), logs).serve([listener])
 
     trio.run(main)
 

@@ -25,11 +25,26 @@ class Catalog:
         rows = []
         for id, model in self.config.models.items():
             if not model.unlisted:
-                aliases = tuple(model.aliases)
-                rows.append(ModelRow(id, aliases, model.name, model.description))
+                rows.append(self._row(id))
                 if self.config.include_aliases:
-                    rows += [ModelRow(alias, (), model.name, model.description) for alias in aliases]
+                    rows += [self._row(id, alias) for alias in model.aliases]
         return rows
+
+    def row(self, name: str) -> ModelRow | None:
+        """The row of one model, listed or not, by id or alias."""
+        id = self.config.resolve(name)
+        return None if id is None else self._row(id, "" if name == id else name)
+
+    def _row(self, id: str, alias: str = "") -> ModelRow:
+        model = self.config.models[id]
+        return ModelRow(
+            id=alias or id,
+            aliases=() if alias else model.aliases,
+            name=model.name,
+            description=model.description,
+            alias_of=id if alias else "",
+            metadata=self.config.metadata(id),
+        )
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
         """The launch options that a request may fix, with their defaults, which give their types."""

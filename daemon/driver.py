@@ -141,6 +141,10 @@ class Driver:
         """Why the log cannot be written now; "" while it can."""
         return self._store.blocked_error
 
+    def outputs(self, runner: str) -> Sequence[Path]:
+        """The files that a runner's processes write to."""
+        return self.machinery.outputs(runner)
+
     def now(self) -> int:
         """Scheduler time, ns."""
         return self._clock()

@@ -8,7 +8,8 @@ block, and no method is called from inside `Scheduler.step`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
@@ -119,6 +120,11 @@ class Control(Desk, Protocol):
         """Wait until the event `seq` is durable."""
         ...
 
+    @property
+    def log_blocked(self) -> str:
+        """Why the log cannot be written now; "" while it can."""
+        ...
+
     async def operation(self, fact: Fact) -> Ended | None:
         """Submit an operator's fact and wait for its durable `operation.ended`; None: done as asked."""
         ...
@@ -174,6 +180,10 @@ class Machinery(Protocol):
         """The last lines of the runner's output."""
         ...
 
+    def outputs(self, runner: str) -> Sequence[Path]:
+        """The files that its processes write to."""
+        ...
+
 
 class Meter(Protocol):
     """What measures memory."""
@@ -190,6 +200,9 @@ class ModelRow(msgspec.Struct, frozen=True):
     aliases: Sequence[str] = ()
     name: str = ""
     description: str = ""
+    alias_of: str = ""
+    """The model's id, where this is an alias."""
+    metadata: Mapping[str, Any] = {}
 
 
 class Catalog(Protocol):
@@ -201,6 +214,10 @@ class Catalog(Protocol):
 
     def models(self) -> Sequence[ModelRow]:
         """The rows of /v1/models, in order; without unlisted models."""
+        ...
+
+    def row(self, name: str) -> ModelRow | None:
+        """The row of one model, listed or not, by id or alias."""
         ...
 
     def launch_options(self, model: str) -> Mapping[str, Option]:

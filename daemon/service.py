@@ -28,6 +28,7 @@ from daemon.control.server import ControlServer, bind
 from daemon.driver import Driver
 from daemon.estimates import with_estimates
 from daemon.http.server import FrontDoor
+from daemon.logs import Logs, Ring
 from daemon.meter import MachineMeter
 from daemon.ports import Launch
 from daemon.prefetch import Prefetcher, files_of
@@ -69,6 +70,8 @@ class Options(msgspec.Struct, frozen=True):
     """Open the doors at once; preloads go on behind them, and one that fails is a warning."""
     memcheck: bool = True
     """Refuse to start where what is to be preloaded cannot be loaded together."""
+    ring: Ring = msgspec.field(default_factory=Ring)
+    """The daemon's own messages, for those who ask for them."""
 
 
 async def serve(config: Config, places: Places, options: Options) -> None:
@@ -155,7 +158,7 @@ class _Run:
         """Serve HTTP and the control socket."""
         driver, catalog = self._driver, Catalog(self._config)
         self._control = ControlServer(driver, catalog)
-        door = FrontDoor(driver, catalog)
+        door = FrontDoor(driver, catalog, Logs(self._options.ring, lambda: driver.state, driver.outputs))
         driver.moved, driver.leave = door.moved, door.leave
         listen_front(front)
         control.listen(CONTROL_CONNECTIONS)

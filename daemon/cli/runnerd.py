@@ -72,11 +72,13 @@ def _serve(options: argparse.Namespace) -> int:
     from daemon.cli.starting import FAILURES, explain, obstacle
     from daemon.config.errors import ConfigError
     from daemon.config.file import load
+    from daemon.logs import Ring
     from daemon.processes.gate import raise_open_files
     from daemon.service import Options, Places, serve
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname).1s %(message)s")
-    log = logging.getLogger("runnerd")
+    log, ring = logging.getLogger("runnerd"), Ring()
+    logging.getLogger().addHandler(ring)
     try:
         config = load(options.config)
         host, port = parse_listen(options.listen or config.listen)
@@ -94,7 +96,7 @@ def _serve(options: argparse.Namespace) -> int:
         return _end(*found)
     raise_open_files()
     try:
-        start = Options(lazy=options.lazy, memcheck=not options.no_memcheck)
+        start = Options(lazy=options.lazy, memcheck=not options.no_memcheck, ring=ring)
         trio.run(serve, config, places, start, strict_exception_groups=True)
     except FAILURES as error:
         return _end(*explain(error, places))

@@ -10,9 +10,12 @@ from urllib.parse import parse_qsl
 import msgspec
 import trio
 
+from daemon.http import asked
+from daemon.http.asked import Buffer
 from daemon.http.body import Body
 from daemon.http.head import RequestReader
 from daemon.http.refusals import Refused
+from daemon.logs import Logs
 from daemon.ports import Catalog, Control
 from events.catalogue import Option
 
@@ -64,6 +67,10 @@ class Ask(msgspec.Struct, frozen=True):
     """What is sent, as JSON; None: what the client sends, as it comes."""
     translation: Translation | None = None
     """None: the answer goes to the client as it comes."""
+    renamed: Callable[[Buffer, str], bytes] | None = asked.renamed
+    """How the body is given another model's name, where the configuration says `useModelName`."""
+    upgrade: bool = False
+    """The client asks for a WebSocket."""
 
 
 class Local(msgspec.Struct, frozen=True):
@@ -71,6 +78,7 @@ class Local(msgspec.Struct, frozen=True):
 
     desk: Control
     catalog: Catalog
+    logs: Logs
     started_s: int
     """When the front door was made, in Unix time: models have no date of their own."""
 
@@ -103,6 +111,11 @@ class Call:
     def query(self) -> dict[str, str]:
         """The parameters behind the question mark; of several with one name, the last."""
         return dict(parse_qsl(self._request.url.partition(b"?")[2].decode("latin-1"), keep_blank_values=True))
+
+    @property
+    def upgrade(self) -> bool:
+        """The client asks for a WebSocket."""
+        return self._request.upgrade
 
     def header(self, name: str) -> str:
         """A header's value, "" where there is none. Those about the connection alone are not here."""

@@ -6,12 +6,13 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 import trio
 
-from daemon.http import asked, refusals, routes
+from daemon.http import asked, forms, refusals, routes
 from daemon.http.answers import Answer, Stream
 from daemon.http.body import Body, Held
 from daemon.http.calls import Ask, Call, Local
@@ -21,13 +22,13 @@ from daemon.http.head import RequestReader
 from daemon.http.hosts import Hosts
 from daemon.http.limits import Limits
 from daemon.http.reaper import HangUps
-from daemon.http.refusals import Refusal, Refused
+from daemon.http.refusals import Refusal, Refused, unknown_model
 from daemon.http.relay import AS_COMES, Exchange
 from daemon.http.routes import Route
 from daemon.http.upstream import Pools
 from daemon.http.wire import FAILURES, Clock, Wire
 from daemon.ports import Catalog, Desk, Dispatched, Ended, LogBlocked, Ticket
-from events.catalogue import RequestArrived
+from events.catalogue import Option, RequestArrived
 from events.limits import HTTP_LINGER_BYTES
 
 T = TypeVar("T")
@@ -142,7 +143,7 @@ class Connection:
             await self._receive_body()
             if route.handle is not None:
                 return await self._handle(route.handle)
-            arrival = await self._arrival(route)
+            arrival, ask = await self._arrival(route)
             if self._gone:
                 return False
             ticket = self._shared.desk.arrive(arrival)
@@ -150,7 +151,7 @@ class Connection:
             return await self._refuse(refused.refusal)
         except LogBlocked as blocked:
             return await self._refuse(Refusal(503, "log_blocked", str(blocked), {"Retry-After": "1"}))
-        return await self._take_turns(ticket, AS_COMES)
+        return await self._take_turns(ticket, ask)
 
     async def _handle(self, handle: routes.Handler) -> bool:
         """A request that is not just relayed: it is answered here, or made into another. Raises Refused,
@@ -229,17 +230,25 @@ class Connection:
         if request.refusal is not None:
             raise Refused.of(request.refusal)
 
-    async def _arrival(self, route: Route) -> RequestArrived:
-        """What the body asks for, as the fact. Raises Refused."""
+    async def _arrival(self, route: Route) -> tuple[RequestArrived, Ask]:
+        """What is asked for, as the fact, and how it is relayed. Raises Refused."""
         body, catalog = self._body, self._shared.catalog
-        look = asked.model_and_keep_alive
-        name, keep_alive_ns = await self._look(look) if body.in_file else look(body.view())
+        keep_alive_ns, ask = None, AS_COMES
+        if route.names == "body":
+            look = asked.model_and_keep_alive
+            name, keep_alive_ns = await self._look(look) if body.in_file else look(body.view())
+            if route.strip:
+                ask = Ask("", "", target=self._request.url[len(route.strip) :])
+        else:
+            name, ask = await self._named_elsewhere(route)
         model = catalog.resolve(name)
         if model is None:
-            raise routes.unknown_model(name, catalog)
+            raise unknown_model(name, catalog)
         declared = catalog.launch_options(model)
-        options = await self._look(asked.launch_options, declared) if declared and body.size else {}
-        return RequestArrived(
+        options: dict[str, Option] = {}
+        if declared and body.size and route.names == "body":
+            options = await self._look(asked.launch_options, declared)
+        arrival = RequestArrived(
             model=model,
             kind=route.kind,
             options=catalog.bounded(model, options) if options else options,
@@ -247,6 +256,18 @@ class Connection:
             keep_alive_ns=keep_alive_ns,
             caller=self._caller,
         )
+        return arrival, ask
+
+    async def _named_elsewhere(self, route: Route) -> tuple[str, Ask]:
+        """The model of a request that is no JSON, and how it is relayed. Raises Refused."""
+        call = Call(self._request, self._body, self._caller, self._shared.local)
+        if route.names == "query":
+            name = call.query.get("model", "")
+            if not name:
+                raise Refused(400, "missing_model", "The model is named by a parameter: ?model=NAME.")
+            return name, Ask("", "", renamed=None)
+        kind = call.header("content-type")
+        return await call.look(forms.model, kind), Ask("", "", renamed=partial(forms.renamed_in, kind))
 
     async def _look(self, at: Callable[..., T], *arguments: object) -> T:
         """Look at the body: in another thread where it is so large that everybody would wait."""
@@ -280,8 +301,8 @@ class Connection:
         )
         try:
             if not (self._gone or self._over):
-                if address.model_name:
-                    self._body.replace(await self._look(asked.renamed, address.model_name))
+                if address.model_name and ask.renamed is not None:
+                    self._body.replace(await self._look(ask.renamed, address.model_name))
                 await exchange.run()
         finally:
             if exchange.client_lost:

@@ -25,6 +25,9 @@ HOP_BY_HOP = frozenset(
 REPLACED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 """Headers that the relay writes anew, or answers itself."""
 
+UPGRADABLE = b"/upstream/"
+"""The beginning of the paths where a client may change to a WebSocket: elsewhere its offer is ignored."""
+
 PRIORITY = b"x-priority"
 """A whole number, added to the model's priority. It is passed on, too: the runner may be a scheduler."""
 
@@ -45,7 +48,7 @@ class RequestReader:
     __slots__ = (
         "_fed", "_limits", "_named", "_parser", "body", "chunked", "done", "excess",
         "expects_continue", "headed", "host", "hosts", "keep_alive", "length", "lines",
-        "method", "priority", "refusal", "url", "version",
+        "method", "priority", "refusal", "upgrade", "url", "version",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, body: Body) -> None:
@@ -65,6 +68,8 @@ class RequestReader:
         self.hosts = 0
         self.length = 0
         self.priority = 0
+        self.upgrade = False
+        """The client asks for a WebSocket."""
         self.chunked = False
         self.expects_continue = False
         self.keep_alive = False
@@ -109,6 +114,10 @@ class RequestReader:
         if self.method == b"CONNECT" or self.refusal is not None:
             self.excess = True
             return
+        if self.upgrade and self.method == b"GET" and self.url.startswith(UPGRADABLE):
+            self.done, self.keep_alive, self.excess = True, False, bool(rest)
+            return
+        self.upgrade = False
         self.done = self.headed = False
         framing = (
             b"Transfer-Encoding: chunked\r\n" if self.chunked else b"Content-Length: %d\r\n" % self.length
@@ -153,6 +162,8 @@ class RequestReader:
                 )
         elif name == b"expect":
             self.expects_continue = value.lower() == b"100-continue"
+        elif name == b"upgrade":
+            self.upgrade = value.lower() == b"websocket"
         elif name == b"connection":
             self._named += connection_names(value)
         elif name == PRIORITY:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 import msgspec
 
-from daemon.ports import Ended
+from daemon.ports import Catalog, Ended
 
 REQUEST = "X-Runnerd-Request"
 """The request's id in the log, in every answer to one that the scheduler knows of."""
@@ -14,6 +15,10 @@ REQUEST = "X-Runnerd-Request"
 FINAL = ("never_fits", "pinned", "preloaded", "operator", "unloaded", "load_failed")
 """Reasons that an attempt a moment later would meet again: OpenAI's clients, which try 5xx twice more by
 themselves, heed the header."""
+
+
+SHOWN_NAME_CHARS = 128
+"""How much of an unknown model's name an error repeats."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -48,3 +53,12 @@ def ended(end: Ended, request: str) -> Refusal:
     if end.reason in FINAL:
         headers["X-Should-Retry"] = "false"
     return Refusal(end.status, end.reason, end.message, headers)
+
+
+def unknown_model(name: str, catalog: Catalog) -> Refused:
+    """404 for a model that is not configured, with the nearest that are."""
+    name = name[:SHOWN_NAME_CHARS]
+    known = [known for row in catalog.models() for known in (row.id, *row.aliases)]
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else " GET /v1/models lists those that are."
+    return Refused(404, "model_not_found", f"The model '{name}' is not configured.{hint}")

@@ -15,6 +15,7 @@ from daemon.http.calls import Ask, Translation
 from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
 from daemon.http.refusals import REQUEST
+from daemon.http.tunnel import tunnel
 from daemon.http.upstream import Pool, Reply, Upstream
 from daemon.http.wire import FAILURES, Wire
 from daemon.ports import Dispatched
@@ -25,6 +26,11 @@ END_OF_HEAD = b"\r\n\r\n"
 
 AS_COMES = Ask("", "")
 """The client's request and the runner's answer pass unchanged."""
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+
+BODILESS = (b"GET", b"HEAD", b"OPTIONS")
+"""Methods whose requests mostly have no body, so that an empty one is not announced."""
 
 DESCRIBING = [b"content-type", b"content-encoding", b"accept", b"accept-encoding"]
 """Headers that describe the client's own body, and the answer that it wants: not those of a translation."""
@@ -94,7 +100,9 @@ class Exchange:
                 reply = await self._translate(translation)
             else:
                 reply = await self._relay_head(await self._put())
-                if not reply.done:
+                if reply.switched:
+                    await self._tunnel()
+                elif not reply.done:
                     await self._relay_rest(reply)
             if reply.excess:
                 self.keep_alive = False
@@ -172,7 +180,12 @@ class Exchange:
     async def _put_on(self, upstream: Upstream, payload: bytes | mmap.mmap) -> bytes:
         """b"" where the connection ends first and another may be tried."""
         self._upstream = upstream
-        upstream.reply.plain = self._request.version == "1.0" or self._ask.translation is not None
+        reply = upstream.reply
+        reply.plain = self._request.version == "1.0"
+        if self._ask is not AS_COMES:
+            reply.plain = reply.plain or self._ask.translation is not None
+            reply.bodiless = self._request.method == b"HEAD"
+            reply.upgrading = self._ask.upgrade
         try:
             if isinstance(payload, bytes):
                 await upstream.send(self._head(len(payload)) + payload)
@@ -195,10 +208,13 @@ class Exchange:
             target = ask.target or target
             if ask.body is not None:
                 method, lines = b"POST", [*without(lines, DESCRIBING), b"Content-Type: application/json\r\n"]
+            if ask.upgrade:
+                lines = [*lines, UPGRADE]
         if self._prefix:
             target = self._prefix.encode() + target
-        return b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
-            method, target, self._pool.host_line, b"".join(lines), size,
+        framing = b"Content-Length: %d\r\n" % size if size or method not in BODILESS else b""
+        return b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (
+            method, target, self._pool.host_line, b"".join(lines), framing,
         )  # fmt: skip
 
     async def _headed(self, data: bytes) -> tuple[Reply, bytes]:
@@ -240,7 +256,9 @@ class Exchange:
             reply.plain = False
         if reply.ends_with_connection or reply.excess:
             self.keep_alive = False
-        if not self.keep_alive:
+        if reply.switched:
+            reply.lines.append(UPGRADE)
+        elif not self.keep_alive:
             reply.lines.append(b"Connection: close\r\n")
         elif self._request.version == "1.0":
             reply.lines.append(b"Connection: keep-alive\r\n")
@@ -260,6 +278,15 @@ class Exchange:
                 if not data:
                     continue
             await self._send(data)
+
+    async def _tunnel(self) -> None:
+        assert self._upstream is not None
+
+        def passed(size: int) -> None:
+            self.bytes_to_client += size
+            self._pool.moved += size
+
+        await tunnel(self._client, self._upstream, passed)
 
     # --- translated ----------------------------------------------------------------------------------------
 

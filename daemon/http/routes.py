@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from difflib import get_close_matches
+from typing import Literal
 
 import msgspec
 
-from daemon.http import dialects, openai
+from daemon.http import dialects, llamaswap, openai
 from daemon.http.answers import Answer, Stream
 from daemon.http.calls import Ask, Call
 from daemon.http.dialects import Dialect
-from daemon.http.refusals import Refusal, Refused
-from daemon.ports import Catalog
+from daemon.http.refusals import Refusal
 
 Handler = Callable[[Call], Awaitable[Answer | Stream | Ask]]
 
 GET = (b"GET", b"HEAD")
 POST = (b"POST",)
-
-SHOWN_NAME_CHARS = 128
-"""How much of an unknown model's name an error repeats."""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -29,25 +25,72 @@ class Route(msgspec.Struct, frozen=True):
     methods: tuple[bytes, ...]
     """Those that it takes; none: any."""
     handle: Handler | None = None
-    """What makes an answer, or a request to a runner, of a call. None: it is relayed as it comes, to the
-    model that its JSON body names."""
+    """What makes an answer, or a request to a runner, of a call. None: it is relayed as it comes."""
     kind: str = ""
     """Of a relayed request: what the log calls it."""
+    names: Literal["body", "form", "query"] = "body"
+    """Of a relayed request: where it names its model: JSON, a form's field, a parameter."""
+    strip: bytes = b""
+    """Of a relayed request: the beginning of its path that is not passed on."""
     dialect: Dialect = dialects.openai
     """How errors are written."""
 
 
+RELAYED = {
+    "chat": ("/v1/chat/completions",),
+    "completion": ("/v1/completions", "/completion", "/completions"),
+    "response": ("/v1/responses",),
+    "embedding": ("/v1/embeddings", "/embedding", "/embeddings"),
+    "rerank": ("/v1/rerank", "/v1/reranking", "/rerank", "/reranking"),
+    "infill": ("/infill",),
+    "tokenize": ("/tokenize", "/detokenize", "/apply-template"),
+    "speech": ("/v1/audio/speech",),
+    "image": ("/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"),
+}
+"""Endpoints whose JSON body names the model, by what the log calls their requests."""
+
+VERSIONLESS = {
+    "chat": "/v/chat/completions",
+    "completion": "/v/completions",
+    "response": "/v/responses",
+    "embedding": "/v/embeddings",
+    "rerank": "/v/rerank",
+}
+"""llama-swap's paths for runners whose API has no version in its path: what goes on is without the /v."""
+
 ROUTES: dict[bytes, Route] = {
-    b"/v1/chat/completions": Route(POST, kind="chat"),
-    b"/v1/completions": Route(POST, kind="completion"),
-    b"/v1/embeddings": Route(POST, kind="embedding"),
+    **{path.encode(): Route(POST, kind=kind) for kind, paths in RELAYED.items() for path in paths},
+    **{path.encode(): Route(POST, kind=kind, strip=b"/v") for kind, path in VERSIONLESS.items()},
+    b"/v/messages": Route(POST, kind="message", strip=b"/v", dialect=dialects.anthropic),
+    b"/v1/messages": Route(POST, kind="message", dialect=dialects.anthropic),
+    b"/v1/messages/count_tokens": Route(POST, kind="message", dialect=dialects.anthropic),
+    b"/v1/audio/transcriptions": Route(POST, kind="transcription", names="form"),
+    b"/v1/audio/translations": Route(POST, kind="transcription", names="form"),
+    b"/v1/images/edits": Route(POST, kind="image", names="form"),
+    b"/v1/images/variations": Route(POST, kind="image", names="form"),
+    b"/v1/audio/voices": Route(GET, kind="props", names="query"),
+    b"/sdapi/v1/loras": Route(GET, kind="props", names="query"),
+    b"/props": Route(GET, kind="props", names="query"),
     b"/v1/models": Route(GET, openai.models),
+    b"/models": Route(GET, openai.models),
     b"/health": Route(GET, openai.health),
-    b"/running": Route(GET, openai.running),
+    b"/wol-health": Route(GET, openai.health),
+    b"/running": Route(GET, llamaswap.running),
+    b"/unload": Route((b"GET", b"POST"), llamaswap.unload_all),
+    b"/api/models/unload": Route(POST, llamaswap.unload_all),
+    b"/logs": Route(GET, llamaswap.logs),
+    b"/logs/stream": Route(GET, llamaswap.follow_logs),
+    b"/api/events": Route(GET, llamaswap.events),
 }
 """By path."""
 
-BELOW: dict[bytes, Route] = {}
+BELOW: dict[bytes, Route] = {
+    b"/v1/models/": Route(GET, openai.model),
+    b"/upstream/": Route((), llamaswap.upstream),
+    b"/api/models/unload/": Route(POST, llamaswap.unload_model),
+    b"/api/inflight/": Route(POST, llamaswap.cancel),
+    b"/logs/stream/": Route(GET, llamaswap.follow_logs),
+}
 """By the beginning of a path, with its final slash; the longest goes first."""
 
 DIALECTS: dict[bytes, Dialect] = {b"/api/": dialects.ollama, b"/v1/messages": dialects.anthropic}
@@ -84,12 +127,3 @@ def wrong_method(method: bytes, route: Route) -> Refusal:
     allowed = ", ".join(method.decode() for method in route.methods)
     message = f"{method.decode('latin-1')} is not allowed here, but {allowed}."
     return Refusal(405, "method_not_allowed", message, {"Allow": allowed})
-
-
-def unknown_model(name: str, catalog: Catalog) -> Refused:
-    """404 for a model that is not configured, with the nearest that are."""
-    name = name[:SHOWN_NAME_CHARS]
-    known = [known for row in catalog.models() for known in (row.id, *row.aliases)]
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else " GET /v1/models lists those that are."
-    return Refused(404, "model_not_found", f"The model '{name}' is not configured.{hint}")

@@ -20,6 +20,7 @@ from daemon.http.reaper import HangUps, reap
 from daemon.http.refusals import Refusal
 from daemon.http.upstream import Pools
 from daemon.http.wire import Clock
+from daemon.logs import Logs
 from daemon.ports import Catalog, Control
 from events.limits import HTTP_ACCEPT_PAUSE_S, HTTP_ACCEPTS
 
@@ -37,7 +38,13 @@ class FrontDoor:
     """Serves HTTP. Make it inside trio; `hosts` are names that it answers to beside loopback's own."""
 
     def __init__(
-        self, desk: Control, catalog: Catalog, *, limits: Limits | None = None, hosts: Iterable[str] = ()
+        self,
+        desk: Control,
+        catalog: Catalog,
+        logs: Logs,
+        *,
+        limits: Limits | None = None,
+        hosts: Iterable[str] = (),
     ) -> None:
         limits = limits or Limits()
         clock = Clock()
@@ -46,7 +53,7 @@ class FrontDoor:
         self._shared = Shared(
             desk=desk,
             catalog=catalog,
-            local=Local(desk=desk, catalog=catalog, started_s=int(time.time())),
+            local=Local(desk=desk, catalog=catalog, logs=logs, started_s=int(time.time())),
             limits=limits,
             clock=clock,
             pools=Pools(clock, limits.upstream_idle_s),

@@ -25,8 +25,8 @@ class Reply:
     """
 
     __slots__ = (
-        "_named", "_parser", "chunked", "done", "excess", "headed", "interim", "keep_alive",
-        "lines", "pieces", "plain", "sized", "status",
+        "_named", "_parser", "bodiless", "chunked", "done", "excess", "headed", "interim",
+        "keep_alive", "lines", "pieces", "plain", "sized", "status", "switched", "upgrading",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -43,6 +43,10 @@ class Reply:
         self.plain = False
         """Collect the body without its framing in `pieces`: an HTTP/1.0 client knows no chunks."""
         self.pieces: list[bytes] = []
+        self.bodiless = False
+        """Whatever its head says, no body comes: it answers HEAD."""
+        self.upgrading = self.switched = False
+        """A WebSocket was asked for; the runner has agreed, and what follows is no HTTP."""
         self._named: list[bytes] = []
 
     def feed(self, data: bytes) -> None:
@@ -50,6 +54,8 @@ class Reply:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
+            if self.switched:
+                return
             raise ValueError("it switches protocols, unasked") from None
         except httptools.HttpParserError as error:
             if not self.done:
@@ -87,11 +93,16 @@ class Reply:
         if self.headed:
             return
         self.status = self._parser.get_status_code()
+        if self.status == 101 and self.upgrading:
+            self.headed = self.switched = True
+            return
         if self.status < 200:
             self.interim += 1
             self.lines.clear()
             return
         self.headed = True
+        if self.bodiless:
+            self.done = True  # and the connection is not used again: the parser waits for a body
         if self._named:
             self.lines = without(self.lines, self._named)
 

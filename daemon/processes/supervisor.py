@@ -155,6 +155,13 @@ class Supervisor:
         told = [f"shard {i}: {line}" for i in shards for line in output.last_lines(charge.log(i), lines)]
         return told + output.last_lines(charge.log(), lines)
 
+    def outputs(self, runner: str) -> Sequence[Path]:
+        """The files that its processes write to; that of its first process is the last."""
+        charge = self._charges.get(runner)
+        if charge is None:
+            return []
+        return [charge.log(shard) for shard in (*range(1, len(charge.launch.shard_ports) + 1), 0)]
+
     # --- a runner's task ---------------------------------------------------------------------------------
 
     async def _look_after(self, charge: Charge) -> None:

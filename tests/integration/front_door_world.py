@@ -13,8 +13,9 @@ import trio
 
 from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
+from daemon.logs import Logs, Ring
 from daemon.ports import Address, Dispatched, Ended, LogBlocked, ModelRow, Ticket
-from events.catalogue import Option, RequestArrived, UpstreamEnded
+from events.catalogue import Fact, Option, RequestArrived, UpstreamEnded
 from statemachines.state import Runner, State
 
 LIMIT_S = 10
@@ -52,6 +53,9 @@ class FakeDesk:
         self.told: list[str] = []
         """The order of both."""
         self.blocked = False
+        self.operations: list[Fact] = []
+        self.operated: Ended | None = None
+        """What operations end with."""
         self.on_arrive: Callable[[FakeTicket], None] = lambda ticket: None
         self.retry: list[Dispatched | Ended] = []
         self._changed = trio.Event()
@@ -79,6 +83,12 @@ class FakeDesk:
             [ticket] = [ticket for ticket in self.tickets if ticket.request == fact.request]
             ticket.give(self.retry.pop(0) if self.retry else FAILED)
         self._change()
+
+    log_blocked = ""
+
+    async def operation(self, fact: Fact) -> Ended | None:
+        self.operations.append(fact)
+        return self.operated
 
     def _change(self) -> None:
         self._changed.set()
@@ -111,6 +121,12 @@ class FakeCatalog:
 
     def models(self) -> Sequence[ModelRow]:
         return [ModelRow("tiny"), ModelRow("small", ("mini",), "Small", "The small one.")]
+
+    def row(self, name: str) -> ModelRow | None:
+        id = self.resolve(name)
+        if id is None:
+            return None
+        return ModelRow(name, alias_of="" if name == id else id, metadata={"layers": 2})
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
         return self.options
@@ -227,7 +243,11 @@ class World:
         self.directory = directory
         self.desk = FakeDesk()
         self.catalog = FakeCatalog()
-        self.door = FrontDoor(self.desk, self.catalog, limits=limits, hosts=("box.example",))
+        self.ring = Ring()
+        logs = Logs(self.ring, lambda: self.desk.state, lambda runner: self.outputs.get(runner, []))
+        self.outputs: dict[str, list[Path]] = {}
+        """The files of each runner."""
+        self.door = FrontDoor(self.desk, self.catalog, logs, limits=limits, hosts=("box.example",))
         self.listeners = listeners
         self.serving = trio.CancelScope()
         self.stopped = trio.Event()

@@ -41,10 +41,15 @@ async def test_local_endpoints(tmp_path: Path) -> None:
         assert rows == {
             "object": "list",
             "data": [
-                {"id": "tiny", "object": "model", "created": created, "owned_by": "runnerd"},
+                {
+                    "id": "tiny", "object": "model", "created": created, "owned_by": "runnerd",
+                    "status": {"value": "unloaded"}, "meta": {"llamaswap": {"type": "model"}},
+                },
                 {
                     "id": "small", "object": "model", "created": created, "owned_by": "runnerd",
                     "aliases": ["mini"], "name": "Small", "description": "The small one.",
+                    "status": {"value": "unloaded"},
+                    "meta": {"llamaswap": {"type": "model", "aliases": ["mini"]}},
                 },
             ],
         }  # fmt: skip

@@ -1,0 +1,192 @@
+"""llama-swap's endpoints: what runs, unloading, a model's own paths, logs, events, cancelling."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+import trio
+
+from daemon.http.answers import Answer, Stream, json
+from daemon.http.calls import Ask, Call
+from daemon.http.refusals import Refused, unknown_model
+from daemon.logs import PROXY, UPSTREAM
+from daemon.ports import Control, LogBlocked, ModelRow
+from events.catalogue import NEVER, CancelRequested, Fact, UnloadRequested
+from events.envelope import Record
+from events.limits import EVENTS_BEAT_S, UPSTREAM_NAME_PARTS, S
+from events.reader import CursorPruned
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
+from statemachines.state import Runner
+
+STATES = {
+    RunnerState.loading: "starting",
+    RunnerState.ready: "ready",
+    RunnerState.draining: "stopping",
+    RunnerState.stopping: "stopping",
+    RunnerState.reclaiming: "stopping",
+}
+"""llama-swap's words, which its clients look for."""
+
+DONE = Answer(200, b"OK", "text/plain")
+
+
+async def running(call: Call) -> Answer:
+    """GET /running, in llama-swap's shape, without commands: they may hold keys."""
+    rows = {row.id: row for row in call.local.catalog.models()}
+    runners = call.local.desk.state.runners.values()
+    return json({"running": [_running(runner, rows.get(runner.model)) for runner in runners]})
+
+
+def _running(runner: Runner, row: ModelRow | None) -> dict[str, Any]:
+    return {
+        "model": runner.model,
+        "state": STATES.get(runner.state, "unknown"),
+        "proxy": f"http://127.0.0.1:{runner.port}" if runner.port else "",
+        "ttl": 0 if runner.keep_alive_ns == NEVER else max(1, runner.keep_alive_ns // S),
+        "name": row.name if row else "",
+        "description": row.description if row else "",
+        "runner": runner.id,
+    }
+
+
+# --- operations ---------------------------------------------------------------------------------------------
+
+
+async def unload_all(call: Call) -> Answer:
+    """GET /unload and POST /api/models/unload: every runner finishes what it does, and goes."""
+    return await _operate(call, UnloadRequested("", "", by=_by(call)))
+
+
+async def unload_model(call: Call) -> Answer:
+    """POST /api/models/unload/MODEL."""
+    name = unquote(call.path.partition("/unload/")[2])
+    model = call.local.catalog.resolve(name)
+    if model is None:
+        raise unknown_model(name, call.local.catalog)
+    return await _operate(call, UnloadRequested(model, "", by=_by(call)))
+
+
+async def cancel(call: Call) -> Answer:
+    """POST /api/inflight/REQUEST/cancel."""
+    request, _, verb = call.path.removeprefix("/api/inflight/").partition("/")
+    if verb != "cancel":
+        raise Refused(404, "no_such_endpoint", "There is POST /api/inflight/REQUEST/cancel.")
+    found = call.local.desk.state.requests.get(request)
+    if found is None or found.state not in (RequestState.queued, RequestState.dispatched):
+        raise Refused(404, "request_not_found", "No such request is queued or running.")
+    return await _operate(call, CancelRequested(request, _by(call)))
+
+
+async def _operate(call: Call, fact: Fact) -> Answer:
+    """Have an operation done. Raises Refused, LogBlocked."""
+    if call.local.desk.log_blocked:
+        raise LogBlocked(f"the event log cannot be written: {call.local.desk.log_blocked}")
+    ended = await call.local.desk.operation(fact)
+    if ended is not None and ended.status >= 400:
+        raise Refused(ended.status, ended.reason, ended.message)
+    return DONE
+
+
+def _by(call: Call) -> str:
+    """Who asks, as the log names it."""
+    return f"http {call.caller}"
+
+
+# --- a model's own paths ------------------------------------------------------------------------------------
+
+
+async def upstream(call: Call) -> Answer | Ask:
+    """Anything below /upstream/MODEL/ goes to a runner of the model, without that beginning of its path."""
+    path, mark, query = call.url.removeprefix(b"/upstream/").partition(b"?")
+    parts = path.split(b"/")
+    catalog = call.local.catalog
+    for count in range(min(len(parts), UPSTREAM_NAME_PARTS), 0, -1):
+        model = catalog.resolve(unquote(b"/".join(parts[:count])))
+        if model is not None:
+            break
+    else:
+        raise unknown_model(unquote(parts[0]), catalog)
+    if count == len(parts):  # without the slash, relative links on the page would miss the model's name
+        status = 301 if call.method in ("GET", "HEAD") else 308
+        where = (b"/upstream/" + path + b"/" + mark + query).decode("latin-1")
+        return Answer(status, b"", "text/plain", {"Location": where})
+    target = b"/" + b"/".join(parts[count:]) + mark + query
+    return Ask(model, "upstream", target=target, renamed=None, upgrade=call.upgrade)
+
+
+# --- logs ---------------------------------------------------------------------------------------------------
+
+
+async def logs(call: Call) -> Answer:
+    """GET /logs: the recent past of the daemon and its runners."""
+    return Answer(200, call.local.logs.history(""), "text/plain; charset=utf-8")
+
+
+async def follow_logs(call: Call) -> Stream:
+    """GET /logs/stream[/proxy|/upstream|/MODEL]: the past, and then what comes. `?no-history`: only that."""
+    source = unquote(call.path.removeprefix("/logs/stream").strip("/"))
+    if source not in ("", PROXY, UPSTREAM):
+        model = call.local.catalog.resolve(source)
+        if model is None:
+            raise unknown_model(source, call.local.catalog)
+        source = model
+    headers = {"X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
+    history = "no-history" not in call.query
+    return Stream(call.local.logs.follow(source, history=history), headers=headers)
+
+
+# --- events -------------------------------------------------------------------------------------------------
+
+
+async def events(call: Call) -> Stream:
+    """GET /api/events: every event of the log from now on, or after `?after=SEQ` (or Last-Event-ID), as
+    server-sent events without a gap; the id of each is its number."""
+    desk = call.local.desk
+    asked = call.query.get("after", call.header("last-event-id"))
+    head = desk.state.seq
+    if asked and not (asked.isascii() and asked.isdigit() and len(asked) < 20):
+        raise Refused(400, "invalid_cursor", f"An event's number was expected, not {asked[:40]!r}.")
+    after = int(asked) if asked else head
+    if after > head:
+        raise Refused(410, "cursor_lost", f"The log ends at event {head}: it is not the one of that number.")
+    records = desk.watch(after, follow=False)
+    try:
+        first = await anext(records, None)
+    except CursorPruned as pruned:
+        raise Refused(410, "cursor_pruned", f"{pruned}.") from None
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return Stream(_events(desk, first, records, after), "text/event-stream", headers)
+
+
+async def _events(
+    desk: Control, first: Record | None, records: AsyncIterator[Record], after: int
+) -> AsyncIterator[bytes]:
+    yield b": the log, event by event\n\n" + (_event(first) if first is not None else b"")
+    after = first.seq if first is not None else after
+    while True:
+        async for record in records:
+            yield _event(record)
+            after = record.seq
+        with trio.move_on_after(EVENTS_BEAT_S) as beat:
+            await desk.durable(after + 1)
+        if beat.cancelled_caught:
+            yield b": nothing new\n\n"
+        records = desk.watch(after, follow=False)
+
+
+def _event(record: Record) -> bytes:
+    data = msgspec.json.encode(
+        {
+            "seq": record.seq,
+            "at_ns": record.at,
+            "type": record.type,
+            "cause": record.cause,
+            "subject": record.subject,
+            "payload": msgspec.Raw(record.payload.encode()),
+        }
+    )
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (record.seq, record.type.encode(), data)

@@ -1,0 +1,402 @@
+"""The endpoints of other servers: forms, queries, paths below a model, WebSockets, logs, operations."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from front_door_world import Client, World, echo, read_request, request, world
+
+from daemon.http import routes
+from daemon.ports import Address, Ended
+from events.catalogue import CancelRequested, UnloadRequested
+from events.envelope import Record
+from events.reader import CursorPruned
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
+from statemachines.state import Request
+
+BOUNDARY = "----x9"
+KIND = f"Content-Type: multipart/form-data; boundary={BOUNDARY}"
+
+
+def form(**fields: str) -> bytes:
+    """A form with a file before its fields."""
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="model.wav"\r\n\r\nRIFF\r\n'
+    ]
+    for name, value in fields.items():
+        parts.append(f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n')
+    return "".join((*parts, f"--{BOUNDARY}--\r\n")).encode()
+
+
+async def echoing(here: World, **more: str) -> Client:
+    """A client, and a runner that answers with what it was asked."""
+    runner = await here.runner("r1", echo())
+    here.desk.dispatch_to(Address(runner.runner, runner.url, **more))
+    return await here.client()
+
+
+# --- where the model is named -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [path.decode() for path, route in routes.ROUTES.items() if route.kind and route.names == "body"]
+)
+async def test_every_endpoint_of_a_json_body(tmp_path: Path, path: str) -> None:
+    async with world(tmp_path) as here:
+        client = await echoing(here)
+        answer = await client.ask("POST", path, b'{"model": "mini"}')
+        assert answer.status == 200
+        target = path.removeprefix("/v") if path.startswith("/v/") else path
+        assert answer.body.startswith(b"POST %b HTTP/1.1\r\n" % target.encode())
+        arrival = here.desk.tickets[0].arrival
+        assert (arrival.model, arrival.kind) == ("small", routes.ROUTES[path.encode()].kind)
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
+async def test_a_form_names_its_model(tmp_path: Path, path: str) -> None:
+    async with world(tmp_path) as here:
+        client = await echoing(here)
+        sent = form(language="en", model="mini", prompt="")
+        answer = await client.ask("POST", path, sent, KIND)
+        assert answer.body.endswith(b"\r\n\r\n" + sent)
+        assert here.desk.tickets[0].arrival.model == "small"
+
+
+async def test_a_form_is_given_another_models_name(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await echoing(here, model_name="whisper-large")
+        answer = await client.ask("POST", "/v1/audio/transcriptions", form(model="tiny", a="b"), KIND)
+        assert answer.body.endswith(b"\r\n\r\n" + form(model="whisper-large", a="b"))
+
+
+async def test_a_large_form(tmp_path: Path) -> None:
+    async with world(tmp_path, body_memory_bytes=1000) as here:
+        client = await echoing(here, model_name="other")
+        big = "x" * 50_000
+        answer = await client.ask("POST", "/v1/audio/transcriptions", form(a=big, model="tiny"), KIND)
+        assert answer.body.endswith(b"\r\n\r\n" + form(a=big, model="other"))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code"),
+    [
+        (form(a="b"), KIND, "missing_model"),
+        (form(model=""), KIND, "missing_model"),
+        (form(model="x" * 5000), KIND, "invalid_model"),
+        (form(model="none"), KIND, "model_not_found"),
+        (b"", KIND, "invalid_body"),
+        (form(model="tiny")[:-20], KIND, "invalid_body"),
+        (b"--" + BOUNDARY.encode(), KIND, "invalid_body"),
+        (form(model="tiny"), "Content-Type: multipart/form-data", "invalid_body"),
+        (form(model="tiny"), "Content-Type: application/json; boundary=x", "invalid_body"),
+        (b'{"model": "tiny"}', "X: y", "invalid_body"),
+        (b"".join(form(a="b")[:-10] for _ in range(100)), KIND, "missing_model"),
+    ],
+)
+async def test_bad_forms(tmp_path: Path, body: bytes, kind: str, code: str) -> None:
+    async with world(tmp_path) as here:
+        answer = await (await here.client()).ask("POST", "/v1/audio/transcriptions", body, kind)
+        assert answer.status in (400, 404) and answer.json()["error"]["code"] == code
+        assert not here.desk.tickets
+
+
+async def test_a_query_names_its_model(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await echoing(here, model_name="other")
+        answer = await client.ask("GET", "/props?model=mini&x=1")
+        assert answer.body.startswith(b"GET /props?model=mini&x=1 HTTP/1.1\r\n")
+        assert b"content-length" not in answer.body.lower()
+        assert here.desk.tickets[0].arrival.model == "small"
+        assert (await client.ask("GET", "/props")).json()["error"]["code"] == "missing_model"
+
+
+# --- one model ----------------------------------------------------------------------------------------------
+
+
+async def test_one_model(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await here.client()
+        await here.runner("r1", echo())
+        here.desk.state.models["tiny"] = {"r1": here.desk.state.runners["r1"]}
+        tiny = (await client.ask("GET", "/v1/models/tiny")).json()
+        assert tiny["id"] == "tiny" and tiny["status"] == {"value": "loading"}
+        assert tiny["meta"]["llamaswap"] == {"layers": 2, "type": "model"}
+        here.desk.state.runners["r1"].state = RunnerState.ready
+        assert (await client.ask("GET", "/v1/models/tiny")).json()["status"] == {"value": "loaded"}
+        mini = (await client.ask("GET", "/v1/models/min%69")).json()
+        assert mini["meta"]["llamaswap"]["modelID"] == "small"
+        missing = await client.ask("GET", "/v1/models/smal")
+        assert missing.status == 404 and "Did you mean small" in missing.json()["error"]["message"]
+
+
+# --- below a model ------------------------------------------------------------------------------------------
+
+
+async def test_any_path_and_method_below_a_model(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await echoing(here, model_name="never")
+        answer = await client.ask("PUT", "/upstream/mini/a%20b/c?d=%2F", b'{"model":"x"}', "X-A: 1")
+        assert answer.body.startswith(b"PUT /a%20b/c?d=%2F HTTP/1.1\r\n")
+        assert answer.body.endswith(b'\r\n\r\n{"model":"x"}') and b"\r\nX-A: 1\r\n" in answer.body
+        assert (here.desk.tickets[0].arrival.model, here.desk.tickets[0].arrival.kind) == (
+            "small",
+            "upstream",
+        )
+        assert (await client.ask("DELETE", "/upstream/tiny/")).body.startswith(b"DELETE / HTTP/1.1\r\n")
+
+
+async def test_head_below_a_model(tmp_path: Path) -> None:
+    async def serve(peer: Client) -> None:
+        head, _ = await read_request(peer)
+        assert head.startswith(b"HEAD / ")
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
+        await peer.to_the_end()
+
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", serve))
+        client = await here.client()
+        for _ in range(2):
+            answer = await client.ask("HEAD", "/upstream/tiny/")
+            assert (answer.status, answer.headers["content-length"]) == (200, "5000")
+        await here.desk.until(lambda: len(here.desk.facts) == 2)
+        assert all(fact.complete for fact in here.desk.facts)
+
+
+async def test_a_models_root_is_redirected_to(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await here.client()
+        answer = await client.ask("GET", "/upstream/tiny?a=1")
+        assert (answer.status, answer.headers["location"]) == (301, "/upstream/tiny/?a=1")
+        assert (await client.ask("POST", "/upstream/tiny", b"")).status == 308
+        assert (await client.ask("GET", "/upstream/none/x")).status == 404
+        assert (await client.ask("GET", "/upstream/")).status == 404
+
+
+# --- WebSockets ---------------------------------------------------------------------------------------------
+
+ASKED = (
+    "Upgrade: websocket",
+    "Connection: keep-alive, Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
+async def web_socket(peer: Client) -> None:
+    """A runner that agrees, greets at once, and sends back what it gets."""
+    head = (await peer.until(b"\r\n\r\n")).decode()
+    lines = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+    assert lines["Upgrade"] == "websocket" and lines["Connection"] == "Upgrade"
+    magic = lines["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    accept = b64encode(hashlib.sha1(magic.encode()).digest()).decode()
+    answer = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    await peer.send(b"HTTP/1.1 101 Switching Protocols\r\n" + answer.encode() + b"\x81\x02hi")
+    while data := await peer.more():
+        await peer.send(data)
+
+
+async def test_a_web_socket_passes_both_ways(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", web_socket))
+        client = await here.client()
+        await client.send(request("GET", "/upstream/tiny/ws", None, *ASKED))
+        head = await client.head()
+        assert head.status == 101 and head.headers["upgrade"] == "websocket"
+        assert head.headers["connection"] == "Upgrade"
+        assert head.headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        assert await client.exactly(4) == b"\x81\x02hi"
+        await client.send(b"\x81\x00GET / HTTP/1.1\r\n\r\n")
+        assert await client.exactly(20) == b"\x81\x00GET / HTTP/1.1\r\n\r\n"
+        await client.stream.aclose()
+        await here.desk.until(lambda: here.desk.facts)
+        assert here.desk.facts[0].status == 101 and here.desk.facts[0].bytes_to_client > 24
+
+
+async def test_a_web_socket_that_the_runner_ends_or_refuses(tmp_path: Path) -> None:
+    async def ends(peer: Client) -> None:
+        await peer.until(b"\r\n\r\n")
+        await peer.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nbye")
+
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", ends))
+        client = await here.client()
+        await client.send(request("GET", "/upstream/tiny/ws", None, *ASKED))
+        await client.head()
+        assert await client.to_the_end() == b"bye"
+        here.desk.dispatch_to(await here.runner("r2", echo("400 No")))
+        client = await here.client()
+        await client.send(request("GET", "/upstream/tiny/ws", None, *ASKED))
+        assert (await client.answer()).status == 400
+
+
+async def test_no_web_socket_elsewhere(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        assert (await (await here.client()).ask("GET", "/v1/models", None, *ASKED)).status == 200
+
+
+# --- operations ---------------------------------------------------------------------------------------------
+
+
+async def test_operations_become_facts(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await here.client()
+        for method, path in (("GET", "/unload"), ("POST", "/api/models/unload")):
+            assert (await client.ask(method, path)).body == b"OK"
+            assert here.desk.operations.pop() == UnloadRequested("", "", by="http 127.0.0.1")
+        assert (await client.ask("POST", "/api/models/unload/mini")).status == 200
+        assert here.desk.operations.pop() == UnloadRequested("small", "", by="http 127.0.0.1")
+        assert (await client.ask("POST", "/api/models/unload/none")).status == 404
+        here.desk.state.requests["q7"] = Request(
+            "q7", 7, "tiny", "", "chat", {}, 1, 0, None, "", RequestState.queued
+        )
+        assert (await client.ask("POST", "/api/inflight/q7/cancel")).status == 200
+        assert here.desk.operations.pop() == CancelRequested("q7", "http 127.0.0.1")
+        assert (await client.ask("POST", "/api/inflight/q8/cancel")).json()["error"][
+            "code"
+        ] == "request_not_found"
+        assert (await client.ask("POST", "/api/inflight/q7/other")).status == 404
+
+
+async def test_operations_that_fail_say_why(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await here.client()
+        here.desk.operated = Ended("operation.ended", "not_loaded", "nothing was loaded", 200)
+        assert (await client.ask("GET", "/unload")).status == 200
+        here.desk.operated = Ended("operation.ended", "stopping", "the server is stopping", 503)
+        assert (await client.ask("GET", "/unload")).json()["error"]["message"] == "the server is stopping"
+        here.desk.log_blocked = "the disk is full"
+        answer = await client.ask("GET", "/unload")
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "log_blocked")
+
+
+# --- logs ---------------------------------------------------------------------------------------------------
+
+
+def say(here: World, message: str) -> None:
+    """Have the daemon say something."""
+    here.ring.handle(logging.LogRecord("runnerd", logging.INFO, "", 0, message, None, None))
+
+
+async def test_logs_of_the_past_and_the_future(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        await here.runner("r1", echo())
+        output = tmp_path / "r1.log"
+        output.write_text("loading tensors\n")
+        here.outputs["r1"] = [output]
+        say(here, "listening")
+        client = await here.client()
+        said = (await client.ask("GET", "/logs")).body
+        assert b" I listening\n" in said and b"loading tensors\n" in said
+        for path, past, there in (
+            ("/logs/stream", b"loading tensors\n", True),
+            ("/logs/stream/proxy", b"listening\n", True),
+            ("/logs/stream/upstream", b"loading tensors\n", True),
+            ("/logs/stream/tiny", b"loading tensors\n", True),
+            ("/logs/stream/tiny?no-history", b"loading tensors\n", False),
+        ):
+            follower = await here.client()
+            await follower.send(request("GET", path))
+            assert (await follower.head()).status == 200
+            if there:
+                await follower.until(past)
+            if "proxy" not in path:
+                with output.open("a") as file:
+                    file.write("ready\n")
+                assert past not in await follower.until(b"ready\n")
+            else:
+                say(here, "unloading")
+                await follower.until(b"unloading\n")
+        assert (await client.ask("GET", "/logs/stream/none")).status == 404
+
+
+async def test_a_file_that_was_cut_is_followed_from_its_beginning(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        await here.runner("r1", echo())
+        output = tmp_path / "r1.log"
+        output.write_text("x" * 1000)
+        here.outputs["r1"] = [output]
+        follower = await here.client()
+        await follower.send(request("GET", "/logs/stream/upstream?no-history"))
+        await follower.head()
+        output.write_text("cut\n")
+        await follower.until(b"cut\n")
+
+
+async def test_the_ring_forgets_the_oldest(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        for number in range(3000):
+            say(here, f"{number} " + "x" * 200)
+        kept = here.ring.since(0)
+        assert len(kept) <= 256 * 1024 and b" I 2999 " in kept and b" I 0 " not in kept
+        seen = here.ring.end
+        assert here.ring.since(seen) == b""
+        say(here, "more")
+        assert here.ring.since(seen).endswith(b" I more\n")
+
+
+# --- events -------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """A desk's log, as `watch` and `durable` show it."""
+
+    def __init__(self, here: World, count: int) -> None:
+        self.count = count
+        self.grown = trio.Event()
+        here.desk.watch, here.desk.durable = self.watch, self.durable  # type: ignore[attr-defined]
+        here.desk.state.seq = count
+
+    async def watch(self, after: int, *, follow: bool) -> AsyncIterator[Record]:
+        if after < 2:
+            raise CursorPruned("the log begins at event 3")
+        for seq in range(after + 1, self.count + 1):
+            yield Record(seq, 5, 6, "request.arrived", 1, 0, f"q{seq}", '{"model":"tiny"}', b"")
+
+    async def durable(self, seq: int) -> None:
+        while self.count < seq:
+            await self.grown.wait()
+
+    def grow(self) -> None:
+        self.count += 1
+        self.grown.set()
+        self.grown = trio.Event()
+
+
+async def test_events_come_without_a_gap(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        log = Log(here, 5)
+        for sent in (
+            request("GET", "/api/events?after=3"),
+            request("GET", "/api/events", None, "Last-Event-ID: 3"),
+        ):
+            client = await here.client()
+            await client.send(sent)
+            assert (await client.head()).headers["content-type"] == "text/event-stream"
+            await client.until(b"id: 4\nevent: request.arrived\ndata: {")
+            await client.until(b'"payload":{"model":"tiny"}}\n\n')
+            await client.until(b"id: 5\n")
+            log.grow()
+            await client.until(b"id: 6\n")
+            log.count = 5
+
+
+async def test_cursors_that_cannot_be_kept(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        Log(here, 5)
+        client = await here.client()
+        for cursor, status, code in (
+            ("1", 410, "cursor_pruned"),
+            ("6", 410, "cursor_lost"),
+            ("-1", 400, "invalid_cursor"),
+            ("x", 400, "invalid_cursor"),
+            ("9" * 30, 400, "invalid_cursor"),
+        ):
+            answer = await client.ask("GET", f"/api/events?after={cursor}")
+            assert (answer.status, answer.json()["error"]["code"]) == (status, code)

@@ -80,6 +80,9 @@ def serve_front(backend_port: int) -> None:
         def launch_options(self, model: str) -> dict[str, Option]:
             return {}
 
+        def tells_loading(self, model: str) -> bool:
+            return False
+
         def bounded(self, model: str, options: dict[str, Option]) -> dict[str, Option]:
             return options
 

@@ -51,6 +51,10 @@ class Catalog:
         spec = self.config.models.get(model)
         return spec.options if spec is not None else {}
 
+    def tells_loading(self, model: str) -> bool:
+        """Whether who waits for a stream of the model is told so in it."""
+        return False
+
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         """The launch options that a request fixes, within what the model's file says of it."""
         spec = self.config.models.get(model)

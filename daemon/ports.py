@@ -224,6 +224,10 @@ class Catalog(Protocol):
         """The launch options that a request may fix, with their defaults, which give their types."""
         ...
 
+    def tells_loading(self, model: str) -> bool:
+        """Whether who waits for a stream of the model is told so in it."""
+        ...
+
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         """The launch options that a request fixes, within what the model's file says of it."""
         ...

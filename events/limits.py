@@ -475,6 +475,12 @@ UPSTREAM_NAME_PARTS = 8
 EVENTS_BEAT_S = 15.0
 """A comment goes to followers of events at least this often: proxies give up what is silent for a minute."""
 
+LOADING_FIRST_S = 1.0
+"""How long who waits for a stream is told nothing: most loads that are shorter need no explanation."""
+
+LOADING_BEAT_S = 1.0
+"""Between two signs of life while it waits."""
+
 LOG_RING_BYTES = 256 * 1024
 """The daemon's own messages that are kept in memory for /logs: a day of a quiet one."""
 

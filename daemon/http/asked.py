@@ -15,12 +15,17 @@ from events.limits import CONFIG_DURATION_MAX_S, HTTP_OPTION_BYTES, S
 Buffer = bytes | mmap.mmap
 
 
+class _Streaming(msgspec.Struct, gc=False):
+    stream: bool | None = None
+
+
 class _Asked(msgspec.Struct, gc=False):
     model: str | None = None
     keep_alive: int | float | str | None = None
 
 
 _ASKED = msgspec.json.Decoder(_Asked)
+_STREAMING = msgspec.json.Decoder(_Streaming)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUE: msgspec.json.Decoder[Option | None] = msgspec.json.Decoder(Option | None)
 
@@ -58,6 +63,14 @@ def keep_alive_ns(value: float | str) -> int:
     if value < 0 or value > CONFIG_DURATION_MAX_S:
         return NEVER
     return int(value * S)
+
+
+def streams(body: Buffer) -> bool:
+    """Whether the answer is to come as a stream, as far as that can be told."""
+    try:
+        return bool(_STREAMING.decode(body).stream)
+    except _INVALID:
+        return False
 
 
 def launch_options(body: Buffer, declared: Mapping[str, Option]) -> dict[str, Option]:

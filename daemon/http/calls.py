@@ -71,6 +71,8 @@ class Ask(msgspec.Struct, frozen=True):
     """How the body is given another model's name, where the configuration says `useModelName`."""
     upgrade: bool = False
     """The client asks for a WebSocket."""
+    tells: bool = False
+    """While it waits, the client is told so; `translation` is for the answer behind such words."""
 
 
 class Local(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from daemon.http.framed import Framed
 from daemon.http.head import RequestReader
 from daemon.http.hosts import Hosts
 from daemon.http.limits import Limits
+from daemon.http.loading import EVENT_STREAM, AsItComes, Words
 from daemon.http.reaper import HangUps
 from daemon.http.refusals import Refusal, Refused, unknown_model
 from daemon.http.relay import AS_COMES, Exchange
@@ -151,7 +152,7 @@ class Connection:
             return await self._refuse(refused.refusal)
         except LogBlocked as blocked:
             return await self._refuse(Refusal(503, "log_blocked", str(blocked), {"Retry-After": "1"}))
-        return await self._take_turns(ticket, ask)
+        return await self._take_turns(ticket, ask, arrival.model)
 
     async def _handle(self, handle: routes.Handler) -> bool:
         """A request that is not just relayed: it is answered here, or made into another. Raises Refused,
@@ -178,7 +179,7 @@ class Connection:
             keep_alive_ns=made.keep_alive_ns,
             caller=self._caller,
         )
-        return await self._take_turns(self._shared.desk.arrive(arrival), made)
+        return await self._take_turns(self._shared.desk.arrive(arrival), made, made.model)
 
     async def _receive_head(self) -> bool:
         """Read until the head is whole or refused. False: the client closed without one."""
@@ -239,6 +240,8 @@ class Connection:
             name, keep_alive_ns = await self._look(look) if body.in_file else look(body.view())
             if route.strip:
                 ask = Ask("", "", target=self._request.url[len(route.strip) :])
+            elif route.kind == "chat" and catalog.tells_loading(name) and await self._look(asked.streams):
+                ask = Ask("", "", translation=AsItComes(), tells=True)
         else:
             name, ask = await self._named_elsewhere(route)
         model = catalog.resolve(name)
@@ -276,28 +279,52 @@ class Connection:
             return await trio.to_thread.run_sync(at, view, *arguments)
         return at(view, *arguments)
 
-    async def _take_turns(self, ticket: Ticket, ask: Ask) -> bool:
+    async def _take_turns(self, ticket: Ticket, ask: Ask, model: str) -> bool:
         """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen."""
         self._ticket = ticket
         self._over = False
         ticket.on_end = self._request_ended
+        words = self._words(ticket, model) if ask.tells else None
         while True:
-            turn = await ticket.turn()
+            turn = await (ticket.turn() if words is None else words.turn())
             if isinstance(turn, Ended):
                 self._ticket = None
-                return not self._gone and await self._refuse(refusals.ended(turn, ticket.request))
-            exchange = await self._relay(ticket, turn, ask)
+                return not self._gone and await self._end(refusals.ended(turn, ticket.request), words)
+            exchange = await self._relay(ticket, turn, ask, words)
             if exchange.started or self._gone:
                 self._ticket = None
                 return exchange.complete and exchange.keep_alive
 
-    async def _relay(self, ticket: Ticket, turn: Dispatched, ask: Ask) -> Exchange:
+    def _words(self, ticket: Ticket, model: str) -> Words:
+        """What the client is told while it waits."""
+        request = self._request
+        framed = Framed(
+            self._wire.send,
+            request.version,
+            keep_alive=request.keep_alive and not request.excess,
+            status=200,
+            content_type=EVENT_STREAM.decode(),
+            lines=[f"{refusals.REQUEST}: {ticket.request}", "Cache-Control: no-cache"],
+        )
+        return Words(framed, ticket, model, self._shared.desk.state)
+
+    async def _end(self, refusal: Refusal, words: Words | None) -> bool:
+        """Answer with an error; behind words, as the last of them."""
+        if words is None or not words.begun:
+            return await self._refuse(refusal)
+        await words.fail(self._dialect(refusal))
+        return words.framed.keep_alive
+
+    async def _relay(self, ticket: Ticket, turn: Dispatched, ask: Ask, words: Words | None) -> Exchange:
         """One dispatch. Whatever happens, the desk is told once how it ended: that gives the slot back."""
         address = turn.address
         pool = self._shared.pools.of(address)
+        framed = None
+        if words is not None:
+            ask, framed = (ask, words.framed) if words.begun else (AS_COMES, None)
         due = self._shared.clock.now + turn.first_byte_s if turn.first_byte_s else math.inf
         exchange = self._exchange = Exchange(
-            self._wire, self._request, pool, address.prefix, due, ticket.request, ask
+            self._wire, self._request, pool, address.prefix, due, ticket.request, ask, framed
         )
         try:
             if not (self._gone or self._over):

@@ -10,7 +10,7 @@ from daemon.http.answers import LAST_CHUNK, chunk, head_bytes
 class Framed:
     """One answer. Its head goes with the first bytes; what ends before any were sent has a Content-Length."""
 
-    __slots__ = ("_begun", "_content_type", "_lines", "_send", "_status", "_version", "keep_alive")
+    __slots__ = ("_begun", "_content_type", "_lines", "_status", "_version", "keep_alive", "send")
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class Framed:
         content_type: str,
         lines: list[str],
     ) -> None:
-        self._send = send
+        self.send = send
         self._version = version
         self._status = status
         self._content_type = content_type
@@ -36,22 +36,22 @@ class Framed:
         if data:
             chunked = self._version != "1.0"
             framed = chunk(data) if chunked else data
-            await self._send(framed if self._begun else self._begin(chunked) + framed)
+            await self.send(framed if self._begun else self._begin(chunked) + framed)
             self._begun = True
 
     async def begin(self) -> None:
         """Send the head now, with no more than that."""
-        await self._send(self._begin(self._version != "1.0"))
+        await self.send(self._begin(self._version != "1.0"))
         self._begun = True
 
     async def end(self, data: bytes = b"") -> None:
         """Send the rest."""
         if not self._begun:
-            await self._send(self._head(f"Content-Length: {len(data)}") + data)
+            await self.send(self._head(f"Content-Length: {len(data)}") + data)
         elif self._version != "1.0":
-            await self._send(chunk(data) + LAST_CHUNK if data else LAST_CHUNK)
+            await self.send(chunk(data) + LAST_CHUNK if data else LAST_CHUNK)
         elif data:
-            await self._send(data)
+            await self.send(data)
 
     def _begin(self, chunked: bool) -> bytes:
         if chunked:

@@ -48,7 +48,7 @@ class Exchange:
     """What one dispatch sends and receives. `run` it once, then read its outcome."""
 
     __slots__ = (
-        "_aborted", "_ask", "_began_ns", "_client", "_first_byte_due", "_id", "_late", "_pool",
+        "_aborted", "_ask", "_began_ns", "_client", "_first_byte_due", "_framed", "_id", "_late", "_pool",
         "_prefix", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
         "first_byte_ns", "keep_alive", "sent", "started", "status",
     )  # fmt: skip
@@ -62,9 +62,12 @@ class Exchange:
         first_byte_due: float = math.inf,
         id: str = "",
         ask: Ask = AS_COMES,
+        framed: Framed | None = None,
     ) -> None:
         self._client = client
         self._ask = ask
+        self._framed = framed
+        """An answer that has begun already."""
         self._id = id
         self._first_byte_due = first_byte_due
         """When the first byte of an answer must have come, by the front door's clock."""
@@ -208,6 +211,8 @@ class Exchange:
             target = ask.target or target
             if ask.body is not None:
                 method, lines = b"POST", [*without(lines, DESCRIBING), b"Content-Type: application/json\r\n"]
+            elif ask.translation is not None:
+                lines = without(lines, [b"accept-encoding"])
             if ask.upgrade:
                 lines = [*lines, UPGRADE]
         if self._prefix:
@@ -296,7 +301,7 @@ class Exchange:
         reply, _ = await self._headed(await self._put())
         self.status = reply.status
         status, content_type = translation.head(reply.status, content_type_of(reply))
-        framed = Framed(
+        framed = self._framed or Framed(
             self._send,
             self._request.version,
             keep_alive=self.keep_alive,
@@ -304,6 +309,7 @@ class Exchange:
             content_type=content_type.decode("latin-1"),
             lines=[f"{REQUEST}: {self._id}"],
         )
+        framed.send = self._send
         try:
             await self._translate_body(reply, translation, framed)
         except (UpstreamFailed, ValueError) as failure:

@@ -131,6 +131,9 @@ class FakeCatalog:
     def launch_options(self, model: str) -> Mapping[str, Option]:
         return self.options
 
+    def tells_loading(self, model: str) -> bool:
+        return self.resolve(model) == "small"
+
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         return dict(options)
 

@@ -208,7 +208,7 @@ class Connection:
         if not self._hosts.allow(request.host):
             raise Refused(403, "host_not_allowed", "This server does not answer to that Host.")
         if route is None:
-            raise Refused.of(routes.no_such_endpoint())
+            raise Refused.of(routes.no_such_endpoint(request.url))
         if request.method not in route.methods and route.methods:
             raise Refused.of(routes.wrong_method(request.method, route))
         return route

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from difflib import get_close_matches
 from typing import Literal
 
 import msgspec
@@ -11,7 +12,7 @@ from daemon.http import dialects, llamaswap, openai
 from daemon.http.answers import Answer, Stream
 from daemon.http.calls import Ask, Call
 from daemon.http.dialects import Dialect
-from daemon.http.refusals import Refusal
+from daemon.http.refusals import SHOWN_NAME_CHARS, Refusal
 
 Handler = Callable[[Call], Awaitable[Answer | Stream | Ask]]
 
@@ -116,10 +117,12 @@ def dialect_of(url: bytes) -> Dialect:
     return dialects.openai
 
 
-def no_such_endpoint() -> Refusal:
-    """404, with those that there are."""
-    known = ", ".join(sorted({path.decode() for path in ROUTES} | {f"{path.decode()}…" for path in BELOW}))
-    return Refusal(404, "no_such_endpoint", f"There is no such endpoint. There are: {known}.")
+def no_such_endpoint(url: bytes) -> Refusal:
+    """404, with the nearest that there are."""
+    path = url.partition(b"?")[0].decode("latin-1")[:SHOWN_NAME_CHARS]
+    near = get_close_matches(path, [known.decode() for known in (*ROUTES, *BELOW)], n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else " docs/requests.md has those that there are."
+    return Refusal(404, "no_such_endpoint", f"There is no endpoint {path}.{hint}")
 
 
 def wrong_method(method: bytes, route: Route) -> Refusal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -72,7 +72,7 @@ class Logs:
             told += [line.encode() + b"\n" for line in last_lines(path, LOG_HISTORY_LINES)]
         return b"".join(told)
 
-    async def follow(self, source: str, *, history: bool = True) -> AsyncIterator[bytes]:
+    async def follow(self, source: str, *, history: bool = True) -> AsyncGenerator[bytes, None]:
         """The past, if it is wanted, and then whatever comes, without end."""
         seen = self._ring.end
         at = {path: _size(path) for _, path in self._paths(source)}

@@ -157,8 +157,9 @@ class _Run:
     async def _open_doors(self, front: socket.socket, control: socket.socket) -> None:
         """Serve HTTP and the control socket."""
         driver, catalog = self._driver, Catalog(self._config)
-        self._control = ControlServer(driver, catalog)
-        door = FrontDoor(driver, catalog, Logs(self._options.ring, lambda: driver.state, driver.outputs))
+        logs = Logs(self._options.ring, lambda: driver.state, driver.outputs)
+        self._control = ControlServer(driver, catalog, logs)
+        door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave
         listen_front(front)
         control.listen(CONTROL_CONNECTIONS)

@@ -346,6 +346,37 @@ def watch(context: Context, after: int | None) -> None:
         )
 
 
+@cli.command()
+@click.argument("model", required=False, default="")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing what comes.")
+@click.option("--daemon", "daemon_only", is_flag=True, help="Only what the daemon itself says.")
+@click.pass_obj
+def logs(context: Context, model: str, follow: bool, daemon_only: bool) -> None:
+    """Print what the daemon and its runners, or those of MODEL, have said lately."""
+    if model and daemon_only:
+        raise click.UsageError("a model and --daemon exclude one another")
+    source = "proxy" if daemon_only else model
+    client = context.client()
+    replies = client.calls("FollowLogs", source=source) if follow else [client.call("Logs", source=source)]
+    rest, said = "", False
+    for reply in replies:
+        *lines, rest = (rest + reply["text"]).split("\n")
+        for line in lines:
+            _log_line(context, line)
+        said = said or bool(reply["text"])
+    if rest:
+        _log_line(context, rest)
+    if not said and model:
+        click.echo(f"no runner of {model} is there now; runnerlog show {model} says what happened", err=True)
+
+
+def _log_line(context: Context, line: str) -> None:
+    if context.output.machine:
+        context.output.line({"line": line})
+    else:
+        context.output.text("".join(char if char.isprintable() or char == "\t" else " " for char in line))
+
+
 MESSAGES: dict[str, Callable[[Row], str]] = {
     "ModelNotFound": lambda p: (
         f"no model {p['model']!r}; "

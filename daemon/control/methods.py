@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import os
+from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,6 +20,7 @@ from daemon.catalog import Catalog
 from daemon.control import views
 from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
+from daemon.logs import PROXY, UPSTREAM, Logs
 from daemon.ports import Ended
 from daemon.version import VERSION
 from events import catalogue as c
@@ -70,6 +73,19 @@ class WatchParameters(Parameters, frozen=True):
     after: Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)] | None = None
 
 
+class LogsParameters(Parameters, frozen=True):
+    """Of Logs."""
+
+    source: str = ""
+
+
+class FollowLogsParameters(Parameters, frozen=True):
+    """Of FollowLogs."""
+
+    source: str = ""
+    history: bool = True
+
+
 class StopParameters(Parameters, frozen=True):
     """Of Stop."""
 
@@ -79,9 +95,10 @@ class StopParameters(Parameters, frozen=True):
 class Service:
     """What the methods work on."""
 
-    def __init__(self, driver: Driver, catalog: Catalog) -> None:
+    def __init__(self, driver: Driver, catalog: Catalog, logs: Logs) -> None:
         self.driver = driver
         self.catalog = catalog
+        self.logs = logs
         self.started_t = driver.now()
         self.watching: dict[object, int] = {}
         """The last event that each watcher has been sent."""
@@ -120,6 +137,10 @@ class Service:
         if id is None:
             raise VarlinkError(f"{INTERFACE}.ModelNotFound", model=name, nearest=self._nearest(name))
         return id
+
+    def source(self, name: str) -> str:
+        """What logs are meant: a model's id for an id or alias. Raises VarlinkError."""
+        return name if name in ("", PROXY, UPSTREAM) else self.model_id(name)
 
     def _nearest(self, name: str) -> list[str]:
         """The ids and aliases that a mistyped name may have meant, the likeliest first."""
@@ -280,6 +301,19 @@ async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply
         s.told.set()
 
 
+async def logs(s: Service, p: LogsParameters, by: str) -> Reply:
+    """Logs."""
+    return {"text": s.logs.history(s.source(p.source)).decode("utf-8", "replace")}
+
+
+async def follow_logs(s: Service, p: FollowLogsParameters, by: str) -> AsyncGenerator[Reply, None]:
+    """FollowLogs: a reply whenever something was printed, without end."""
+    decode = getincrementaldecoder("utf-8")("replace").decode
+    async with aclosing(s.logs.follow(s.source(p.source), history=p.history)) as pieces:
+        async for piece in pieces:
+            yield {"text": decode(piece)}
+
+
 ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[Reply]]]] = {
     "Status": (Nothing, status),
     "ListModels": (Nothing, list_models),
@@ -289,6 +323,7 @@ ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[
     "Unload": (UnloadParameters, unload),
     "Pin": (PinParameters, pin),
     "Cancel": (CancelParameters, cancel),
+    "Logs": (LogsParameters, logs),
     "Stop": (StopParameters, stop),
 }
 """Methods that answer once."""
@@ -296,8 +331,9 @@ ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[
 MANY: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], AsyncGenerator[Reply, None]]]] = {
     "Load": (LoadParameters, load),
     "Watch": (WatchParameters, watch),
+    "FollowLogs": (FollowLogsParameters, follow_logs),
 }
 """Methods that may answer more than once."""
 
-ENDLESS = ("Watch",)
+ENDLESS = ("Watch", "FollowLogs")
 """Those of them that must be called with `more`."""

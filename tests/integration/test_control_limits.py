@@ -19,6 +19,7 @@ from daemon.config.file import load
 from daemon.control import server
 from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
+from daemon.logs import Logs, Ring
 from events.envelope import Record
 from events.reader import CursorPruned
 from statemachines.state import State
@@ -65,9 +66,10 @@ async def served(path: Path) -> AsyncIterator[FakeDriver]:
     sock = listen(path / "control.sock")
     (path / "config.yaml").write_text("models: {m: {cmd: 'server --port ${PORT}'}}")
     catalog = Catalog(load(path / "config.yaml"))
+    logs = Logs(Ring(), State, lambda runner: [])
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ControlServer(cast(Driver, driver), catalog).serve, sock)
+            nursery.start_soon(ControlServer(cast(Driver, driver), catalog, logs).serve, sock)
             yield driver
             nursery.cancel_scope.cancel()
     sock.close()

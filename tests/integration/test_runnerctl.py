@@ -473,3 +473,35 @@ def test_it_brings_nothing_along_that_is_slow() -> None:
         "yaml",
         "asyncio",
     }
+
+
+# --- logs -------------------------------------------------------------------------------------------------
+
+
+def test_logs_of_the_daemon_and_of_a_model(live: Live) -> None:
+    assert live.runnerctl("logs", "red").stderr.startswith("no runner of red is there now")
+    rows(live, "load", "red")
+    lines = [row["line"] for row in rows(live, "logs", "rouge")]
+    assert any("load: 100" in line for line in lines) and not any("listening on" in line for line in lines)
+    assert any("listening on" in row["line"] for row in rows(live, "logs", "--daemon"))
+    everything = screen(live, "logs").text
+    assert "listening on" in everything and "load: 100" in everything
+    rows(live, "logs", "no-such-model", code=1)
+    rows(live, "logs", "red", "--daemon", code=2)
+
+
+def test_logs_are_followed(live: Live) -> None:
+    command = [str(BIN / "runnerctl"), "--socket", str(live.socket), "--json", "logs", "-f"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        late = threading.Timer(PATIENCE_S, follower.kill)
+        late.start()
+        try:
+            assert follower.stdout is not None
+            lines = (json.loads(line)["line"] for line in follower.stdout)
+            next(lines)
+            rows(live, "load", "red")
+            assert next(line for line in lines if "loads red" in line)
+            assert next(line for line in lines if "load: 100" in line)
+        finally:
+            late.cancel()
+            follower.kill()

@@ -35,6 +35,30 @@ DIGEST_CHARS = 32
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 
+SETTINGS = {
+    "max_queue": "maxQueue",
+    "max_loaded": "maxLoadedModels",
+    "policy": "policy",
+    "swap_patience": "swapPatience",
+    "max_wait_ns": "maxWait",
+    "age_step_ns": "ageStep",
+    "prefetch": "prefetch",
+    "preload": "hooks",
+    "groups": "groups",
+    "matrix": "matrix",
+    "devices": "devices",
+    "headroom_bytes": "memoryHeadroom",
+    "port_first": "startPort",
+    "unload_ns": "unloadTimeout",
+    "include_aliases": "includeAliasesInList",
+    "listen": "listen",
+    "control_socket": "controlSocket",
+    "event_log": "eventLog",
+    "durability": "durability",
+}
+"""The keys of a Config's fields at the top of the file."""
+
+
 class SpecChanged(Exception):
     """A launch asks for a model, or an option, that this configuration does not have, or not so."""
 

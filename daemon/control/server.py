@@ -35,6 +35,7 @@ from daemon.control.varlink import (
 from daemon.control.varlink import parse as parse_call
 from daemon.control.varlink import reply as encode_reply
 from daemon.driver import Driver
+from daemon.reload import Reloader
 from daemon.version import VERSION
 from events.limits import (
     CONTROL_CONNECTIONS,
@@ -102,8 +103,8 @@ def listen(path: Path) -> socket.socket:
 class ControlServer:
     """Serves io.runnerd.Control and org.varlink.service."""
 
-    def __init__(self, driver: Driver, catalog: Catalog) -> None:
-        self._service = methods.Service(driver, catalog)
+    def __init__(self, driver: Driver, catalog: Catalog, reloader: Reloader) -> None:
+        self._service = methods.Service(driver, catalog, reloader)
         self._connections = 0
 
     async def all_told(self, seq: int) -> None:

@@ -19,6 +19,7 @@ from daemon.config.file import load
 from daemon.control import server
 from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
+from daemon.reload import Reloader
 from events.envelope import Record
 from events.reader import CursorPruned
 from statemachines.state import State
@@ -67,7 +68,8 @@ async def served(path: Path) -> AsyncIterator[FakeDriver]:
     catalog = Catalog(load(path / "config.yaml"))
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ControlServer(cast(Driver, driver), catalog).serve, sock)
+            reloader = Reloader(cast(Driver, driver), catalog, b"")
+            nursery.start_soon(ControlServer(cast(Driver, driver), catalog, reloader).serve, sock)
             yield driver
             nursery.cancel_scope.cancel()
     sock.close()

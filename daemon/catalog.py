@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from daemon.config.config import Config
+from daemon.config.filters import Filters
 from daemon.estimates import bounded
 from daemon.ports import ModelRow
 from events.catalogue import Option
@@ -50,6 +51,11 @@ class Catalog:
         """The launch options that a request may fix, with their defaults, which give their types."""
         spec = self.config.models.get(model)
         return spec.options if spec is not None else {}
+
+    def filters(self, name: str) -> Filters | None:
+        """What is done to the body of a request that asks for `name`, an id or alias; None: nothing.
+        `daemon.config.filters.apply` does it."""
+        return self.config.filters(name)
 
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         """The launch options that a request fixes, within what the model's file says of it."""

@@ -13,8 +13,10 @@ import msgspec
 from daemon.config.commands import Command, ShardCommand, fill_path, option_text
 from daemon.config.endpoint import Endpoint
 from daemon.config.errors import Problem
+from daemon.config.filters import FilterRules, Filters
 from daemon.config.macros import fill
 from daemon.config.shards import Shard, port_values
+from daemon.config.values import Json
 from daemon.ports import Launch
 from events.catalogue import NEVER, ConfigView, DeviceView, Estimate, GroupView, MatrixView, ModelView, Option
 from events.limits import (
@@ -31,8 +33,6 @@ from events.limits import (
 
 DIGEST_CHARS = 32
 """Of a digest's 64: 128 bits, which is more than enough to tell specs apart."""
-
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 
 SETTINGS = {
@@ -104,6 +104,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str = ""
     metadata: dict[str, Json] = {}
+    filters: FilterRules = FilterRules()
 
     def takes(self, option: str, value: Option) -> bool:
         """Whether a launch option exists and can have this value: its default's type, fit for a command."""
@@ -181,6 +182,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def resolve(self, name: str) -> str | None:
         """The id of the model with this id or alias (both as they are written, case and all)."""
         return name if name in self.models else self.aliases.get(name)
+
+    def filters(self, name: str) -> Filters | None:
+        """What is done to the body of a request for a model, by the id or alias that the request has; None:
+        nothing."""
+        id = self.resolve(name)
+        return None if id is None else self.models[id].filters.of(name)
 
     def view(self, key: bytes) -> ConfigView:
         """What the scheduler knows of it. Without `key` nobody can tell anything from the digests."""

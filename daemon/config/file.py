@@ -201,8 +201,11 @@ class _Reader:
         members = section.members("models")
         for id, model in models.items():
             _, line, path = members[id]
+            derived = {name for name in model.filters.by_name if name != id}
             for i, alias in enumerate(model.aliases):
                 where = join_path(join_path(path, "aliases"), i)
+                if alias in derived:
+                    where = join_path(join_path(join_path(path, "filters"), "setParamsByID"), alias)
                 if not self._check_name(alias, line, where) or alias == id:
                     continue
                 owner = alias if alias in models else aliases.get(alias)

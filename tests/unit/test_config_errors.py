@@ -135,7 +135,6 @@ def test_the_top(tmp_path: Path, text: str, message: str) -> None:
         ("{cmd: 's ${PORT} ${n}', options: {n: 99999999999999999}}", "options.n: expected a whole number"),
         ("{cmd: 's ${PORT}', options: {PORT: 1}}", "options.PORT: expected an option's name"),
         ("{cmd: 's ${PORT} ${n}', options: {n: 1}, macros: {n: 2}}", "not also a macro's"),
-        ("{cmd: 's ${PORT}', filters: {stripParams: temperature}}", "filters: not supported"),
         ("{cmd: 's ${PORT}', aliases: [m2]}", 'expected a name of its own, found "m2"'),
         ("{cmd: 's ${PORT}', aliases: ['']}", "aliases[0]: expected a name"),
         ("{cmd: 's ${PORT}', aliases: [[x]]}", "aliases[0]: expected text, found a list"),

@@ -76,7 +76,11 @@ class Asked:
 class Reloader:
     """Reads the file of a configuration again, one time after the other, and applies what it says."""
 
-    def __init__(self, driver: Driver, catalog: Catalog, key: bytes) -> None:
+    def __init__(
+        self, driver: Driver, catalog: Catalog, key: bytes, *, host: str = "", insecure: bool = False
+    ) -> None:
+        """`host`: where the daemon listens, which a new configuration must allow; `insecure`: it does."""
+        self._host, self._insecure = host, insecure
         self._driver = driver
         self._catalog = catalog
         self._key = key
@@ -106,7 +110,9 @@ class Reloader:
     async def _reload(self, by: str) -> Outcome:
         try:
             read = partial(load, self._catalog.config.file)
-            config = await with_estimates(await trio.to_thread.run_sync(read, abandon_on_cancel=True))
+            config = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+            config.check_exposure(self._host, insecure=self._insecure)
+            config = await with_estimates(config)
         except ConfigError as error:
             return error
         except Exception as error:  # a mistake in the reading of a file must not end what runs well

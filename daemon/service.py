@@ -74,6 +74,8 @@ class Options(msgspec.Struct, frozen=True):
     """Refuse to start where what is to be preloaded cannot be loaded together."""
     ring: Ring = msgspec.field(default_factory=Ring)
     """The daemon's own messages, for those who ask for them."""
+    insecure: bool = False
+    """Listen beyond this machine although there are no keys."""
 
 
 async def serve(config: Config, places: Places, options: Options) -> None:
@@ -95,7 +97,7 @@ async def _recover_and_run(
         catalog, key = Catalog(config), digest_key(places.state_dir)
         async with _machinery(driver, partial(command, catalog, key), places, store):
             await begin(driver, store, config.view(key), places.log)
-            reloader = Reloader(driver, catalog, key)
+            reloader = Reloader(driver, catalog, key, host=places.host, insecure=options.insecure)
             async with driver.run():
                 await _Run(driver, catalog, reloader, places, options).run(front, signals, store.log_id)
 

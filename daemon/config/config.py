@@ -11,8 +11,9 @@ from typing import Literal
 import msgspec
 
 from daemon.config.commands import Command, ShardCommand, fill_path, option_text
+from daemon.config.door import IGNORED_PATHS, exposure
 from daemon.config.endpoint import Endpoint
-from daemon.config.errors import Problem
+from daemon.config.errors import ConfigError, Problem
 from daemon.config.filters import FilterRules, Filters
 from daemon.config.macros import fill
 from daemon.config.shards import Shard, port_values
@@ -22,6 +23,7 @@ from events.catalogue import NEVER, ConfigView, DeviceView, Estimate, GroupView,
 from events.limits import (
     AGE_STEP_NS,
     HEADROOM_BYTES,
+    HTTP_BODY_BYTES,
     LISTEN,
     LOAD_NS,
     PORT_COUNT,
@@ -51,6 +53,12 @@ SETTINGS = {
     "port_first": "startPort",
     "unload_ns": "unloadTimeout",
     "include_aliases": "includeAliasesInList",
+    "insecure_listen": "insecureListen",
+    "api_keys": "apiKeys",
+    "hosts": "allowedHosts",
+    "cors_origins": "cors",
+    "body_bytes": "maxBody",
+    "ignore_paths": "upstream",
     "listen": "listen",
     "control_socket": "controlSocket",
     "event_log": "eventLog",
@@ -152,6 +160,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Model]
     aliases: dict[str, str] = {}
     listen: str = LISTEN
+    insecure_listen: bool = False
+    api_keys: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    body_bytes: int = HTTP_BODY_BYTES
+    ignore_paths: tuple[str, ...] = IGNORED_PATHS
+    """These seven: see Door."""
     control_socket: Path | None = None
     event_log: Path | None = None
     durability: Literal["process", "machine"] = "process"
@@ -178,6 +193,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def warnings(self) -> tuple[str, ...]:
         """What the user should know, one line each."""
         return tuple(problem.show(self.file) for problem in self.problems)
+
+    def check_exposure(self, host: str, *, insecure: bool) -> None:
+        """Raises ConfigError where listening at a host would let in anybody, and nobody says that it may."""
+        text = exposure(host, self.api_keys)
+        if text and not (insecure or self.insecure_listen):
+            raise ConfigError(self.file, [Problem(0, "listen", text)])
 
     def resolve(self, name: str) -> str | None:
         """The id of the model with this id or alias (both as they are written, case and all)."""

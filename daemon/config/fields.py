@@ -179,7 +179,7 @@ class Section:
 
 
 def describe(node: Node | None) -> str:
-    """A value as a message shows it; never what came out of the environment."""
+    """A value as a message shows it; never what came out of the environment, or is a key."""
     if node is None:
         return "nothing"
     if isinstance(node, Sequence):
@@ -187,7 +187,7 @@ def describe(node: Node | None) -> str:
     if isinstance(node, MappingNode):
         return "a mapping"
     if node.secret:
-        return "a value from the environment that is something else"
+        return "something that is not shown"
     return "nothing" if node.value is None else shown(node.value)
 
 

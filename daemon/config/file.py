@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
@@ -11,6 +10,7 @@ from typing import Literal, cast
 import msgspec
 
 from daemon.config.config import Config, Model
+from daemon.config.door import read_door
 from daemon.config.errors import ConfigError, Problem, Problems, Unreadable, Unusable, join_path, shown
 from daemon.config.fields import Section, describe
 from daemon.config.hooks import read_preload
@@ -19,7 +19,7 @@ from daemon.config.model import Defaults, ModelReader, check_device, read_stall_
 from daemon.config.routing import RoutingReader
 from daemon.config.units import show_duration
 from daemon.config.yaml_source import Mapping as MappingNode
-from daemon.config.yaml_source import Node, Scalar, parse
+from daemon.config.yaml_source import Node, Scalar, hidden, parse
 from events.catalogue import NEVER
 from events.limits import (
     AGE_STEP_NS,
@@ -27,7 +27,6 @@ from events.limits import (
     CONFIG_MODELS,
     CONFIG_NAME_CHARS,
     HEADROOM_BYTES,
-    LISTEN,
     LOAD_GUESS_NS,
     LOAD_LEAST_S,
     LOAD_NS,
@@ -43,10 +42,7 @@ from events.limits import (
 )
 from statemachines.policy import POLICIES
 
-_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
-
 UNSUPPORTED = {
-    "apiKeys": "keys are not checked; keep `listen` on loopback, and leave it out",
     "peers": "",
     "profiles": "",
     "selectors": "",
@@ -61,7 +57,6 @@ HARMLESS = {
     "store": "the event log is the store; `eventLog` says where",
     "ui": "there is no web interface",
     "performance": "nothing is sampled for a web interface",
-    "upstream": "there is no /upstream endpoint",
     "sendLoadingState": "no loading messages are added to answers",
 }
 
@@ -127,7 +122,6 @@ class _Reader:
             models=models,
             aliases=aliases,
             preload=read_preload(section, models, aliases, self._problems),
-            listen=self._listen(section),
             control_socket=self._socket(section),
             event_log=self._place(section, "eventLog"),
             durability=self._durability(section),
@@ -146,10 +140,10 @@ class _Reader:
             port_last=min(port + PORT_COUNT - 1, 65535),
             unload_ns=defaults.unload_ns,
             include_aliases=section.flag("includeAliasesInList"),
-            problems=self._problems.sorted_warnings(),
+            **read_door(section, self._problems),
         )
         section.finish(extensions=True)
-        return config
+        return msgspec.structs.replace(config, problems=self._problems.sorted_warnings())
 
     def _expanded(self, root: MappingNode) -> tuple[MappingNode, Scope]:
         """The tree with the environment and, but for the models, the global macros put in; those macros."""
@@ -157,6 +151,8 @@ class _Reader:
             key: node if key.startswith("x-") else self._expander.environment(node, join_path("", key))
             for key, node in root.items.items()
         }
+        if "apiKeys" in items:
+            items["apiKeys"] = hidden(items["apiKeys"])
         macros = self._expander.define(items.get("macros"), "macros")
         scope = self._expander.scope(macros, "macros")
         for key, node in items.items():
@@ -238,13 +234,6 @@ class _Reader:
         text = f"expected a name of at most {CONFIG_NAME_CHARS} printable characters, without macros"
         self._problems.add(line, path, f"{text}, found {shown(name)}")
         return False
-
-    def _listen(self, section: Section) -> str:
-        listen = section.text("listen", LISTEN)
-        match = _LISTEN.fullmatch(listen)
-        if match is None or int(match[2]) > 65535:
-            section.wrong("listen", "HOST:PORT", section.node("listen"))
-        return listen
 
     def _durability(self, section: Section) -> Literal["process", "machine"]:
         choice = section.choice("durability", "process", ("process", "machine"))

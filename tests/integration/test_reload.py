@@ -240,6 +240,19 @@ async def test_a_load_that_was_decided_before_is_not_carried_out_after(tmp_path:
         assert not any(isinstance(e.body, c.ModelCooling) for e in log)
 
 
+async def test_the_keys_of_a_wide_door_cannot_be_taken_away(tmp_path: Path) -> None:
+    async with bench(tmp_path, a=model()) as on:
+        on.reloader._host = "0.0.0.0"
+        error = await on.reload()
+        assert isinstance(error, ConfigError)
+        assert "0.0.0.0 can be reached from other machines" in str(error)
+        on.path.write_text(configuration("apiKeys: [0123456789abcdef]", a=model()))
+        assert (await on.reload()).settings == ("apiKeys",)
+        on.write(a=model())
+        assert isinstance(await on.reload(), ConfigError)
+        assert on.catalog.config.api_keys
+
+
 async def test_what_only_a_start_can_change_is_said_every_time(tmp_path: Path) -> None:
     async with bench(tmp_path, a=model()) as on:
         top = ("listen: ':9999'", "durability: machine", "maxLoadedModels: 2")

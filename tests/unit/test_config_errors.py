@@ -58,7 +58,6 @@ def test_all_problems_are_told_together_with_line_and_path(tmp_path: Path) -> No
         ("hello", "expected a mapping"),
         ("{}", "models: expected a mapping"),
         ("models: 3", "models: expected a mapping, found 3"),
-        ("apiKeys: [x]", "apiKeys: not supported by this version"),
         ("hooks: [preload]", "hooks: expected a mapping, found a list"),
         ("hooks: {on_startup: {preload: rad}}", "hooks.on_startup.preload: expected a list of text"),
         ("hooks: {on_startup: {preload: [[x]]}}", "hooks.on_startup.preload[0]: expected text"),

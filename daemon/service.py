@@ -94,7 +94,7 @@ async def _recover_and_run(
     async with open_store(places.log, durability=config.durability) as store:
         state, clock = await trio.to_thread.run_sync(fold_log, places.log)
         driver = Driver(store, Scheduler(state), clock, places.log)
-        catalog, key = Catalog(config), digest_key(places.state_dir)
+        catalog, key = Catalog(config, state), digest_key(places.state_dir)
         async with _machinery(driver, partial(command, catalog, key), places, store):
             await begin(driver, store, config.view(key), places.log)
             reloader = Reloader(driver, catalog, key, host=places.host, insecure=options.insecure)

@@ -10,12 +10,16 @@ from typing import Literal
 
 import msgspec
 
+from daemon.config.capabilities import Capabilities
 from daemon.config.commands import Command, ShardCommand, fill_path, option_text
 from daemon.config.door import IGNORED_PATHS, exposure
 from daemon.config.endpoint import Endpoint
 from daemon.config.errors import ConfigError, Problem
 from daemon.config.filters import FilterRules, Filters
 from daemon.config.macros import fill
+from daemon.config.peers import Peer
+from daemon.config.peers import find as find_peer
+from daemon.config.selectors import Profile, Selector
 from daemon.config.shards import Shard, port_values
 from daemon.config.values import Json
 from daemon.ports import Launch
@@ -59,6 +63,9 @@ SETTINGS = {
     "cors_origins": "cors",
     "body_bytes": "maxBody",
     "ignore_paths": "upstream",
+    "selectors": "selectors",
+    "profiles": "profiles",
+    "peers": "peers",
     "listen": "listen",
     "control_socket": "controlSocket",
     "event_log": "eventLog",
@@ -112,6 +119,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str = ""
     metadata: dict[str, Json] = {}
+    capabilities: Capabilities = Capabilities()
+    send_loading_state: bool = False
+    """Tell a client that waits for a load of it, in the reasoning of a streamed chat."""
     filters: FilterRules = FilterRules()
 
     def takes(self, option: str, value: Option) -> bool:
@@ -187,6 +197,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     port_last: int = PORT_FIRST + PORT_COUNT - 1
     unload_ns: int = UNLOAD_NS
     include_aliases: bool = False
+    selectors: dict[str, Selector] = {}
+    profiles: dict[str, Profile] = {}
+    peers: dict[str, Peer] = {}
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -204,11 +217,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """The id of the model with this id or alias (both as they are written, case and all)."""
         return name if name in self.models else self.aliases.get(name)
 
+    def peer(self, name: str) -> tuple[Peer, str] | None:
+        """The peer that has the model of a name, and what it is called there; None: none, or it is served
+        here."""
+        return None if self.resolve(name) else find_peer(self.peers, name)
+
     def filters(self, name: str) -> Filters | None:
         """What is done to the body of a request for a model, by the id or alias that the request has; None:
         nothing."""
         id = self.resolve(name)
-        return None if id is None else self.models[id].filters.of(name)
+        if id is not None:
+            return self.models[id].filters.of(name)
+        found = self.peer(name)
+        return found[0].filters.of(name) if found else None
 
     def view(self, key: bytes) -> ConfigView:
         """What the scheduler knows of it. Without `key` nobody can tell anything from the digests."""

@@ -153,14 +153,6 @@ class Section:
         """Warn of a key that is there."""
         self._problems.warn(self._line(key), join_path(self.path, key), text)
 
-    def refuse(self, unsupported: Mapping[str, str]) -> None:
-        """Known keys that would change what happens, so that to ignore them would be wrong; with advice."""
-        for key, advice in unsupported.items():
-            found = self.node(key)
-            if found is not None and not _empty(found):
-                text = "not supported by this version" + (f": {advice}" if advice else "")
-                self._problems.add(self._line(key), join_path(self.path, key), text)
-
     def ignore(self, harmless: Mapping[str, str]) -> None:
         """Known keys that can be ignored, each with a warning that says what that means."""
         for key, meaning in harmless.items():
@@ -189,11 +181,3 @@ def describe(node: Node | None) -> str:
     if node.secret:
         return "something that is not shown"
     return "nothing" if node.value is None else shown(node.value)
-
-
-def _empty(node: Node) -> bool:
-    """A list or a mapping with nothing in it, in all its parts: it asks for nothing."""
-    if isinstance(node, Scalar):
-        return node.value is None
-    values = node.items if isinstance(node, Sequence) else node.items.values()
-    return all(_empty(value) for value in values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -16,11 +16,14 @@ from daemon.config.fields import Section, describe
 from daemon.config.hooks import read_preload
 from daemon.config.macros import Expander, Scope
 from daemon.config.model import Defaults, ModelReader, check_device, read_stall_ns
+from daemon.config.peers import find as find_peer
+from daemon.config.peers import hide_keys, read_peers
 from daemon.config.routing import RoutingReader
+from daemon.config.selectors import NamesReader
 from daemon.config.units import show_duration
 from daemon.config.yaml_source import Mapping as MappingNode
 from daemon.config.yaml_source import Node, Scalar, hidden, parse
-from events.catalogue import NEVER
+from events.catalogue import NEVER, GroupView
 from events.limits import (
     AGE_STEP_NS,
     CONFIG_MAX_BYTES,
@@ -42,11 +45,6 @@ from events.limits import (
 )
 from statemachines.policy import POLICIES
 
-UNSUPPORTED = {
-    "peers": "",
-    "profiles": "",
-    "selectors": "",
-}
 HARMLESS = {
     "logLevel": "messages go to standard error, and what happens to the event log",
     "logTimeFormat": "messages carry no time of their own",
@@ -57,7 +55,6 @@ HARMLESS = {
     "store": "the event log is the store; `eventLog` says where",
     "ui": "there is no web interface",
     "performance": "nothing is sampled for a web interface",
-    "sendLoadingState": "no loading messages are added to answers",
 }
 
 
@@ -107,15 +104,14 @@ class _Reader:
         root, macros = self._expanded(root)
         section = Section(root, "", self._problems)
         section.node("macros")
-        section.refuse(UNSUPPORTED)
         section.ignore(HARMLESS)
         defaults = self._defaults(section)
         models = self._models(section, ModelReader(macros, defaults, self._expander, self._problems))
-        routing = RoutingReader(models, self._problems).read(section)
+        aliases = self._aliases(section, models)
+        routing = RoutingReader(models, self._problems, aliases).read(section)
         for id, priority in routing.priorities.items():
             if not models[id].priority:
                 models[id] = msgspec.structs.replace(models[id], priority=priority)
-        aliases = self._aliases(section, models)
         port = section.integer("startPort", PORT_FIRST, 1, 65535)
         config = Config(
             file=self._path,
@@ -141,6 +137,7 @@ class _Reader:
             unload_ns=defaults.unload_ns,
             include_aliases=section.flag("includeAliasesInList"),
             **read_door(section, self._problems),
+            **self._names(section, models, aliases, routing.groups),
         )
         section.finish(extensions=True)
         return msgspec.structs.replace(config, problems=self._problems.sorted_warnings())
@@ -153,6 +150,8 @@ class _Reader:
         }
         if "apiKeys" in items:
             items["apiKeys"] = hidden(items["apiKeys"])
+        if "peers" in items:
+            items["peers"] = hide_keys(items["peers"])
         macros = self._expander.define(items.get("macros"), "macros")
         scope = self._expander.scope(macros, "macros")
         for key, node in items.items():
@@ -174,6 +173,7 @@ class _Reader:
             queue_ns=section.duration_ns("queueTimeout", 0),
             request_ns=section.duration_ns("requestTimeout", 0),
             first_byte_ns=section.duration_ns("firstByteTimeout", 0),
+            send_loading_state=section.flag("sendLoadingState"),
         )
 
     def _models(self, section: Section, reader: ModelReader) -> dict[str, Model]:
@@ -191,6 +191,26 @@ class _Reader:
             if model is not None:
                 models[id] = model
         return models
+
+    def _names(
+        self,
+        section: Section,
+        models: dict[str, Model],
+        aliases: dict[str, str],
+        groups: dict[str, GroupView],
+    ) -> dict[str, Any]:
+        """The fields of a Config for what other names there are: of peers' models, selectors, profiles."""
+        here = {**{id: id for id in models}, **aliases}
+        peers = read_peers(section, here, self._problems)
+        theirs = [name for peer in peers.values() for m in peer.models for name in (peer.qualified(m), m)]
+        known = {name: "" for name in theirs if find_peer(peers, name)} | here
+        reader = NamesReader(known, groups, self._problems)
+        selectors = reader.selectors(section)
+        if section.node("profiles") is not None:
+            section.warn("profiles", "none is in use at start, and nothing switches to one yet")
+        return {
+            "peers": peers, "selectors": selectors, "profiles": reader.profiles(section, selectors),
+        }  # fmt: skip
 
     def _aliases(self, section: Section, models: dict[str, Model]) -> dict[str, str]:
         aliases: dict[str, str] = {}

@@ -6,6 +6,7 @@ import re
 
 import msgspec
 
+from daemon.config.capabilities import read_capabilities
 from daemon.config.commands import embeds_only, parallel_flag, strip_comments
 from daemon.config.config import Model
 from daemon.config.endpoint import Endpoint, read_endpoint
@@ -22,6 +23,7 @@ from daemon.config.shards import (
     shard_sections,
     words_of,
 )
+from daemon.config.timeouts import Timeouts, read_timeouts
 from daemon.config.units import size_bytes
 from daemon.config.values import plain
 from daemon.config.yaml_source import Mapping, Node, Scalar, Sequence
@@ -45,10 +47,7 @@ CONTEXT_OPTION = "num_ctx"
 """Ollama's name of the context's length."""
 
 HARMLESS = {
-    "timeouts": "requests and loads have limits of their own (requestTimeout, healthCheckTimeout)",
     "compat": "websockets are not relayed",
-    "sendLoadingState": "no loading messages are added to answers",
-    "capabilities": "they are not shown",
 }
 
 
@@ -62,6 +61,7 @@ class Defaults(msgspec.Struct, frozen=True):
     queue_ns: int
     request_ns: int
     first_byte_ns: int
+    send_loading_state: bool
 
 
 class ModelReader:
@@ -113,7 +113,7 @@ class ModelReader:
             unload_ns=section.duration_ns("unloadTimeout", unload_ns) or unload_ns,
             queue_ns=section.duration_ns("queueTimeout", self._defaults.queue_ns),
             request_ns=section.duration_ns("requestTimeout", self._defaults.request_ns),
-            first_byte_ns=section.duration_ns("firstByteTimeout", self._defaults.first_byte_ns),
+            first_byte_ns=section.duration_ns("firstByteTimeout", self._header_ns(section)),
             larger=self._larger(section, options),
             instances_min=least,
             instances_max=most,
@@ -121,6 +121,8 @@ class ModelReader:
             priority=section.integer("priority", 0, -PRIORITY_MAX, PRIORITY_MAX),
             aliases=_names(id, section, filters),
             filters=filters,
+            capabilities=read_capabilities(section, self._problems),
+            send_loading_state=section.flag("sendLoadingState", self._defaults.send_loading_state),
             unlisted=section.flag("unlisted"),
             name=section.text("name"),
             description=section.text("description"),
@@ -129,6 +131,12 @@ class ModelReader:
         section.ignore(HARMLESS)
         section.finish()
         return model
+
+    def _header_ns(self, section: Section) -> int:
+        """What `firstByteTimeout` is where it is not given: `timeouts.responseHeader`, else the top's."""
+        default = Timeouts(first_byte_ns=self._defaults.first_byte_ns)
+        why = "connections to runners are local, and nothing of them is configured"
+        return read_timeouts(section, default, ("responseHeader",), why).first_byte_ns
 
     def _expanded(self, id: str, node: Mapping, path: str) -> Mapping:
         """The model with every macro replaced but those of its start."""

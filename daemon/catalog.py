@@ -5,20 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from daemon.config.config import Config
+from daemon.config.filters import Filters
+from daemon.config.selectors import Look, choose
 from daemon.estimates import bounded
 from daemon.ports import ModelRow
 from events.catalogue import Option
+from statemachines.runner import RunnerState
+from statemachines.state import State
 
 
 class Catalog:
     """See `daemon.ports.Catalog`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, state: State | None = None) -> None:
+        """`state`: what selectors go by."""
         self.config = config
+        self._state = state
+
+    def target(self, name: str) -> str:
+        """What a name stands for now: a selector's target, or the name itself. Ask once for a request, and go
+        on with the answer: another moment may have another."""
+        selector = self.config.selectors.get(name)
+        return name if selector is None else choose(selector, self._look)
+
+    def _look(self, target: str) -> Look:
+        id, state = self.config.resolve(target), self._state
+        if id is None or state is None:
+            return Look()
+        runners = state.models.get(id, {}).values()
+        demands = state.wanted[id].values() if id in state.wanted else ()
+        return Look(
+            ready=any(runner.state is RunnerState.ready for runner in runners),
+            loading=any(runner.state is RunnerState.loading for runner in runners),
+            busy=sum(len(r.held) for r in runners) + sum(len(demand.waiting) for demand in demands),
+        )
 
     def resolve(self, name: str) -> str | None:
-        """The model's id for an id or alias."""
-        return self.config.resolve(name)
+        """The model's id for an id, an alias or a selector."""
+        return self.config.resolve(self.target(name))
 
     def models(self) -> Sequence[ModelRow]:
         """The rows of /v1/models, in the file's order; without unlisted models."""
@@ -28,12 +52,19 @@ class Catalog:
                 rows.append(self._row(id))
                 if self.config.include_aliases:
                     rows += [self._row(id, alias) for alias in model.aliases]
-        return rows
+        selectors = self.config.selectors
+        return rows + [self._selector_row(id) for id in selectors if not selectors[id].unlisted]
 
     def row(self, name: str) -> ModelRow | None:
-        """The row of one model, listed or not, by id or alias."""
+        """The row of one model or selector, listed or not, by id or alias."""
+        if name in self.config.selectors:
+            return self._selector_row(name)
         id = self.config.resolve(name)
         return None if id is None else self._row(id, "" if name == id else name)
+
+    def _selector_row(self, id: str) -> ModelRow:
+        selector = self.config.selectors[id]
+        return ModelRow(id, (), selector.name, selector.description, metadata=selector.metadata)
 
     def _row(self, id: str, alias: str = "") -> ModelRow:
         model = self.config.models[id]
@@ -54,6 +85,11 @@ class Catalog:
     def tells_loading(self, model: str) -> bool:
         """Whether who waits for a stream of the model is told so in it."""
         return False
+
+    def filters(self, name: str) -> Filters | None:
+        """What is done to the body of a request for a `target`, an id or alias; None: nothing.
+        `daemon.config.filters.apply` does it."""
+        return self.config.filters(name)
 
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         """The launch options that a request fixes, within what the model's file says of it."""

@@ -230,6 +230,10 @@ class Driver:
         if fact.complete or not _cancelled():
             self.submit(fact)
 
+    def forget_addresses(self) -> None:
+        """Ask the machinery again where runners answer, and by what name: the configuration has changed."""
+        self._addresses.clear()
+
     # --- effects -----------------------------------------------------------------------------------------
 
     def _close(self, events: Sequence[Event]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +36,7 @@ from daemon.prefetch import Prefetcher, files_of
 from daemon.preload import preload, refusal
 from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
+from daemon.reload import Reloader
 from events import catalogue as c
 from events.limits import CONTROL_CONNECTIONS, HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
@@ -72,6 +74,8 @@ class Options(msgspec.Struct, frozen=True):
     """Refuse to start where what is to be preloaded cannot be loaded together."""
     ring: Ring = msgspec.field(default_factory=Ring)
     """The daemon's own messages, for those who ask for them."""
+    insecure: bool = False
+    """Listen beyond this machine although there are no keys."""
 
 
 async def serve(config: Config, places: Places, options: Options) -> None:
@@ -90,19 +94,23 @@ async def _recover_and_run(
     async with open_store(places.log, durability=config.durability) as store:
         state, clock = await trio.to_thread.run_sync(fold_log, places.log)
         driver = Driver(store, Scheduler(state), clock, places.log)
-        view = config.view(digest_key(places.state_dir))
-        async with _machinery(driver, partial(command, config, view), places, store):
-            await begin(driver, store, view, places.log)
+        catalog, key = Catalog(config, state), digest_key(places.state_dir)
+        async with _machinery(driver, partial(command, catalog, key), places, store):
+            await begin(driver, store, config.view(key), places.log)
+            reloader = Reloader(driver, catalog, key, host=places.host, insecure=options.insecure)
             async with driver.run():
-                await _Run(driver, config, places, options).run(front, signals, store.log_id)
+                await _Run(driver, catalog, reloader, places, options).run(front, signals, store.log_id)
 
 
 class _Run:
     """A daemon that has recovered, until it is stopped."""
 
-    def __init__(self, driver: Driver, config: Config, places: Places, options: Options) -> None:
+    def __init__(
+        self, driver: Driver, catalog: Catalog, reloader: Reloader, places: Places, options: Options
+    ) -> None:
         self._driver = driver
-        self._config = config
+        self._catalog = catalog
+        self._reloader = reloader
         self._places = places
         self._options = options
         self._failure: Exception | None = None
@@ -113,10 +121,10 @@ class _Run:
         """Everything, from the first signal that is heeded to the last fact. Raises what `serve` does."""
         driver, path = self._driver, str(self._places.log)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_signals, driver, signals)
+            nursery.start_soon(_signals, driver, self._reloader, signals)
             nursery.start_soon(self._until_stopped, nursery.cancel_scope)
             if self._options.memcheck:
-                self._failure = refusal(driver, self._config.preload, lazy=self._options.lazy)
+                self._failure = refusal(driver, self._catalog.config.preload, lazy=self._options.lazy)
             if self._failure is not None:
                 driver.submit(c.StopRequested("leave", "memory check"))
                 await trio.sleep_forever()
@@ -143,7 +151,7 @@ class _Run:
         self, front: socket.socket, control: socket.socket, nursery: trio.Nursery
     ) -> None:
         """Preload, then let clients in, until it is stopped; or behind their backs, if it is to be lazy."""
-        driver, lazy, models = self._driver, self._options.lazy, self._config.preload
+        driver, lazy, models = self._driver, self._options.lazy, self._catalog.config.preload
         if lazy:
             nursery.start_soon(partial(preload, driver, models, lazy=True))
         else:
@@ -155,20 +163,20 @@ class _Run:
         await trio.sleep_forever()
 
     async def _open_doors(self, front: socket.socket, control: socket.socket) -> None:
-        """Serve HTTP and the control socket."""
-        driver, catalog = self._driver, Catalog(self._config)
+        """Serve HTTP and the control socket, and reload; what asked for that before is heard now."""
+        driver, catalog = self._driver, self._catalog
         logs = Logs(self._options.ring, lambda: driver.state, driver.outputs)
-        self._control = ControlServer(driver, catalog, logs)
+        self._control = ControlServer(driver, catalog, self._reloader, logs)
         door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave
         listen_front(front)
         control.listen(CONTROL_CONNECTIONS)
         log.info("listening on %s, control socket %s", url_of(front), self._places.control)
         async with trio.open_nursery() as nursery:
-            if self._config.prefetch:
-                ahead = Prefetcher(partial(files_of, self._config.models))
-                driver.prefetch = ahead.begin
-                nursery.start_soon(ahead.run)
+            ahead = Prefetcher(lambda model: files_of(catalog.config.models, model))
+            driver.prefetch = lambda model: ahead.begin(model) if catalog.config.prefetch else None
+            nursery.start_soon(ahead.run)
+            nursery.start_soon(self._reloader.run)
             nursery.start_soon(door.serve, [front])
             nursery.start_soon(self._control.serve, control)
 
@@ -228,25 +236,40 @@ async def _machinery(
         yield
 
 
-def command(config: Config, view: c.ConfigView, model: str, launch: Launch, socket_path: str) -> Command:
+def command(catalog: Catalog, key: bytes, model: str, launch: Launch, socket_path: str) -> Command:
     """What starts a runner. Raises SpecChanged where the file says another thing than when it was decided."""
-    known = view.models.get(model)
-    if known is None or known.digest != launch.digest:
+    spec = catalog.config.models.get(model)
+    if spec is None or spec.digest(key) != launch.digest:
         raise SpecChanged(f"the configuration of {model} has changed since this load was decided")
-    return config.command(model, launch, socket_path)
+    return catalog.config.command(model, launch, socket_path)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
-async def _signals(driver: Driver, received: AsyncIterator[int]) -> None:
-    """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. The guardian's work is not ours."""
+async def _signals(driver: Driver, reloader: Reloader, received: AsyncIterator[int]) -> None:
+    """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. SIGHUP reloads the configuration,
+    unless it is the end of the terminal. The guardian's work is not ours."""
+    had_terminal = _has_terminal()
     async for number in received:
+        if number == signal.SIGHUP and (driver.state.stopping or not had_terminal or _has_terminal()):
+            log.info("SIGHUP: reading the configuration again")
+            reloader.ask("SIGHUP")
+            continue
         again = driver.state.stopping in ("drain", "now")
         how: Literal["drain", "now"] = "now" if again or number == signal.SIGQUIT else "drain"
         name = signal.Signals(number).name
         log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
         driver.submit(c.StopRequested(how, name))
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal, which closing its window takes away."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _all_gone(state: State) -> bool:

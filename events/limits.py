@@ -300,6 +300,9 @@ HTTP_URL_BYTES = 8 * 1024
 HTTP_BODY_BYTES = 64 * MIB
 """One request's body: a long conversation with a few images is 10 MiB."""
 
+HTTP_BODY_LEAST_BYTES = 1024
+"""The least that `maxBody` may be: below it no model could be asked for anything."""
+
 HTTP_BODY_MEMORY_BYTES = 256 * 1024
 """A body above this goes to an unlinked file: nearly all are below, and 1,000 of them are still small."""
 
@@ -365,6 +368,15 @@ CONFIG_SET_TOKENS = 1000
 
 EVICT_COST_MAX = 1_000_000
 """What it may cost to lose a model: sums of all of them stay far below 64 bits."""
+
+API_KEYS = 1_000
+"""Keys of the front door: one for each user of a large group; each is compared with every request's."""
+
+API_KEY_CHARS = 512
+"""The longest key: fits into a header with room to spare; keys in use have 20 to 100."""
+
+API_KEY_FEW_CHARS = 16
+"""Shorter keys are warned of: 64 bits in hexadecimal, which nobody guesses over a network, have as many."""
 
 CONFIG_MACROS = 200
 """Macros at the top, and again in each model: large files in use have some tens."""

@@ -309,6 +309,31 @@ def cancel(context: Context, request: str) -> None:
 
 
 @cli.command()
+@click.pass_obj
+def reload(context: Context) -> None:
+    """Read the configuration file again, and apply it if nothing is wrong with it."""
+    reply, output = context.client().call("Reload"), context.output
+    if output.machine:
+        output.line({"ok": True, **reply})
+        return
+    for line in _changes(reply) or ["nothing has changed"]:
+        output.text(line)
+    for warning in reply["warnings"]:
+        click.echo(f"warning: {printable(warning)}", err=True)
+
+
+def _changes(reply: Row) -> list[str]:
+    """What a reload did, in a few lines."""
+    lines = [
+        f"{what:9}{', '.join(reply[what])}"
+        for what in ("added", "changed", "removed", "settings")
+        if reply[what]
+    ]
+    going = [f"{each['runner']} ({each['model']})" for each in reply["going"]]
+    return [*lines, f"going    {', '.join(going)}"] if going else lines
+
+
+@cli.command()
 @click.argument("how", type=click.Choice(["drain", "now", "leave"]), default="drain")
 @click.pass_obj
 def stop(context: Context, how: str) -> None:
@@ -388,6 +413,7 @@ MESSAGES: dict[str, Callable[[Row], str]] = {
     "RunnerNotFound": lambda p: f"no runner {p['runner']!r}; runnerctl ps lists them",
     "CursorPruned": lambda p: f"{p['message']}: use an --after that is not before it",
     "CursorLost": lambda p: f"{p['message']}: is --after of another log?",
+    "ConfigurationInvalid": lambda p: f"the configuration stays as it was:\n{p['message']}",
     "InvalidParameter": lambda p: _invalid(p["parameter"]),
 }
 

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "check":
         from daemon.config.check import check_main
 
-        return check_main(options.config)
+        return check_main(options.config, insecure=options.insecure_listen)
     try:
         return _serve(options)
     except KeyboardInterrupt:
@@ -61,9 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--no-memcheck", action="store_true", help="start though what is to be preloaded cannot fit together"
     )
+    _insecure(serve)
     check = commands.add_parser("check", help="say what is wrong with a configuration, without starting")
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
+    _insecure(check)
     return parser
+
+
+def _insecure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--insecure-listen", action="store_true", help="listen beyond this machine without apiKeys"
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -82,6 +90,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         config = load(options.config)
         host, port = parse_listen(options.listen or config.listen)
+        config.check_exposure(host, insecure=options.insecure_listen)
     except (ConfigError, ValueError) as error:
         return _end(EXIT_USAGE, str(error))
     for warning in config.warnings:
@@ -96,7 +105,12 @@ def _serve(options: argparse.Namespace) -> int:
         return _end(*found)
     raise_open_files()
     try:
-        start = Options(lazy=options.lazy, memcheck=not options.no_memcheck, ring=ring)
+        start = Options(
+            lazy=options.lazy,
+            memcheck=not options.no_memcheck,
+            ring=ring,
+            insecure=options.insecure_listen,
+        )
         trio.run(serve, config, places, start, strict_exception_groups=True)
     except FAILURES as error:
         return _end(*explain(error, places))

@@ -27,11 +27,13 @@ LEAST_MODEL_BYTES = 1 << 20
 """No model server is smaller than this."""
 
 
-def check_main(path: Path) -> int:
+def check_main(path: Path, *, insecure: bool = False) -> int:
     """Print a summary (0), or the problems (1; 2: the file cannot be read). Warnings and problems go to
     standard error."""
     try:
-        config = trio.run(with_estimates, load(path))
+        config = load(path)
+        config.check_exposure(config.listen.rpartition(":")[0], insecure=insecure)
+        config = trio.run(with_estimates, config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE if isinstance(error, Unreadable) else EXIT_REFUSED

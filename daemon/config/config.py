@@ -10,16 +10,24 @@ from typing import Literal
 
 import msgspec
 
+from daemon.config.capabilities import Capabilities
 from daemon.config.commands import Command, ShardCommand, fill_path, option_text
+from daemon.config.door import IGNORED_PATHS, exposure
 from daemon.config.endpoint import Endpoint
-from daemon.config.errors import Problem
+from daemon.config.errors import ConfigError, Problem
+from daemon.config.filters import FilterRules, Filters
 from daemon.config.macros import fill
+from daemon.config.peers import Peer
+from daemon.config.peers import find as find_peer
+from daemon.config.selectors import Profile, Selector
 from daemon.config.shards import Shard, port_values
+from daemon.config.values import Json
 from daemon.ports import Launch
 from events.catalogue import NEVER, ConfigView, DeviceView, Estimate, GroupView, MatrixView, ModelView, Option
 from events.limits import (
     AGE_STEP_NS,
     HEADROOM_BYTES,
+    HTTP_BODY_BYTES,
     LISTEN,
     LOAD_NS,
     PORT_COUNT,
@@ -32,7 +40,38 @@ from events.limits import (
 DIGEST_CHARS = 32
 """Of a digest's 64: 128 bits, which is more than enough to tell specs apart."""
 
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+
+SETTINGS = {
+    "max_queue": "maxQueue",
+    "max_loaded": "maxLoadedModels",
+    "policy": "policy",
+    "swap_patience": "swapPatience",
+    "max_wait_ns": "maxWait",
+    "age_step_ns": "ageStep",
+    "prefetch": "prefetch",
+    "preload": "hooks",
+    "groups": "groups",
+    "matrix": "matrix",
+    "devices": "devices",
+    "headroom_bytes": "memoryHeadroom",
+    "port_first": "startPort",
+    "unload_ns": "unloadTimeout",
+    "include_aliases": "includeAliasesInList",
+    "insecure_listen": "insecureListen",
+    "api_keys": "apiKeys",
+    "hosts": "allowedHosts",
+    "cors_origins": "cors",
+    "body_bytes": "maxBody",
+    "ignore_paths": "upstream",
+    "selectors": "selectors",
+    "profiles": "profiles",
+    "peers": "peers",
+    "listen": "listen",
+    "control_socket": "controlSocket",
+    "event_log": "eventLog",
+    "durability": "durability",
+}
+"""The keys of a Config's fields at the top of the file."""
 
 
 class SpecChanged(Exception):
@@ -80,6 +119,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str = ""
     metadata: dict[str, Json] = {}
+    capabilities: Capabilities = Capabilities()
+    send_loading_state: bool = False
+    """Tell a client that waits for a load of it, in the reasoning of a streamed chat."""
+    filters: FilterRules = FilterRules()
 
     def takes(self, option: str, value: Option) -> bool:
         """Whether a launch option exists and can have this value: its default's type, fit for a command."""
@@ -127,6 +170,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Model]
     aliases: dict[str, str] = {}
     listen: str = LISTEN
+    insecure_listen: bool = False
+    api_keys: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    body_bytes: int = HTTP_BODY_BYTES
+    ignore_paths: tuple[str, ...] = IGNORED_PATHS
+    """These seven: see Door."""
     control_socket: Path | None = None
     event_log: Path | None = None
     durability: Literal["process", "machine"] = "process"
@@ -147,6 +197,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     port_last: int = PORT_FIRST + PORT_COUNT - 1
     unload_ns: int = UNLOAD_NS
     include_aliases: bool = False
+    selectors: dict[str, Selector] = {}
+    profiles: dict[str, Profile] = {}
+    peers: dict[str, Peer] = {}
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -154,9 +207,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """What the user should know, one line each."""
         return tuple(problem.show(self.file) for problem in self.problems)
 
+    def check_exposure(self, host: str, *, insecure: bool) -> None:
+        """Raises ConfigError where listening at a host would let in anybody, and nobody says that it may."""
+        text = exposure(host, self.api_keys)
+        if text and not (insecure or self.insecure_listen):
+            raise ConfigError(self.file, [Problem(0, "listen", text)])
+
     def resolve(self, name: str) -> str | None:
         """The id of the model with this id or alias (both as they are written, case and all)."""
         return name if name in self.models else self.aliases.get(name)
+
+    def peer(self, name: str) -> tuple[Peer, str] | None:
+        """The peer that has the model of a name, and what it is called there; None: none, or it is served
+        here."""
+        return None if self.resolve(name) else find_peer(self.peers, name)
+
+    def filters(self, name: str) -> Filters | None:
+        """What is done to the body of a request for a model, by the id or alias that the request has; None:
+        nothing."""
+        id = self.resolve(name)
+        if id is not None:
+            return self.models[id].filters.of(name)
+        found = self.peer(name)
+        return found[0].filters.of(name) if found else None
 
     def view(self, key: bytes) -> ConfigView:
         """What the scheduler knows of it. Without `key` nobody can tell anything from the digests."""

@@ -91,5 +91,7 @@ def _check_port(section: Section, endpoint: Endpoint, found: Scalar | None, used
     elif leased and "PORT" not in used:
         expected = "${PORT} in `cmd`, or here the port that the command listens on"
         section.wrong("proxy", expected, found)
+    elif "PORT" in used and endpoint.fixed_port:
+        section.warn("proxy", f"${{PORT}} in `cmd` is {endpoint.fixed_port}, then: no port is leased")
     elif "PORT" in used and not leased:
         section.wrong("proxy", "${PORT} here, as `cmd` uses it, or no `proxy` at all", found)

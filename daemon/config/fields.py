@@ -153,14 +153,6 @@ class Section:
         """Warn of a key that is there."""
         self._problems.warn(self._line(key), join_path(self.path, key), text)
 
-    def refuse(self, unsupported: Mapping[str, str]) -> None:
-        """Known keys that would change what happens, so that to ignore them would be wrong; with advice."""
-        for key, advice in unsupported.items():
-            found = self.node(key)
-            if found is not None and not _empty(found):
-                text = "not supported by this version" + (f": {advice}" if advice else "")
-                self._problems.add(self._line(key), join_path(self.path, key), text)
-
     def ignore(self, harmless: Mapping[str, str]) -> None:
         """Known keys that can be ignored, each with a warning that says what that means."""
         for key, meaning in harmless.items():
@@ -179,7 +171,7 @@ class Section:
 
 
 def describe(node: Node | None) -> str:
-    """A value as a message shows it; never what came out of the environment."""
+    """A value as a message shows it; never what came out of the environment, or is a key."""
     if node is None:
         return "nothing"
     if isinstance(node, Sequence):
@@ -187,13 +179,5 @@ def describe(node: Node | None) -> str:
     if isinstance(node, MappingNode):
         return "a mapping"
     if node.secret:
-        return "a value from the environment that is something else"
+        return "something that is not shown"
     return "nothing" if node.value is None else shown(node.value)
-
-
-def _empty(node: Node) -> bool:
-    """A list or a mapping with nothing in it, in all its parts: it asks for nothing."""
-    if isinstance(node, Scalar):
-        return node.value is None
-    values = node.items if isinstance(node, Sequence) else node.items.values()
-    return all(_empty(value) for value in values)

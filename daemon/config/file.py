@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
 from daemon.config.config import Config, Model
+from daemon.config.door import read_door
 from daemon.config.errors import ConfigError, Problem, Problems, Unreadable, Unusable, join_path, shown
 from daemon.config.fields import Section, describe
 from daemon.config.hooks import read_preload
 from daemon.config.macros import Expander, Scope
 from daemon.config.model import Defaults, ModelReader, check_device, read_stall_ns
+from daemon.config.peers import find as find_peer
+from daemon.config.peers import hide_keys, read_peers
 from daemon.config.routing import RoutingReader
+from daemon.config.selectors import NamesReader
 from daemon.config.units import show_duration
 from daemon.config.yaml_source import Mapping as MappingNode
-from daemon.config.yaml_source import Node, Scalar, parse
-from events.catalogue import NEVER
+from daemon.config.yaml_source import Node, Scalar, hidden, parse
+from events.catalogue import NEVER, GroupView
 from events.limits import (
     AGE_STEP_NS,
     CONFIG_MAX_BYTES,
     CONFIG_MODELS,
     CONFIG_NAME_CHARS,
     HEADROOM_BYTES,
-    LISTEN,
     LOAD_GUESS_NS,
     LOAD_LEAST_S,
     LOAD_NS,
@@ -43,14 +45,6 @@ from events.limits import (
 )
 from statemachines.policy import POLICIES
 
-_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
-
-UNSUPPORTED = {
-    "apiKeys": "keys are not checked; keep `listen` on loopback, and leave it out",
-    "peers": "",
-    "profiles": "",
-    "selectors": "",
-}
 HARMLESS = {
     "logLevel": "messages go to standard error, and what happens to the event log",
     "logTimeFormat": "messages carry no time of their own",
@@ -61,8 +55,6 @@ HARMLESS = {
     "store": "the event log is the store; `eventLog` says where",
     "ui": "there is no web interface",
     "performance": "nothing is sampled for a web interface",
-    "upstream": "there is no /upstream endpoint",
-    "sendLoadingState": "no loading messages are added to answers",
 }
 
 
@@ -112,22 +104,20 @@ class _Reader:
         root, macros = self._expanded(root)
         section = Section(root, "", self._problems)
         section.node("macros")
-        section.refuse(UNSUPPORTED)
         section.ignore(HARMLESS)
         defaults = self._defaults(section)
         models = self._models(section, ModelReader(macros, defaults, self._expander, self._problems))
-        routing = RoutingReader(models, self._problems).read(section)
+        aliases = self._aliases(section, models)
+        routing = RoutingReader(models, self._problems, aliases).read(section)
         for id, priority in routing.priorities.items():
             if not models[id].priority:
                 models[id] = msgspec.structs.replace(models[id], priority=priority)
-        aliases = self._aliases(section, models)
         port = section.integer("startPort", PORT_FIRST, 1, 65535)
         config = Config(
             file=self._path,
             models=models,
             aliases=aliases,
             preload=read_preload(section, models, aliases, self._problems),
-            listen=self._listen(section),
             control_socket=self._socket(section),
             event_log=self._place(section, "eventLog"),
             durability=self._durability(section),
@@ -146,10 +136,11 @@ class _Reader:
             port_last=min(port + PORT_COUNT - 1, 65535),
             unload_ns=defaults.unload_ns,
             include_aliases=section.flag("includeAliasesInList"),
-            problems=self._problems.sorted_warnings(),
+            **read_door(section, self._problems),
+            **self._names(section, models, aliases, routing.groups),
         )
         section.finish(extensions=True)
-        return config
+        return msgspec.structs.replace(config, problems=self._problems.sorted_warnings())
 
     def _expanded(self, root: MappingNode) -> tuple[MappingNode, Scope]:
         """The tree with the environment and, but for the models, the global macros put in; those macros."""
@@ -157,6 +148,10 @@ class _Reader:
             key: node if key.startswith("x-") else self._expander.environment(node, join_path("", key))
             for key, node in root.items.items()
         }
+        if "apiKeys" in items:
+            items["apiKeys"] = hidden(items["apiKeys"])
+        if "peers" in items:
+            items["peers"] = hide_keys(items["peers"])
         macros = self._expander.define(items.get("macros"), "macros")
         scope = self._expander.scope(macros, "macros")
         for key, node in items.items():
@@ -178,6 +173,7 @@ class _Reader:
             queue_ns=section.duration_ns("queueTimeout", 0),
             request_ns=section.duration_ns("requestTimeout", 0),
             first_byte_ns=section.duration_ns("firstByteTimeout", 0),
+            send_loading_state=section.flag("sendLoadingState"),
         )
 
     def _models(self, section: Section, reader: ModelReader) -> dict[str, Model]:
@@ -196,13 +192,36 @@ class _Reader:
                 models[id] = model
         return models
 
+    def _names(
+        self,
+        section: Section,
+        models: dict[str, Model],
+        aliases: dict[str, str],
+        groups: dict[str, GroupView],
+    ) -> dict[str, Any]:
+        """The fields of a Config for what other names there are: of peers' models, selectors, profiles."""
+        here = {**{id: id for id in models}, **aliases}
+        peers = read_peers(section, here, self._problems)
+        theirs = [name for peer in peers.values() for m in peer.models for name in (peer.qualified(m), m)]
+        known = {name: "" for name in theirs if find_peer(peers, name)} | here
+        reader = NamesReader(known, groups, self._problems)
+        selectors = reader.selectors(section)
+        if section.node("profiles") is not None:
+            section.warn("profiles", "none is in use at start, and nothing switches to one yet")
+        return {
+            "peers": peers, "selectors": selectors, "profiles": reader.profiles(section, selectors),
+        }  # fmt: skip
+
     def _aliases(self, section: Section, models: dict[str, Model]) -> dict[str, str]:
         aliases: dict[str, str] = {}
         members = section.members("models")
         for id, model in models.items():
             _, line, path = members[id]
+            derived = {name for name in model.filters.by_name if name != id}
             for i, alias in enumerate(model.aliases):
                 where = join_path(join_path(path, "aliases"), i)
+                if alias in derived:
+                    where = join_path(join_path(join_path(path, "filters"), "setParamsByID"), alias)
                 if not self._check_name(alias, line, where) or alias == id:
                     continue
                 owner = alias if alias in models else aliases.get(alias)
@@ -235,13 +254,6 @@ class _Reader:
         text = f"expected a name of at most {CONFIG_NAME_CHARS} printable characters, without macros"
         self._problems.add(line, path, f"{text}, found {shown(name)}")
         return False
-
-    def _listen(self, section: Section) -> str:
-        listen = section.text("listen", LISTEN)
-        match = _LISTEN.fullmatch(listen)
-        if match is None or int(match[2]) > 65535:
-            section.wrong("listen", "HOST:PORT", section.node("listen"))
-        return listen
 
     def _durability(self, section: Section) -> Literal["process", "machine"]:
         choice = section.choice("durability", "process", ("process", "machine"))

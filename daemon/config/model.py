@@ -6,11 +6,13 @@ import re
 
 import msgspec
 
+from daemon.config.capabilities import read_capabilities
 from daemon.config.commands import embeds_only, parallel_flag, strip_comments
-from daemon.config.config import Json, Model
+from daemon.config.config import Model
 from daemon.config.endpoint import Endpoint, read_endpoint
 from daemon.config.errors import Problems, join_path, shown
 from daemon.config.fields import A_SIZE, Section, describe
+from daemon.config.filters import FilterRules, read_filters
 from daemon.config.macros import MACRO_NAME, Expander, Scope, is_reserved, used
 from daemon.config.shards import (
     Shard,
@@ -21,7 +23,9 @@ from daemon.config.shards import (
     shard_sections,
     words_of,
 )
+from daemon.config.timeouts import Timeouts, read_timeouts
 from daemon.config.units import size_bytes
+from daemon.config.values import plain
 from daemon.config.yaml_source import Mapping, Node, Scalar, Sequence
 from events.catalogue import NEVER, Option
 from events.limits import (
@@ -42,12 +46,8 @@ A_COMMAND = "the command that starts the runner"
 CONTEXT_OPTION = "num_ctx"
 """Ollama's name of the context's length."""
 
-UNSUPPORTED = {"filters": "requests go to the runner as they come"}
 HARMLESS = {
-    "timeouts": "requests and loads have limits of their own (requestTimeout, healthCheckTimeout)",
     "compat": "websockets are not relayed",
-    "sendLoadingState": "no loading messages are added to answers",
-    "capabilities": "they are not shown",
 }
 
 
@@ -61,6 +61,7 @@ class Defaults(msgspec.Struct, frozen=True):
     queue_ns: int
     request_ns: int
     first_byte_ns: int
+    send_loading_state: bool
 
 
 class ModelReader:
@@ -91,6 +92,7 @@ class ModelReader:
         load_ns, unload_ns = self._defaults.load_ns, self._defaults.unload_ns
         least, most = self._instances(section)
         endpoint = read_endpoint(section, known if argv else None)
+        filters = read_filters(section, self._problems)
         self._check_instances(section, endpoint, most)
         model = Model(
             argv=argv,
@@ -111,22 +113,30 @@ class ModelReader:
             unload_ns=section.duration_ns("unloadTimeout", unload_ns) or unload_ns,
             queue_ns=section.duration_ns("queueTimeout", self._defaults.queue_ns),
             request_ns=section.duration_ns("requestTimeout", self._defaults.request_ns),
-            first_byte_ns=section.duration_ns("firstByteTimeout", self._defaults.first_byte_ns),
+            first_byte_ns=section.duration_ns("firstByteTimeout", self._header_ns(section)),
             larger=self._larger(section, options),
             instances_min=least,
             instances_max=most,
             concurrency_limit=limit,
             priority=section.integer("priority", 0, -PRIORITY_MAX, PRIORITY_MAX),
-            aliases=tuple(alias.text for alias, _ in section.texts("aliases")),
+            aliases=_names(id, section, filters),
+            filters=filters,
+            capabilities=read_capabilities(section, self._problems),
+            send_loading_state=section.flag("sendLoadingState", self._defaults.send_loading_state),
             unlisted=section.flag("unlisted"),
             name=section.text("name"),
             description=section.text("description"),
-            metadata={key: _plain(value) for key, (value, _, _) in section.members("metadata").items()},
+            metadata={key: plain(value) for key, (value, _, _) in section.members("metadata").items()},
         )
-        section.refuse(UNSUPPORTED)
         section.ignore(HARMLESS)
         section.finish()
         return model
+
+    def _header_ns(self, section: Section) -> int:
+        """What `firstByteTimeout` is where it is not given: `timeouts.responseHeader`, else the top's."""
+        default = Timeouts(first_byte_ns=self._defaults.first_byte_ns)
+        why = "connections to runners are local, and nothing of them is configured"
+        return read_timeouts(section, default, ("responseHeader",), why).first_byte_ns
 
     def _expanded(self, id: str, node: Mapping, path: str) -> Mapping:
         """The model with every macro replaced but those of its start."""
@@ -145,7 +155,28 @@ class ModelReader:
             for key, value in node.items.items()
             if key != "macros"
         }
+        if "filters" in items:
+            items["filters"] = self._names_expanded(items["filters"], join_path(path, "filters"), scope)
         return Mapping(node.line, items, node.key_lines)
+
+    def _names_expanded(self, filters: Node, path: str, scope: Scope) -> Node:
+        """Filters with the macros replaced in the names of `setParamsByID`: the only keys that have any."""
+        by_id = filters.items.get("setParamsByID") if isinstance(filters, Mapping) else None
+        if not isinstance(filters, Mapping) or not isinstance(by_id, Mapping):
+            return filters
+        where = join_path(path, "setParamsByID")
+        items: dict[str, Node] = {}
+        lines: dict[str, int] = {}
+        for key, node in by_id.items.items():
+            line = by_id.key_lines[key]
+            name = self._expander.expand(Scalar(line, key, key), join_path(where, key), scope)
+            assert isinstance(name, Scalar)
+            if name.text in items:
+                text = f"expected each name once, found it again (first on line {lines[name.text]})"
+                self._problems.add(line, join_path(where, key), text)
+            items[name.text], lines[name.text] = node, line
+        changed = {**filters.items, "setParamsByID": Mapping(by_id.line, items, lines, by_id.size)}
+        return Mapping(filters.line, changed, filters.key_lines, filters.size)
 
     def _option_names(self, node: Mapping, path: str, scope: Scope) -> set[str]:
         """The launch options, which `cmd` uses like macros; so none may be a macro as well."""
@@ -278,6 +309,12 @@ def _slots(argv: tuple[str, ...], concurrency_limit: int) -> int:
     return min(parallel_flag(argv) or otherwise, SLOTS_MAX)
 
 
+def _names(id: str, section: Section, filters: FilterRules) -> tuple[str, ...]:
+    """A model's other names: its aliases, and the names that its filters know."""
+    given = [alias.text for alias, _ in section.texts("aliases")]
+    return (*given, *(name for name in filters.by_name if name != id and name not in given))
+
+
 def _bare(key: str, value: Node) -> Node:
     """A command without its comments: a macro in a comment is not expanded."""
     if key == "shards" and isinstance(value, Sequence):
@@ -292,11 +329,3 @@ def _bare(key: str, value: Node) -> Node:
         text = strip_comments(value.value)
         return Scalar(value.line, text, text, value.plain, value.secret)
     return value
-
-
-def _plain(node: Node) -> Json:
-    if isinstance(node, Scalar):
-        return node.value
-    if isinstance(node, Sequence):
-        return [_plain(item) for item in node.items]
-    return {key: _plain(item) for key, item in node.items.items()}

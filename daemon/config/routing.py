@@ -29,8 +29,11 @@ class Routing(msgspec.Struct, frozen=True):
 class RoutingReader:
     """Reads them, given the models that there are."""
 
-    def __init__(self, models: Mapping[str, object], problems: Problems) -> None:
+    def __init__(
+        self, models: Mapping[str, object], problems: Problems, aliases: Mapping[str, str] | None = None
+    ) -> None:
         self._models = models
+        self._aliases = aliases or {}
         self._problems = problems
 
     def read(self, top: Section) -> Routing:
@@ -84,13 +87,14 @@ class RoutingReader:
         if settings is not None and fifo is not None:
             for model, (node, line, path) in fifo.members("priority").items():
                 value = node.value if isinstance(node, Scalar) else None
-                if not self._is_model(model, line, path):
+                id = self._aliases.get(model, model)
+                if not self._is_model(id, line, path):
                     continue
                 if isinstance(value, bool) or not isinstance(value, int) or abs(value) > PRIORITY_MAX:
                     text = f"expected a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}"
                     self._problems.add(node.line, path, f"{text}, found {describe(node)}")
                 else:
-                    priorities[model] = value
+                    priorities[id] = value
             fifo.finish()
             settings.finish()
         scheduler.finish()

@@ -30,7 +30,8 @@ Plain = str | int | float | bool | None
 class Scalar(msgspec.Struct):
     """A single value. `text` is how it was written, for use inside other text.
 
-    `plain`: written without quotes. `secret`: it holds something of the environment, so messages hide it.
+    `plain`: written without quotes. `secret`: it holds something of the environment, or is a key, so that
+    messages hide it.
     """
 
     line: int
@@ -76,6 +77,16 @@ def parse(text: str, problems: Problems) -> Node:
     if composer.root is None:
         raise problems.give_up(0, "", "expected a mapping with the key `models`, found an empty file")
     return composer.root
+
+
+def hidden(node: Node) -> Node:
+    """The same tree, of whose values no message shows any."""
+    if isinstance(node, Scalar):
+        return Scalar(node.line, node.value, node.text, node.plain, secret=True)
+    if isinstance(node, Sequence):
+        return Sequence(node.line, [hidden(item) for item in node.items], node.size)
+    items = {key: hidden(item) for key, item in node.items.items()}
+    return Mapping(node.line, items, node.key_lines, node.size)
 
 
 def resolve_plain(text: str) -> Plain:

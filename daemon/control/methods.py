@@ -17,14 +17,16 @@ import msgspec
 import trio
 
 from daemon.catalog import Catalog
+from daemon.config.errors import ConfigError
 from daemon.control import views
 from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
 from daemon.logs import PROXY, UPSTREAM, Logs
 from daemon.ports import Ended
+from daemon.reload import Refused, Reloader
 from daemon.version import VERSION
 from events import catalogue as c
-from events.limits import CONFIG_NAME_CHARS, LOAD_PROGRESS_S, PRIORITY_MAX
+from events.limits import CONFIG_NAME_CHARS, CONFIG_PROBLEMS_SHOWN, LOAD_PROGRESS_S, PRIORITY_MAX
 from events.reader import CursorPruned
 from statemachines.request import RequestState
 
@@ -95,9 +97,10 @@ class StopParameters(Parameters, frozen=True):
 class Service:
     """What the methods work on."""
 
-    def __init__(self, driver: Driver, catalog: Catalog, logs: Logs) -> None:
+    def __init__(self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs) -> None:
         self.driver = driver
         self.catalog = catalog
+        self.reloader = reloader
         self.logs = logs
         self.started_t = driver.now()
         self.watching: dict[object, int] = {}
@@ -153,8 +156,7 @@ class Service:
     def check_log(self) -> None:
         """Raises VarlinkError while the log cannot be written: nothing may become a fact then."""
         if self.driver.log_blocked:
-            message = f"the event log cannot be written: {self.driver.log_blocked}"
-            raise VarlinkError(f"{INTERFACE}.LogBlocked", message=message)
+            raise _log_blocked(f"the event log cannot be written: {self.driver.log_blocked}")
 
     def options_of(self, model: str, given: dict[str, str]) -> dict[str, c.Option]:
         """Launch options from text, by the types of their defaults. Raises VarlinkError."""
@@ -228,6 +230,37 @@ async def cancel(s: Service, p: CancelParameters, by: str) -> Reply:
     ended = await s.driver.operation(c.CancelRequested(p.request, by))
     _check(ended)
     return {}
+
+
+async def reload(s: Service, p: Nothing, by: str) -> Reply:
+    """Reload. Answers once the change is durable."""
+    s.check_log()
+    asked = s.reloader.ask(by)
+    await asked.done.wait()
+    outcome = asked.outcome
+    if isinstance(outcome, ConfigError):
+        raise _invalid_configuration(outcome)
+    if isinstance(outcome, Refused):
+        if outcome.reason == "log_blocked":
+            raise _log_blocked(outcome.message)
+        raise VarlinkError(f"{INTERFACE}.OperationFailed", reason=outcome.reason, message=outcome.message)
+    await s.driver.durable(outcome.seq)
+    reply: Reply = msgspec.to_builtins(outcome)
+    return reply
+
+
+def _log_blocked(message: str) -> VarlinkError:
+    return VarlinkError(f"{INTERFACE}.LogBlocked", message=message)
+
+
+def _invalid_configuration(error: ConfigError) -> VarlinkError:
+    problems = error.problems[:CONFIG_PROBLEMS_SHOWN]
+    return VarlinkError(
+        f"{INTERFACE}.ConfigurationInvalid",
+        message=str(error),
+        file=str(error.file),
+        problems=[{"line": p.line, "path": p.path, "text": p.text} for p in problems],
+    )
 
 
 async def stop(s: Service, p: StopParameters, by: str) -> Reply:
@@ -324,6 +357,7 @@ ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[
     "Pin": (PinParameters, pin),
     "Cancel": (CancelParameters, cancel),
     "Logs": (LogsParameters, logs),
+    "Reload": (Nothing, reload),
     "Stop": (StopParameters, stop),
 }
 """Methods that answer once."""

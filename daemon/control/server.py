@@ -36,6 +36,7 @@ from daemon.control.varlink import parse as parse_call
 from daemon.control.varlink import reply as encode_reply
 from daemon.driver import Driver
 from daemon.logs import Logs
+from daemon.reload import Reloader
 from daemon.version import VERSION
 from events.limits import (
     CONTROL_CONNECTIONS,
@@ -103,8 +104,8 @@ def listen(path: Path) -> socket.socket:
 class ControlServer:
     """Serves io.runnerd.Control and org.varlink.service."""
 
-    def __init__(self, driver: Driver, catalog: Catalog, logs: Logs) -> None:
-        self._service = methods.Service(driver, catalog, logs)
+    def __init__(self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs) -> None:
+        self._service = methods.Service(driver, catalog, reloader, logs)
         self._connections = 0
 
     async def all_told(self, seq: int) -> None:

@@ -23,6 +23,7 @@ from typing import TypeVar
 import trio
 
 from daemon.config.commands import Command, ShardCommand
+from daemon.config.config import SpecChanged
 from daemon.ports import Address, Launch
 from daemon.processes import gate, identity, output, probe, progress
 from daemon.processes.charge import Charge, Part, kept_files
@@ -133,10 +134,12 @@ class Supervisor:
 
     def address(self, runner: str) -> Address:
         """Where the runner answers. Raises KeyError for one that is not looked after."""
-        command = self._charges[runner].command
-        if command is None:
+        charge = self._charges[runner]
+        if charge.command is None:
             raise KeyError(runner)
-        return command.address(runner)
+        with suppress(SpecChanged):  # a reload may have changed what its model is called upstream
+            charge.command = self._command_of(charge.launch.model, charge.launch, str(charge.socket))
+        return charge.command.address(runner)
 
     def forget(self, runner: str) -> None:
         """The runner is terminal: nothing of it is kept."""

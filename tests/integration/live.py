@@ -59,13 +59,13 @@ class Live:
         if not self.read_until("listening on"):
             raise AssertionError("runnerd did not start:\n" + "".join(self.journal))
 
-    def launch(self) -> None:
-        """Start it, and return at once."""
+    def launch(self, **more: Any) -> None:
+        """Start it, and return at once. `more`: for Popen."""
         command = [
             str(BIN / "runnerd"), "serve", "--config", str(self.config), "--listen", f"127.0.0.1:{self.port}",
             "--socket", str(self.socket), "--log", str(self.log), *self.options,
         ]  # fmt: skip
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **more)
         self._began = len(self.journal)
         self._drain = threading.Thread(target=self._read, daemon=True)
         self._drain.start()

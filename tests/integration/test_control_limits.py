@@ -20,6 +20,7 @@ from daemon.control import server
 from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
 from daemon.logs import Logs, Ring
+from daemon.reload import Reloader
 from events.envelope import Record
 from events.reader import CursorPruned
 from statemachines.state import State
@@ -69,7 +70,9 @@ async def served(path: Path) -> AsyncIterator[FakeDriver]:
     logs = Logs(Ring(), State, lambda runner: [])
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ControlServer(cast(Driver, driver), catalog, logs).serve, sock)
+            reloader = Reloader(cast(Driver, driver), catalog, b"")
+            control = ControlServer(cast(Driver, driver), catalog, reloader, logs)
+            nursery.start_soon(control.serve, sock)
             yield driver
             nursery.cancel_scope.cancel()
     sock.close()

@@ -18,6 +18,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.config.commands import Command
+from daemon.config.config import SpecChanged
 from daemon.ports import Launch
 from daemon.processes import identity, output
 from daemon.processes import supervisor as supervision
@@ -461,3 +462,18 @@ async def test_output_is_cut_at_its_limit_while_the_runner_prints_on(
     assert lines.count("a line of output") > len(lines) / 2  # one may be broken, where it was cut
     (log,) = yard.folder.rglob("r7.log")
     assert b"\0" not in log.read_bytes()  # no hole: it is appended to
+
+
+async def test_a_new_name_upstream_holds_for_a_runner_that_stays(yard: Yard) -> None:
+    """After a reload, which asks for addresses again; not after one that changed what starts the runner."""
+
+    def changed(launch: Launch, path: str) -> Command:
+        raise SpecChanged("its command is another one")
+
+    async with yard.supervise() as supervisor:
+        await yard.ready(supervisor)
+        assert supervisor.address("r7").model_name == ""
+        yard.make = yard.serving(model_name="crimson")
+        assert supervisor.address("r7").model_name == "crimson"
+        yard.make = changed
+        assert supervisor.address("r7").model_name == "crimson"

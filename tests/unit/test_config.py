@@ -368,7 +368,7 @@ def test_what_the_documentation_shows_loads(tmp_path: Path) -> None:
     for example in examples:
         path = tmp_path / "c.yaml"
         path.write_text(example)
-        assert load(path, {"HOME": "/home/u"}).warnings == ()
+        assert load(path, {"HOME": "/home/u", "BOX_KEY": "k"}).warnings == ()
 
 
 @pytest.mark.parametrize(("title", "frame"), [("Top level", "{%s}"), ("Models", "{models: {m: {%s}}}")])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from daemon.config.config import Config
 from daemon.estimates import bounded
-from daemon.ports import ModelRow
+from daemon.ports import Access, ModelRow
 from events.catalogue import Option
 
 
@@ -15,6 +15,16 @@ class Catalog:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self._access = Access()
+        self._access_of: Config | None = None
+
+    @property
+    def access(self) -> Access:
+        """Who may come in. It is asked for with every request, so it is made once for each configuration."""
+        if self._access_of is not self.config:
+            self._access_of = self.config
+            self._access = access(self.config)
+        return self._access
 
     def resolve(self, name: str) -> str | None:
         """The model's id for an id or alias."""
@@ -61,3 +71,8 @@ class Catalog:
         if spec is None:
             return dict(options)
         return bounded(options, spec.options, spec.estimate, spec.slots)
+
+
+def access(config: Config) -> Access:
+    """What the configuration says of who may come in. The name that it listens on is a name of its own."""
+    return Access(hosts=(config.listen.rpartition(":")[0].strip("[]"),))

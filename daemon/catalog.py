@@ -8,7 +8,7 @@ from daemon.config.config import Config
 from daemon.config.filters import Filters
 from daemon.config.selectors import Look, choose
 from daemon.estimates import bounded
-from daemon.ports import ModelRow
+from daemon.ports import Access, ModelRow
 from events.catalogue import Option
 from statemachines.runner import RunnerState
 from statemachines.state import State
@@ -21,6 +21,16 @@ class Catalog:
         """`state`: what selectors go by."""
         self.config = config
         self._state = state
+        self._access = Access()
+        self._access_of: Config | None = None
+
+    @property
+    def access(self) -> Access:
+        """Who may come in. It is asked for with every request, so it is made once for each configuration."""
+        if self._access_of is not self.config:
+            self._access_of = self.config
+            self._access = access(self.config)
+        return self._access
 
     def target(self, name: str) -> str:
         """What a name stands for now: a selector's target, or the name itself. Ask once for a request, and go
@@ -97,3 +107,14 @@ class Catalog:
         if spec is None:
             return dict(options)
         return bounded(options, spec.options, spec.estimate, spec.slots)
+
+
+def access(config: Config) -> Access:
+    """What the configuration says of who may come in. The name that it listens on is a name of its own."""
+    listens = config.listen.rpartition(":")[0].strip("[]")
+    return Access(
+        api_keys=config.api_keys,
+        hosts=(listens, *config.hosts),
+        origins=config.cors_origins,
+        body_bytes=config.body_bytes,
+    )

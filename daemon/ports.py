@@ -15,6 +15,7 @@ import msgspec
 
 from events.catalogue import Event, Fact, MemoryMeasured, Option, Process, RequestArrived, UpstreamEnded
 from events.envelope import Record
+from events.limits import HTTP_BODY_BYTES
 from statemachines.state import State
 
 
@@ -205,8 +206,30 @@ class ModelRow(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any] = {}
 
 
+class Access(msgspec.Struct, frozen=True):
+    """Who may use the front door, as the configuration has it."""
+
+    api_keys: tuple[str, ...] = ()
+    """One of them is needed, if there are any."""
+    hosts: tuple[str, ...] = ()
+    """Names that the daemon answers to, beside those that it knows to be its own."""
+    origins: tuple[str, ...] = ()
+    """Origins of pages that may use it, such as `https://chat.example`; `*`: all."""
+    body_bytes: int = HTTP_BODY_BYTES
+    """The largest body of a request."""
+
+    def __repr__(self) -> str:
+        """Without the keys: what is shown may be logged."""
+        return f"Access({len(self.api_keys)} keys, hosts={self.hosts}, origins={self.origins})"
+
+
 class Catalog(Protocol):
     """What the front door needs of the configuration. It may change between two calls."""
+
+    @property
+    def access(self) -> Access:
+        """Who may come in: the same object until it changes."""
+        ...
 
     def resolve(self, name: str) -> str | None:
         """The model's id for an id or alias."""

@@ -20,10 +20,13 @@ class Answer(msgspec.Struct, frozen=True):
     content_type: str = "application/json"
     headers: Mapping[str, str] = {}
 
-    def encode(self, *, keep_alive: bool, version: str, head_only: bool = False) -> bytes:
-        """The bytes to send."""
-        lines = [f"Content-Length: {len(self.body)}", *_lines(self.headers)]
-        head = head_bytes(self.status, self.content_type, lines, keep_alive=keep_alive, version=version)
+    def encode(self, *, keep_alive: bool, version: str, head_only: bool = False, cors: bytes = b"") -> bytes:
+        """The bytes to send. `cors`: what a browser is to be told, as header lines."""
+        length = [] if self.status == 204 else [f"Content-Length: {len(self.body)}"]
+        lines = [*length, *_lines(self.headers)]
+        head = head_bytes(
+            self.status, self.content_type, lines, keep_alive=keep_alive, version=version, cors=cors
+        )
         return head if head_only else head + self.body
 
 
@@ -35,7 +38,9 @@ class Stream(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
 
-def head_bytes(status: int, content_type: str, lines: list[str], *, keep_alive: bool, version: str) -> bytes:
+def head_bytes(
+    status: int, content_type: str, lines: list[str], *, keep_alive: bool, version: str, cors: bytes = b""
+) -> bytes:
     """The head of an answer. HTTP/1.0 clients need to be told that a connection stays open."""
     parts = [
         f"HTTP/1.1 {status} {PHRASES.get(status, 'Unknown')}",
@@ -47,7 +52,7 @@ def head_bytes(status: int, content_type: str, lines: list[str], *, keep_alive: 
         parts.append("Connection: close")
     elif version == "1.0":
         parts.append("Connection: keep-alive")
-    return ("\r\n".join(parts) + "\r\n\r\n").encode("latin-1", "replace")
+    return ("\r\n".join(parts) + "\r\n").encode("latin-1", "replace") + cors + b"\r\n"
 
 
 def chunk(piece: bytes) -> bytes:

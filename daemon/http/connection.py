@@ -18,8 +18,8 @@ from daemon.http.body import Body, Held
 from daemon.http.calls import Ask, Call, Local
 from daemon.http.dialects import Dialect, openai
 from daemon.http.framed import Framed
+from daemon.http.guard import Guard
 from daemon.http.head import RequestReader
-from daemon.http.hosts import Hosts
 from daemon.http.limits import Limits
 from daemon.http.loading import EVENT_STREAM, AsItComes, Words
 from daemon.http.reaper import HangUps
@@ -36,12 +36,16 @@ T = TypeVar("T")
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+UNIX = "unix"
+"""The caller on a Unix socket."""
+
 
 class Shared(msgspec.Struct, frozen=True):
     """What all connections share."""
 
     desk: Desk
     catalog: Catalog
+    guard: Guard
     local: Local
     limits: Limits
     clock: Clock
@@ -54,13 +58,12 @@ class Connection:
     """From accept to close. Its own task runs `run`; the other methods may be called from any task."""
 
     __slots__ = (
-        "_body", "_caller", "_dialect", "_due", "_exchange", "_gone", "_handling", "_hosts", "_over",
+        "_body", "_caller", "_dialect", "_due", "_exchange", "_gone", "_handling", "_over",
         "_reading", "_request", "_shared", "_ticket", "_wire",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, shared: Shared, hosts: Hosts) -> None:
+    def __init__(self, sock: socket.socket, shared: Shared) -> None:
         self._shared = shared
-        self._hosts = hosts
         self._wire = Wire(sock, shared.clock)
         self._caller = caller(sock)
         self._body = Body(shared.held, shared.limits.body_memory_bytes)
@@ -190,6 +193,7 @@ class Connection:
             data = await self._wire.recv()
             if not data:
                 return False
+            request.body_bytes = self._shared.guard.body_bytes
             request.feed(data)
             if request.headed or request.refusal is not None:
                 self._due = None
@@ -205,8 +209,10 @@ class Connection:
         self._dialect = route.dialect if route is not None else routes.dialect_of(request.url)
         if request.refusal is not None:
             raise Refused.of(request.refusal)
-        if not self._hosts.allow(request.host):
-            raise Refused(403, "host_not_allowed", "This server does not answer to that Host.")
+        public = route is not None and route.public
+        self._shared.guard.admit(request, any_host=self._caller == UNIX, public=public)
+        if request.preflight:
+            return routes.PREFLIGHT
         if route is None:
             raise Refused.of(routes.no_such_endpoint(request.url))
         if request.method not in route.methods and route.methods:
@@ -305,6 +311,7 @@ class Connection:
             status=200,
             content_type=EVENT_STREAM.decode(),
             lines=[f"{refusals.REQUEST}: {ticket.request}", "Cache-Control: no-cache"],
+            cors=request.cors,
         )
         return Words(framed, ticket, model, self._shared.desk.state)
 
@@ -346,7 +353,7 @@ class Connection:
         lines = [f"{name}: {value}" for name, value in stream.headers.items()]
         framed = Framed(
             self._wire.send, request.version, keep_alive=keep_alive, status=200,
-            content_type=stream.content_type, lines=lines,
+            content_type=stream.content_type, lines=lines, cors=request.cors,
         )  # fmt: skip
         await framed.begin()
         if request.method == b"HEAD":
@@ -366,7 +373,9 @@ class Connection:
         whole = request.done and request.refusal is None
         keep_alive = whole and request.keep_alive and not request.excess
         head_only = request.method == b"HEAD"
-        data = answer.encode(keep_alive=keep_alive, version=request.version, head_only=head_only)
+        data = answer.encode(
+            keep_alive=keep_alive, version=request.version, head_only=head_only, cors=request.cors
+        )
         await self._wire.send(data)
         if not whole:
             await self._linger()
@@ -388,6 +397,6 @@ class Connection:
 def caller(sock: socket.socket) -> str:
     """The peer as the log names it: its address without a port."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return "unix"
+        return UNIX
     address: str = sock.getpeername()[0]
     return address.removeprefix("::ffff:")

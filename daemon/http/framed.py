@@ -10,7 +10,9 @@ from daemon.http.answers import LAST_CHUNK, chunk, head_bytes
 class Framed:
     """One answer. Its head goes with the first bytes; what ends before any were sent has a Content-Length."""
 
-    __slots__ = ("_begun", "_content_type", "_lines", "_status", "_version", "keep_alive", "send")
+    __slots__ = (
+        "_begun", "_content_type", "_cors", "_lines", "_status", "_version", "keep_alive", "send",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -21,12 +23,14 @@ class Framed:
         status: int,
         content_type: str,
         lines: list[str],
+        cors: bytes = b"",
     ) -> None:
         self.send = send
         self._version = version
         self._status = status
         self._content_type = content_type
         self._lines = lines
+        self._cors = cors
         self._begun = False
         self.keep_alive = keep_alive
         """The connection can be used again, once it has ended."""
@@ -62,5 +66,6 @@ class Framed:
     def _head(self, *framing: str) -> bytes:
         lines = [*framing, *self._lines]
         return head_bytes(
-            self._status, self._content_type, lines, keep_alive=self.keep_alive, version=self._version
-        )
+            self._status, self._content_type, lines,
+            keep_alive=self.keep_alive, version=self._version, cors=self._cors,
+        )  # fmt: skip

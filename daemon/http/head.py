@@ -3,19 +3,22 @@
 llhttp in its strict mode refuses by itself: two Content-Lengths or one that is no plain number,
 Content-Length with Transfer-Encoding, bare CR and bare LF, folded headers, space before a colon, invalid
 names, control characters, malformed chunks, data after `Connection: close`. What it lets through and we do
-not: HTTP/0.9 and 2.0, codings before `chunked`, any number and size of headers, more than one Host.
+not: HTTP/0.9 and 2.0, codings before `chunked`, any number and size of headers, more than one Host, targets
+that are no path, trailers and chunk extensions without end. Names such as `Content_Length`, which some
+servers take for the real one, are dropped.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import httptools
 
 from daemon.http.body import Body
 from daemon.http.limits import Limits
 from daemon.http.refusals import Refusal
-from events.limits import PRIORITY_MAX
+from events.limits import HTTP_BODY_BYTES, PRIORITY_MAX
 
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"upgrade")
@@ -28,12 +31,26 @@ REPLACED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect
 UPGRADABLE = b"/upstream/"
 """The beginning of the paths where a client may change to a WebSocket: elsewhere its offer is ignored."""
 
+LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))
+"""WSGI and CGI give both spellings one name. They are dropped, as nginx does."""
+
+CREDENTIALS = (b"authorization", b"x-api-key")
+"""Where a key may be. They are the runner's where no key is configured."""
+
+BROWSERS = frozenset(
+    (b"origin", b"sec-fetch-site", b"access-control-request-method", b"access-control-request-headers")
+)
+"""What a browser says of the page that asks. It is judged here, and not passed on."""
+
 PRIORITY = b"x-priority"
 """A whole number, added to the model's priority. It is passed on, too: the runner may be a scheduler."""
 
 PRIORITY_VALUE = re.compile(rb"[+-]?[0-9]{1,9}")
 
-NOTED = HOP_BY_HOP | REPLACED | {PRIORITY}
+NOTED = HOP_BY_HOP | REPLACED | LOOKALIKES | BROWSERS | {*CREDENTIALS, PRIORITY}
+
+TARGET = re.compile(rb"\*|/[^#]*")
+"""A path and a query. Absolute URLs are for proxies, `host:port` is for tunnels."""
 
 PERSISTENCE = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 """What Connection mostly says; the headers of these names are dropped anyway."""
@@ -46,14 +63,17 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_fed", "_limits", "_named", "_parser", "body", "chunked", "done", "excess",
-        "expects_continue", "headed", "host", "hosts", "keep_alive", "length", "lines",
-        "method", "priority", "refusal", "upgrade", "url", "version",
+        "_barren", "_fed", "_limits", "_named", "_offered", "_parser", "asks_headers", "asks_method",
+        "body", "body_bytes", "chunked", "cors", "credentials", "done", "excess", "expects_continue",
+        "fetch_site", "headed", "host", "hosts", "keep_alive", "length", "lines", "method", "origin",
+        "priority", "refusal", "upgrade", "url", "version",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, body: Body) -> None:
         self._limits = limits
         self.body = body
+        self.body_bytes = HTTP_BODY_BYTES
+        """The largest body: whoever feeds the reader keeps it up to date."""
         self._parser = httptools.HttpRequestParser(self)
         self.reset()
 
@@ -69,7 +89,18 @@ class RequestReader:
         self.length = 0
         self.priority = 0
         self.upgrade = False
-        """The client asks for a WebSocket."""
+        """The client asks for a WebSocket, in due form: the parser has stopped behind the head."""
+        self._offered = False
+        self.credentials: list[tuple[bytes, bytes]] = []
+        """Headers that may hold a key: their names in lower case, and their values."""
+        self.origin = b""
+        self.fetch_site = b""
+        """Sec-Fetch-Site, which comes from browsers alone."""
+        self.asks_method = b""
+        """What a preflight asks for."""
+        self.asks_headers = b""
+        self.cors = b""
+        """Header lines for the answer, each with its CRLF: what its browser is to be told."""
         self.chunked = False
         self.expects_continue = False
         self.keep_alive = False
@@ -80,10 +111,19 @@ class RequestReader:
         self.refusal: Refusal | None = None
         self._named: list[bytes] = []
         self._fed = 0
+        self._barren = 0
+        """Bytes since the last one of the body: trailers, chunk extensions."""
+
+    @property
+    def preflight(self) -> bool:
+        """A browser asks whether a page may ask."""
+        return self.method == b"OPTIONS" and bool(self.origin and self.asks_method)
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent."""
-        if not self.headed:
+        if self.headed:
+            self._barren += len(data)
+        else:
             self._fed += len(data)
         try:
             self._parser.feed_data(data)
@@ -98,6 +138,9 @@ class RequestReader:
                 self._refuse(400, "malformed_request", f"The request is not valid HTTP/1.1: {error}.")
         if not self.headed and self._fed > self._limits.head_bytes:
             self._refuse_head()
+        elif self._barren > self._limits.head_bytes:
+            text = f"More than {self._limits.head_bytes} bytes of chunk extensions or trailers."
+            self._refuse(431, "trailers_too_large", text)
 
     def close(self) -> None:
         """Break the reference cycle with the parser, so that memory does not wait for a collection."""
@@ -114,10 +157,9 @@ class RequestReader:
         if self.method == b"CONNECT" or self.refusal is not None:
             self.excess = True
             return
-        if self.upgrade and self.method == b"GET" and self.url.startswith(UPGRADABLE):
-            self.done, self.keep_alive, self.excess = True, False, bool(rest)
+        if self._offered and self.method == b"GET" and self.url.startswith(UPGRADABLE):
+            self.upgrade, self.done, self.keep_alive, self.excess = True, True, False, bool(rest)
             return
-        self.upgrade = False
         self.done = self.headed = False
         framing = (
             b"Transfer-Encoding: chunked\r\n" if self.chunked else b"Content-Length: %d\r\n" % self.length
@@ -163,9 +205,14 @@ class RequestReader:
         elif name == b"expect":
             self.expects_continue = value.lower() == b"100-continue"
         elif name == b"upgrade":
-            self.upgrade = value.lower() == b"websocket"
+            self._offered = value.lower() == b"websocket"
         elif name == b"connection":
             self._named += connection_names(value)
+        elif name in CREDENTIALS:
+            self.credentials.append((name, value))
+            self.lines.append(b"%b: %b\r\n" % (name.title(), value))
+        elif name in BROWSERS:
+            self._note_browser(name, value)
         elif name == PRIORITY:
             self.lines.append(b"X-Priority: %b\r\n" % value)
             if PRIORITY_VALUE.fullmatch(value) and abs(int(value)) <= PRIORITY_MAX:
@@ -173,6 +220,16 @@ class RequestReader:
             else:
                 text = f"X-Priority must be a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}."
                 self._refuse(400, "invalid_priority", text)
+
+    def _note_browser(self, name: bytes, value: bytes) -> None:
+        if name == b"origin":
+            self.origin = value
+        elif name == b"sec-fetch-site":
+            self.fetch_site = value
+        elif name == b"access-control-request-method":
+            self.asks_method = value
+        else:
+            self.asks_headers = value
 
     def on_headers_complete(self) -> None:
         if self.headed:
@@ -192,13 +249,15 @@ class RequestReader:
             self._refuse(400, "malformed_request", "A request has exactly one Host header.")
         elif self.chunked and self.version == "1.0":
             self._refuse(400, "malformed_request", "HTTP/1.0 has no Transfer-Encoding.")
+        elif not TARGET.fullmatch(self.url):
+            self._refuse(400, "malformed_request", "The target of a request is a path, such as /v1/models.")
         elif len(self.url) > limits.url_bytes:
             self._refuse(414, "url_too_long", f"The URL is longer than {limits.url_bytes} bytes.")
         elif len(self.lines) > limits.headers:
             self._refuse(431, "head_too_large", f"The request has more than {limits.headers} headers.")
         elif self._fed > limits.head_bytes and sum(map(len, self.lines)) > limits.head_bytes:
             self._refuse_head()
-        elif self.length > limits.body_bytes:
+        elif self.length > self.body_bytes:
             self._refuse_size()
         elif self.length and not self.body.reserve(self.length):
             self._refuse_held()
@@ -207,7 +266,7 @@ class RequestReader:
         self._refuse(431, "head_too_large", f"The request's head exceeds {self._limits.head_bytes} bytes.")
 
     def _refuse_size(self) -> None:
-        self._refuse(413, "body_too_large", f"The request body exceeds {self._limits.body_bytes} bytes.")
+        self._refuse(413, "body_too_large", f"The request body exceeds {self.body_bytes} bytes (`maxBody`).")
 
     def _refuse_held(self) -> None:
         self._refuse(503, "bodies_held", "The server holds as many request bodies as it may. Try again soon.")
@@ -215,9 +274,10 @@ class RequestReader:
     def on_body(self, piece: bytes) -> None:
         if self.done or self.refusal is not None:
             return
+        self._barren = 0
         if self.chunked:
             size = self.body.size + len(piece)
-            if size > self._limits.body_bytes:
+            if size > self.body_bytes:
                 return self._refuse_size()
             if not self.body.reserve(size):
                 return self._refuse_held()
@@ -240,6 +300,7 @@ def connection_names(value: bytes) -> list[bytes]:
     return [token for token in tokens if token not in PERSISTENCE]
 
 
-def without(lines: list[bytes], named: list[bytes]) -> list[bytes]:
-    """The header lines that Connection does not name."""
-    return [line for line in lines if line.split(b":", 1)[0].lower() not in named]
+def without(lines: list[bytes], named: Iterable[bytes]) -> list[bytes]:
+    """The header lines of other names; `named` in lower case, and perhaps thousands."""
+    names = frozenset(named)
+    return [line for line in lines if line.split(b":", 1)[0].lower() not in names]

@@ -14,7 +14,6 @@ class Limits(msgspec.Struct, frozen=True):
     head_bytes: int = limits.HTTP_HEAD_BYTES
     headers: int = limits.HTTP_HEADERS
     url_bytes: int = limits.HTTP_URL_BYTES
-    body_bytes: int = limits.HTTP_BODY_BYTES
     body_memory_bytes: int = limits.HTTP_BODY_MEMORY_BYTES
     bodies_held_bytes: int = limits.HTTP_BODIES_HELD_BYTES
     tick_s: float = limits.HTTP_TICK_S

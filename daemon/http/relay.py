@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 from time import monotonic_ns
 
+from daemon.http.answers import PHRASES
 from daemon.http.calls import Ask, Translation
 from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
@@ -20,9 +22,14 @@ from daemon.http.upstream import Pool, Reply, Upstream
 from daemon.http.wire import FAILURES, Wire
 from daemon.ports import Dispatched
 from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
-from events.limits import HTTP_REPLY_HEAD_BYTES
 
 END_OF_HEAD = b"\r\n\r\n"
+
+BLANK = re.compile(rb"[\r\n]*")
+"""What may stand before an answer, and is not passed on."""
+
+STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}\r\n".encode() for status, phrase in PHRASES.items()}
+"""Written anew: a runner's may have another protocol's name or version, or control characters in it."""
 
 AS_COMES = Ask("", "")
 """The client's request and the runner's answer pass unchanged."""
@@ -229,8 +236,6 @@ class Exchange:
         taken = data
         self._feed(reply, data)
         while not reply.headed:
-            if len(taken) > HTTP_REPLY_HEAD_BYTES:
-                raise UpstreamFailed("its answer's head is too large")
             data = await self._recv()
             if not data:
                 raise UpstreamFailed("it closed the connection in the head of its answer")
@@ -241,18 +246,16 @@ class Exchange:
     async def _relay_head(self, data: bytes) -> Reply:
         """Take the answer's head and send it on, with what came behind it, in one piece."""
         reply, taken = await self._headed(data)
-        start = 0
-        for _ in range(reply.interim):
-            start = taken.index(END_OF_HEAD, start) + 4
-        end = taken.index(END_OF_HEAD, start) + 4
         self.status = reply.status
-        status_line = taken[start : taken.index(b"\r\n", start) + 2]
-        head = self._answer_head(reply, status_line)
-        await self._send(head + (b"".join(reply.pieces) if reply.plain else taken[end:]))
+        head = self._answer_head(reply)
+        came = b"".join(reply.pieces)
+        if not reply.plain:
+            came = self._cut(reply, taken[end_of_head(taken, reply.interim) :])
+        await self._send(head + came)
         reply.pieces.clear()
         return reply
 
-    def _answer_head(self, reply: Reply, status_line: bytes) -> bytes:
+    def _answer_head(self, reply: Reply) -> bytes:
         """The head for the client, which also settles whether its connection persists."""
         if reply.plain and reply.chunked:
             self.keep_alive = False
@@ -267,7 +270,10 @@ class Exchange:
             reply.lines.append(b"Connection: close\r\n")
         elif self._request.version == "1.0":
             reply.lines.append(b"Connection: keep-alive\r\n")
-        return b"%b%bX-Runnerd-Request: %b\r\n\r\n" % (status_line, b"".join(reply.lines), self._id.encode())
+        status_line = STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d Unknown\r\n" % reply.status
+        return b"%b%bX-Runnerd-Request: %b\r\n%b\r\n" % (
+            status_line, b"".join(reply.lines), self._id.encode(), self._request.cors,
+        )  # fmt: skip
 
     async def _relay_rest(self, reply: Reply) -> None:
         while not reply.done:
@@ -282,6 +288,8 @@ class Exchange:
                 reply.pieces.clear()
                 if not data:
                     continue
+            elif reply.left >= 0 or reply.excess:
+                data = self._cut(reply, data)
             await self._send(data)
 
     async def _tunnel(self) -> None:
@@ -308,6 +316,7 @@ class Exchange:
             status=status,
             content_type=content_type.decode("latin-1"),
             lines=[f"{REQUEST}: {self._id}"],
+            cors=self._request.cors,
         )
         framed.send = self._send
         try:
@@ -344,6 +353,12 @@ class Exchange:
         except ValueError as error:
             raise UpstreamFailed(f"its answer is not valid HTTP: {error}") from None
 
+    def _cut(self, reply: Reply, data: bytes) -> bytes:
+        try:
+            return reply.cut(data)
+        except ValueError as error:
+            raise UpstreamFailed(f"its answer is not valid HTTP: {error}") from None
+
     async def _recv(self) -> bytes:
         assert self._upstream is not None
         try:
@@ -369,6 +384,15 @@ class Exchange:
             self._pool.give(upstream)
         else:
             upstream.close()
+
+
+def end_of_head(taken: bytes, interim: int) -> int:
+    """Where the head of an answer ends, behind `interim` others. The parser has read them: they are there."""
+    end = 0
+    for _ in range(interim + 1):
+        blank = BLANK.match(taken, end)
+        end = taken.index(END_OF_HEAD, blank.end() if blank else end) + 4
+    return end
 
 
 def describe(failure: BaseException) -> str:

@@ -35,6 +35,8 @@ class Route(msgspec.Struct, frozen=True):
     """Of a relayed request: the beginning of its path that is not passed on."""
     dialect: Dialect = dialects.openai
     """How errors are written."""
+    public: bool = False
+    """It needs no API key: what watches the daemon has none."""
 
 
 RELAYED = {
@@ -74,8 +76,8 @@ ROUTES: dict[bytes, Route] = {
     b"/props": Route(GET, kind="props", names="query"),
     b"/v1/models": Route(GET, openai.models),
     b"/models": Route(GET, openai.models),
-    b"/health": Route(GET, openai.health),
-    b"/wol-health": Route(GET, openai.health),
+    b"/health": Route(GET, openai.health, public=True),
+    b"/wol-health": Route(GET, openai.health, public=True),
     b"/running": Route(GET, llamaswap.running),
     b"/unload": Route((b"GET", b"POST"), llamaswap.unload_all),
     b"/api/models/unload": Route(POST, llamaswap.unload_all),
@@ -93,6 +95,14 @@ BELOW: dict[bytes, Route] = {
     b"/logs/stream/": Route(GET, llamaswap.follow_logs),
 }
 """By the beginning of a path, with its final slash; the longest goes first."""
+
+
+async def nothing(call: Call) -> Answer:
+    """The answer to a preflight: the guard has said in its head which pages may ask for what."""
+    return Answer(204, b"")
+
+
+PREFLIGHT = Route((), nothing)
 
 DIALECTS: dict[bytes, Dialect] = {b"/api/": dialects.ollama, b"/v1/messages": dialects.anthropic}
 """How errors are written, by the beginning of a path, where no route says so."""

@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import trio
 
@@ -14,7 +14,7 @@ from daemon.http.body import Held
 from daemon.http.calls import Local
 from daemon.http.connection import Connection, Shared
 from daemon.http.dialects import openai
-from daemon.http.hosts import Hosts
+from daemon.http.guard import Guard
 from daemon.http.limits import Limits
 from daemon.http.reaper import HangUps, reap
 from daemon.http.refusals import Refusal
@@ -35,24 +35,16 @@ TOO_MANY = openai(
 
 
 class FrontDoor:
-    """Serves HTTP. Make it inside trio; `hosts` are names that it answers to beside loopback's own."""
+    """Serves HTTP. Make it inside trio."""
 
-    def __init__(
-        self,
-        desk: Control,
-        catalog: Catalog,
-        logs: Logs,
-        *,
-        limits: Limits | None = None,
-        hosts: Iterable[str] = (),
-    ) -> None:
+    def __init__(self, desk: Control, catalog: Catalog, logs: Logs, *, limits: Limits | None = None) -> None:
         limits = limits or Limits()
         clock = Clock()
-        self._host_names = tuple(hosts)
         self._connections: set[Connection] = set()
         self._shared = Shared(
             desk=desk,
             catalog=catalog,
+            guard=Guard(catalog),
             local=Local(desk=desk, catalog=catalog, logs=logs, started_s=int(time.time())),
             limits=limits,
             clock=clock,
@@ -93,7 +85,6 @@ class FrontDoor:
         self._shared.pools.tidy(self._shared.desk.state.runners)
 
     async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        hosts = Hosts(listener, self._host_names)
         while True:
             await trio.lowlevel.wait_readable(listener)
             for _ in range(HTTP_ACCEPTS):
@@ -106,16 +97,16 @@ class FrontDoor:
                         log.warning("cannot accept a connection: %s", error)
                         await trio.sleep(HTTP_ACCEPT_PAUSE_S)
                     break
-                self._admit(sock, hosts, nursery)
+                self._admit(sock, nursery)
 
-    def _admit(self, sock: socket.socket, hosts: Hosts, nursery: trio.Nursery) -> None:
+    def _admit(self, sock: socket.socket, nursery: trio.Nursery) -> None:
         try:
             if len(self._connections) >= self._shared.limits.connections:
                 sock.setblocking(False)
                 sock.send(TOO_MANY.encode(keep_alive=False, version="1.1"))
                 sock.close()
                 return
-            connection = Connection(sock, self._shared, hosts)
+            connection = Connection(sock, self._shared)
         except OSError:  # it was reset before it was accepted
             sock.close()
             return

@@ -14,8 +14,9 @@ import trio
 from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
 from daemon.logs import Logs, Ring
-from daemon.ports import Address, Dispatched, Ended, LogBlocked, ModelRow, Ticket
+from daemon.ports import Access, Address, Dispatched, Ended, LogBlocked, ModelRow, Ticket
 from events.catalogue import Fact, Option, RequestArrived, UpstreamEnded
+from events.limits import HTTP_BODY_BYTES
 from statemachines.state import Runner, State
 
 LIMIT_S = 10
@@ -116,6 +117,9 @@ class FakeCatalog:
 
     options: Mapping[str, Option] = {"num_ctx": 4096, "adapter": ""}
 
+    def __init__(self, access: Access) -> None:
+        self.access = access
+
     def resolve(self, name: str) -> str | None:
         return {"tiny": "tiny", "small": "small", "mini": "small"}.get(name)
 
@@ -194,7 +198,7 @@ class Client:
 
     async def answer(self, *, head_only: bool = False) -> Answer:
         answer = await self.head()
-        if head_only:
+        if head_only or answer.status == 204:
             pass
         elif "content-length" in answer.headers:
             answer.body = await self.exactly(int(answer.headers["content-length"]))
@@ -240,17 +244,22 @@ class World:
     """A front door that serves, and what surrounds it."""
 
     def __init__(
-        self, nursery: trio.Nursery, directory: Path, limits: Limits, listeners: list[socket.socket]
+        self,
+        nursery: trio.Nursery,
+        directory: Path,
+        limits: Limits,
+        access: Access,
+        listeners: list[socket.socket],
     ) -> None:
         self.nursery = nursery
         self.directory = directory
         self.desk = FakeDesk()
-        self.catalog = FakeCatalog()
+        self.catalog = FakeCatalog(access)
         self.ring = Ring()
         logs = Logs(self.ring, lambda: self.desk.state, lambda runner: self.outputs.get(runner, []))
         self.outputs: dict[str, list[Path]] = {}
         """The files of each runner."""
-        self.door = FrontDoor(self.desk, self.catalog, logs, limits=limits, hosts=("box.example",))
+        self.door = FrontDoor(self.desk, self.catalog, logs, limits=limits)
         self.listeners = listeners
         self.serving = trio.CancelScope()
         self.stopped = trio.Event()
@@ -301,8 +310,16 @@ class World:
 
 
 @asynccontextmanager
-async def world(directory: Path, *, unix: bool = False, **limits: Any) -> AsyncIterator[World]:
+async def world(
+    directory: Path,
+    *,
+    unix: bool = False,
+    body_bytes: int = HTTP_BODY_BYTES,
+    access: Access | None = None,
+    **limits: Any,
+) -> AsyncIterator[World]:
     """A front door on loopback (or on a Unix socket), with smaller limits where the test says so."""
+    access = access or Access(hosts=("box.example",), body_bytes=body_bytes)
     if unix:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(directory / "front.sock"))
@@ -311,7 +328,7 @@ async def world(directory: Path, *, unix: bool = False, **limits: Any) -> AsyncI
         listener = socket.create_server(("127.0.0.1", 0))
     with listener, trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
-            here = World(nursery, directory, Limits(**limits), [listener])
+            here = World(nursery, directory, Limits(**limits), access, [listener])
             nursery.start_soon(here.serve)
             yield here
             await here.stop()
@@ -329,6 +346,17 @@ def echo(status: str = "200 OK", *headers: str) -> Callable[[Client], Awaitable[
             text = head + body
             lines = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(text)}", "", ""]
             await peer.send("\r\n".join(lines).encode() + text)
+
+    return serve
+
+
+def once(*answers: bytes) -> Callable[[Client], Awaitable[None]]:
+    """A runner whose connections each answer as often as there are answers, and then close."""
+
+    async def serve(peer: Client) -> None:
+        for answer in answers:
+            await read_request(peer)
+            await peer.send(answer)
 
     return serve
 

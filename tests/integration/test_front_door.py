@@ -183,6 +183,34 @@ MALFORMED = {
     "eight bits in URL": b"GET /\xff HTTP/1.1\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
     "HTTP/1.2": b"GET /health HTTP/1.2\r\nHost: localhost\r\n\r\n",
+    "hex length": POST + b"Content-Length: 0x3\r\n\r\nabc",
+    "two lengths that differ": POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+    "space in a length": POST + b"Content-Length: 3 3\r\n\r\nabc",
+    "no coding": POST + b"Transfer-Encoding:\r\n\r\n0\r\n\r\n",
+    "another coding in a line of its own": POST
+    + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+    "coding behind a control": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "space before a coding's colon": POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "negative chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n0\r\n\r\n",
+    "signed chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
+    "chunk without a size": POST + b"Transfer-Encoding: chunked\r\n\r\n\r\nabc\r\n0\r\n\r\n",
+    "chunk without an end": POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc0\r\n\r\n",
+    "bare LF in an extension": POST + b"Transfer-Encoding: chunked\r\n\r\n3;a\nabc\r\n0\r\n\r\n",
+    "bare CR in an extension": POST + b"Transfer-Encoding: chunked\r\n\r\n3;a\rb\r\nabc\r\n0\r\n\r\n",
+    "CRLF in a quoted extension": POST + b'Transfer-Encoding: chunked\r\n\r\n3;a="\r\n"\r\nabc\r\n0\r\n\r\n',
+    "length in a trailer": POST
+    + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nContent-Length: 9\r\n\r\n",
+    "folded trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: a\r\n b\r\n\r\n",
+    "two codings and an upgrade": POST
+    + b"Connection: upgrade\r\nUpgrade: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
+    "absolute URL": POST.replace(b" /", b" http://localhost/", 1) + b"Content-Length: 0\r\n\r\n",
+    "authority": POST.replace(b"/v1/chat/completions", b"localhost:80") + b"Content-Length: 0\r\n\r\n",
+    "fragment": POST.replace(b"completions", b"completions#x") + b"Content-Length: 0\r\n\r\n",
+    "no slash": POST.replace(b"/v1", b"v1") + b"Content-Length: 0\r\n\r\n",
+    "lower case": b"get /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "version in capitals only": b"GET /health http/1.1\r\nHost: localhost\r\n\r\n",
+    "space behind the version": b"GET /health HTTP/1.1 \r\nHost: localhost\r\n\r\n",
+    "eight bits in a name": POST + b"X\xe9: a\r\n\r\n",
     "PRI": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
 
@@ -194,7 +222,19 @@ async def test_malformed_requests_are_refused(tmp_path: Path, data: bytes) -> No
         assert not here.desk.tickets
 
 
-@pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "xchunked", "identity"])
+@pytest.mark.parametrize(
+    "coding",
+    [
+        "gzip",
+        "gzip, chunked",
+        "xchunked",
+        "identity",
+        "chunked;q=1",
+        '"chunked"',
+        ",chunked",
+        "gzip\r\nTransfer-Encoding: chunked",
+    ],
+)
 async def test_unknown_transfer_codings(tmp_path: Path, coding: str) -> None:
     async with world(tmp_path) as here:
         data = POST + b"Transfer-Encoding: %b\r\n\r\n0\r\n\r\n" % coding.encode()
@@ -294,6 +334,10 @@ async def test_hosts(tmp_path: Path) -> None:
             "[::1]:80",
             "box.example.",
             "localhost",
+            "192.168.1.7:8080",
+            "[fd00::2]:80",
+            socket.gethostname(),
+            "host.docker.internal:8080",
         ):
             assert (await client.ask("GET", "/health", None, f"Host: {host}")).status == 200, host
         for host in (
@@ -301,7 +345,10 @@ async def test_hosts(tmp_path: Path) -> None:
             "localhost.evil.example",
             "127.0.0.1.evil",
             "localhost:80:evil",
-            "[::2]",
+            "[::2",
+            "[::1]evil",
+            "::1]:80",
+            "127.0.0.1, evil",
             "a@b",
         ):
             answer = await client.ask("GET", "/health", None, f"Host: {host}")
@@ -371,7 +418,7 @@ async def test_an_offered_upgrade_is_ignored(tmp_path: Path) -> None:
             assert answer.body.endswith(b'{"model":"tiny"}') and b"h2c" not in answer.body
         assert (await client.ask("GET", "/health", None, *offer)).body == b"OK"
         await client.send(b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert (await client.answer()).status == 404
+        assert (await client.answer()).status == 400
         assert await client.closed()
 
 

@@ -28,7 +28,10 @@ REQUESTS = [
 def reader(**limits: int) -> tuple[RequestReader, Body, Held]:
     held = Held(1 << 20)
     body = Body(held, memory_bytes=limits.get("body_memory_bytes", 1000))
-    return RequestReader(Limits(**limits), body), body, held
+    body_bytes = limits.pop("body_bytes", 1 << 20)
+    request = RequestReader(Limits(**limits), body)
+    request.body_bytes = body_bytes
+    return request, body, held
 
 
 def feed(request: RequestReader, data: bytes, rng: random.Random | None = None) -> None:

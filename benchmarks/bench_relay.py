@@ -80,6 +80,18 @@ def serve_front(backend_port: int) -> None:
         def launch_options(self, model: str) -> dict[str, Option]:
             return {}
 
+        def target(self, name: str) -> str:
+            return name
+
+        def filters(self, name: str) -> None:
+            return None
+
+        def peer(self, name: str) -> None:
+            return None
+
+        def loads_nothing(self, path: str) -> bool:
+            return False
+
         def tells_loading(self, model: str) -> bool:
             return False
 

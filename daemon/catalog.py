@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from daemon.config.config import Config
 from daemon.config.filters import Filters
 from daemon.config.selectors import Look, choose
 from daemon.estimates import bounded
-from daemon.ports import Access, ModelRow
+from daemon.ports import Access, ModelRow, PeerModel
 from events.catalogue import Option
+from events.limits import S
 from statemachines.runner import RunnerState
 from statemachines.state import State
 
@@ -85,6 +87,7 @@ class Catalog:
             description=model.description,
             alias_of=id if alias else "",
             metadata=self.config.metadata(id),
+            more=model.capabilities.row(),
         )
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
@@ -94,7 +97,20 @@ class Catalog:
 
     def tells_loading(self, model: str) -> bool:
         """Whether who waits for a stream of the model is told so in it."""
-        return False
+        spec = self.config.models.get(model)
+        return spec is not None and spec.send_loading_state
+
+    def peer(self, name: str) -> PeerModel | None:
+        """The model of a peer that a target is."""
+        found = self.config.peer(name)
+        if found is None:
+            return None
+        peer, model = found
+        return PeerModel(peer.id, peer.url, model, peer.api_key, peer.timeouts.first_byte_ns / S)
+
+    def loads_nothing(self, path: str) -> bool:
+        """Whether a request for this path below a model must not have the model loaded."""
+        return any(re.search(pattern, path) for pattern in self.config.ignore_paths)
 
     def filters(self, name: str) -> Filters | None:
         """What is done to the body of a request for a `target`, an id or alias; None: nothing.

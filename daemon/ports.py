@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from daemon.config.filters import Filters
 from events.catalogue import Event, Fact, MemoryMeasured, Option, Process, RequestArrived, UpstreamEnded
 from events.envelope import Record
 from events.limits import HTTP_BODY_BYTES
@@ -204,6 +205,8 @@ class ModelRow(msgspec.Struct, frozen=True):
     alias_of: str = ""
     """The model's id, where this is an alias."""
     metadata: Mapping[str, Any] = {}
+    more: Mapping[str, Any] = {}
+    """Further members: what it is capable of."""
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -223,8 +226,39 @@ class Access(msgspec.Struct, frozen=True):
         return f"Access({len(self.api_keys)} keys, hosts={self.hosts}, origins={self.origins})"
 
 
+class PeerModel(msgspec.Struct, frozen=True):
+    """A model of another server: `model` is what it is called there. `url` is without a slash at its end."""
+
+    id: str
+    url: str
+    model: str
+    api_key: str = ""
+    first_byte_s: float = 0.0
+    """How long it may take until the first byte of an answer; 0: as long as it likes."""
+
+    def __repr__(self) -> str:
+        """Without the key: what is shown may be logged."""
+        return f"PeerModel({self.id!r}, {self.url!r}, {self.model!r})"
+
+
 class Catalog(Protocol):
     """What the front door needs of the configuration. It may change between two calls."""
+
+    def target(self, name: str) -> str:
+        """What a name stands for now, for this request: a selector's target, mostly the name itself."""
+        ...
+
+    def filters(self, name: str) -> Filters | None:
+        """What is done to the body of a request for a target; None: nothing."""
+        ...
+
+    def peer(self, name: str) -> PeerModel | None:
+        """The model of a peer that a target is."""
+        ...
+
+    def loads_nothing(self, path: str) -> bool:
+        """Whether a request for this path below a model must not have the model loaded."""
+        ...
 
     @property
     def access(self) -> Access:

@@ -49,6 +49,8 @@ class FilterRules(msgspec.Struct, frozen=True):
 
     def of(self, name: str) -> Filters | None:
         """What is done to a request that asks for `name`; None: nothing."""
+        if not (self.strip or self.set or self.by_name):
+            return None
         found = Filters(self.strip, self.set | self.by_name.get(name, {}))
         return found if found.strip or found.set else None
 

@@ -58,6 +58,8 @@ class Ask(msgspec.Struct, frozen=True):
     """A model's id."""
     kind: str
     """For the log: "chat", "embedding" and the like."""
+    name: str = ""
+    """What the client calls the model, for the filters of that name; "": its id."""
     options: Mapping[str, Option] = {}
     """Launch options that it fixes."""
     keep_alive_ns: int | None = None
@@ -131,6 +133,15 @@ class Call:
     def body(self) -> bytes | mmap.mmap:
         """The whole body. Where it may be large, use `look`."""
         return self._body.view()
+
+    @property
+    def is_large(self) -> bool:
+        """Looking at all of the body takes so long that it is done in another thread."""
+        return self._body.in_file
+
+    def replace_body(self, whole: bytes) -> None:
+        """From now on, this is the body."""
+        self._body.replace(whole)
 
     async def look(self, at: Callable[..., T], *arguments: object) -> T:
         """`at(body, *arguments)`: in another thread where the body is so large that everybody would wait."""

@@ -6,30 +6,30 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TypeVar
 
 import msgspec
 import trio
 
-from daemon.http import asked, forms, refusals, routes
+from daemon.http import arrivals, refusals, routes
 from daemon.http.answers import Answer, Stream
+from daemon.http.arrivals import ToPeer
 from daemon.http.body import Body, Held
 from daemon.http.calls import Ask, Call, Local
 from daemon.http.dialects import Dialect, openai
 from daemon.http.framed import Framed
 from daemon.http.guard import Guard
-from daemon.http.head import RequestReader
+from daemon.http.head import CREDENTIALS, RequestReader, without
 from daemon.http.limits import Limits
-from daemon.http.loading import EVENT_STREAM, AsItComes, Words
+from daemon.http.loading import EVENT_STREAM, Words
 from daemon.http.reaper import HangUps
-from daemon.http.refusals import Refusal, Refused, unknown_model
+from daemon.http.refusals import Refusal, Refused
 from daemon.http.relay import AS_COMES, Exchange
 from daemon.http.routes import Route
 from daemon.http.upstream import Pools
 from daemon.http.wire import FAILURES, Clock, Wire
 from daemon.ports import Catalog, Desk, Dispatched, Ended, LogBlocked, Ticket
-from events.catalogue import Option, RequestArrived
+from events.catalogue import FIRST_BYTE_LATE, RequestArrived
 from events.limits import HTTP_LINGER_BYTES
 
 T = TypeVar("T")
@@ -147,9 +147,12 @@ class Connection:
             await self._receive_body()
             if route.handle is not None:
                 return await self._handle(route.handle)
-            arrival, ask = await self._arrival(route)
+            read = await arrivals.read(self._call(), route, self._request.priority)
             if self._gone:
                 return False
+            if isinstance(read, ToPeer):
+                return await self._to_peer(read)
+            arrival, ask = read
             ticket = self._shared.desk.arrive(arrival)
         except Refused as refused:
             return await self._refuse(refused.refusal)
@@ -161,10 +164,11 @@ class Connection:
         """A request that is not just relayed: it is answered here, or made into another. Raises Refused,
         LogBlocked."""
         made: Answer | Stream | Ask | None = None
+        call = self._call()
         with trio.CancelScope() as self._handling:
             if self._gone:
                 return False
-            made = await handle(Call(self._request, self._body, self._caller, self._shared.local))
+            made = await handle(call)
             if isinstance(made, Answer):
                 return await self._answer(made)
             if isinstance(made, Stream):
@@ -174,6 +178,7 @@ class Connection:
             return False
         if made.body is not None:
             self._body.replace(made.body)
+            await arrivals.filtered(call, made.name or made.model)
         arrival = RequestArrived(
             model=made.model,
             kind=made.kind,
@@ -237,53 +242,15 @@ class Connection:
         if request.refusal is not None:
             raise Refused.of(request.refusal)
 
-    async def _arrival(self, route: Route) -> tuple[RequestArrived, Ask]:
-        """What is asked for, as the fact, and how it is relayed. Raises Refused."""
-        body, catalog = self._body, self._shared.catalog
-        keep_alive_ns, ask = None, AS_COMES
-        if route.names == "body":
-            look = asked.model_and_keep_alive
-            name, keep_alive_ns = await self._look(look) if body.in_file else look(body.view())
-            if route.strip:
-                ask = Ask("", "", target=self._request.url[len(route.strip) :])
-            elif route.kind == "chat" and catalog.tells_loading(name) and await self._look(asked.streams):
-                ask = Ask("", "", translation=AsItComes(), tells=True)
-        else:
-            name, ask = await self._named_elsewhere(route)
-        model = catalog.resolve(name)
-        if model is None:
-            raise unknown_model(name, catalog)
-        declared = catalog.launch_options(model)
-        options: dict[str, Option] = {}
-        if declared and body.size and route.names == "body":
-            options = await self._look(asked.launch_options, declared)
-        arrival = RequestArrived(
-            model=model,
-            kind=route.kind,
-            options=catalog.bounded(model, options) if options else options,
-            priority=self._request.priority,
-            keep_alive_ns=keep_alive_ns,
-            caller=self._caller,
-        )
-        return arrival, ask
-
-    async def _named_elsewhere(self, route: Route) -> tuple[str, Ask]:
-        """The model of a request that is no JSON, and how it is relayed. Raises Refused."""
-        call = Call(self._request, self._body, self._caller, self._shared.local)
-        if route.names == "query":
-            name = call.query.get("model", "")
-            if not name:
-                raise Refused(400, "missing_model", "The model is named by a parameter: ?model=NAME.")
-            return name, Ask("", "", renamed=None)
-        kind = call.header("content-type")
-        return await call.look(forms.model, kind), Ask("", "", renamed=partial(forms.renamed_in, kind))
-
     async def _look(self, at: Callable[..., T], *arguments: object) -> T:
         """Look at the body: in another thread where it is so large that everybody would wait."""
         view = self._body.view()
         if self._body.in_file:
             return await trio.to_thread.run_sync(at, view, *arguments)
         return at(view, *arguments)
+
+    def _call(self) -> Call:
+        return Call(self._request, self._body, self._caller, self._shared.local)
 
     async def _take_turns(self, ticket: Ticket, ask: Ask, model: str) -> bool:
         """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen."""
@@ -344,6 +311,32 @@ class Connection:
             self._exchange = None
             self._shared.desk.ended(exchange.ended(ticket.request, turn))
         return exchange
+
+    async def _to_peer(self, read: ToPeer) -> bool:
+        """Relay to another server. Raises Refused where that fails before the client has been sent anything.
+        Returns whether the connection can serve another request."""
+        peer, ask = read.peer, read.ask
+        request = self._request
+        if peer.api_key:
+            key = b"Authorization: Bearer %b\r\n" % peer.api_key.encode()
+            request.lines = [*without(request.lines, list(CREDENTIALS)), key]
+        if ask.renamed is not None:
+            self._body.replace(await self._look(ask.renamed, peer.model))
+        due = self._shared.clock.now + peer.first_byte_s if peer.first_byte_s else math.inf
+        pool = self._shared.pools.of_peer(peer.id, peer.url)
+        exchange = self._exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)
+        try:
+            if not self._gone:
+                await exchange.run()
+        finally:
+            self._exchange = None
+        if exchange.client_lost or self._gone:
+            return False
+        if not exchange.started:
+            late = exchange.error == FIRST_BYTE_LATE
+            why = "it did not begin to answer in time" if late else exchange.error
+            raise Refused(504 if late else 502, "peer_failed", f"The peer {peer.id} failed: {why}.")
+        return exchange.complete and exchange.keep_alive
 
     async def _stream(self, stream: Stream) -> bool:
         """Send an answer of unknown length until it ends. Returns whether the connection can serve another

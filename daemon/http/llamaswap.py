@@ -114,8 +114,17 @@ async def upstream(call: Call) -> Answer | Ask:
         status = 301 if call.method in ("GET", "HEAD") else 308
         where = (b"/upstream/" + path + b"/" + mark + query).decode("latin-1")
         return Answer(status, b"", "text/plain", {"Location": where})
-    target = b"/" + b"/".join(parts[count:]) + mark + query
+    below = b"/" + b"/".join(parts[count:])
+    if catalog.loads_nothing(unquote(below)) and not _is_ready(call, model):
+        text = f"The model {model} is not loaded, and this path does not load it (upstream.ignorePaths)."
+        raise Refused(409, "not_loaded", text)
+    target = below + mark + query
     return Ask(model, "upstream", target=target, renamed=None, upgrade=call.upgrade)
+
+
+def _is_ready(call: Call, model: str) -> bool:
+    runners = call.local.desk.state.models.get(model, {}).values()
+    return any(runner.state is RunnerState.ready for runner in runners)
 
 
 # --- logs ---------------------------------------------------------------------------------------------------

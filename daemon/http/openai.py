@@ -40,8 +40,11 @@ def _row(row: ModelRow, call: Call) -> dict[str, Any]:
         shown["name"] = row.name
     if row.description:
         shown["description"] = row.description
+    shown |= row.more
     shown["status"] = {"value": _status(call.local.desk.state, row.alias_of or row.id)}
     shown["meta"] = {"llamaswap": _meta(row)}
+    if "context_length" in row.more:
+        shown["meta"]["n_ctx"] = row.more["context_length"]
     return shown
 
 

@@ -271,9 +271,9 @@ class Exchange:
         elif self._request.version == "1.0":
             reply.lines.append(b"Connection: keep-alive\r\n")
         status_line = STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d Unknown\r\n" % reply.status
-        return b"%b%bX-Runnerd-Request: %b\r\n%b\r\n" % (
-            status_line, b"".join(reply.lines), self._id.encode(), self._request.cors,
-        )  # fmt: skip
+        if self._id:  # a peer's answer is not in the log
+            reply.lines.append(b"X-Runnerd-Request: %b\r\n" % self._id.encode())
+        return b"%b%b%b\r\n" % (status_line, b"".join(reply.lines), self._request.cors)
 
     async def _relay_rest(self, reply: Reply) -> None:
         while not reply.done:

@@ -200,13 +200,28 @@ class Upstream(Wire):
 class Pool:
     """The connections to one runner that are idle, and how to open another."""
 
-    __slots__ = ("_clock", "_closed", "_host", "_idle", "_idle_s", "_path", "_port", "host_line", "moved")
+    __slots__ = (
+        "_clock",
+        "_closed",
+        "_host",
+        "_idle",
+        "_idle_s",
+        "_path",
+        "_port",
+        "_tls",
+        "host_line",
+        "moved",
+        "prefix",
+    )
 
     def __init__(self, address: Address, clock: Clock, idle_s: float) -> None:
         url = urlsplit(address.url)
         self._path = url.path if url.scheme == "unix" else ""
         self._host = url.hostname or "localhost"
-        self._port = url.port or 80
+        self._tls = url.scheme == "https"
+        self._port = url.port or (443 if self._tls else 80)
+        self.prefix = "" if self._path else url.path.rstrip("/")
+        """What a peer's address puts before a request's path."""
         self.host_line = b"Host: %b\r\n" % (url.netloc or "localhost").encode("latin-1", "replace")
         self.moved = 0
         """Bytes that the runner has sent in answers."""
@@ -241,7 +256,12 @@ class Pool:
             return Upstream(socket.socket(socket.AF_UNIX), self._clock), self._path
         found = await trio.socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        return Upstream(socket.socket(family, kind, protocol), self._clock), address
+        sock = socket.socket(family, kind, protocol)
+        if self._tls:
+            from daemon.http.tls import TlsUpstream  # ssl takes some MiB, and few have peers
+
+            return TlsUpstream(sock, self._clock, self._host), address
+        return Upstream(sock, self._clock), address
 
     def tidy(self) -> None:
         """Close the connections that have been idle for too long."""
@@ -266,12 +286,20 @@ class Pools:
         self._clock = clock
         self._idle_s = idle_s
         self._pools: dict[str, Pool] = {}
+        self._peers: dict[tuple[str, str], Pool] = {}
 
     def of(self, address: Address) -> Pool:
         """The runner's pool. Runners are incarnations: their address never changes."""
         pool = self._pools.get(address.runner)
         if pool is None:
             pool = self._pools[address.runner] = Pool(address, self._clock, self._idle_s)
+        return pool
+
+    def of_peer(self, id: str, url: str) -> Pool:
+        """A peer's pool. What a reload has changed is another."""
+        pool = self._peers.get((id, url))
+        if pool is None:
+            pool = self._peers[id, url] = Pool(Address(id, url), self._clock, self._idle_s)
         return pool
 
     def moved(self, runner: str) -> int:
@@ -289,11 +317,12 @@ class Pools:
         """Drop the pools of runners that are not in `alive`, and stale connections of the others."""
         for runner in [runner for runner in self._pools if runner not in alive]:
             self._pools.pop(runner).close()
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._peers.values()):
             pool.tidy()
 
     def close(self) -> None:
         """Close every idle connection."""
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._peers.values()):
             pool.close()
         self._pools.clear()
+        self._peers.clear()

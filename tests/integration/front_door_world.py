@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,10 +12,11 @@ from typing import Any
 import msgspec
 import trio
 
+from daemon.config.filters import Filters
 from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
 from daemon.logs import Logs, Ring
-from daemon.ports import Access, Address, Dispatched, Ended, LogBlocked, ModelRow, Ticket
+from daemon.ports import Access, Address, Dispatched, Ended, LogBlocked, ModelRow, PeerModel, Ticket
 from events.catalogue import Fact, Option, RequestArrived, UpstreamEnded
 from events.limits import HTTP_BODY_BYTES
 from statemachines.state import Runner, State
@@ -134,6 +136,22 @@ class FakeCatalog:
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
         return self.options
+
+    peers: Mapping[str, PeerModel] = {}
+    filtered: Mapping[str, Filters] = {}
+    ignored = r"\.ico$"
+
+    def target(self, name: str) -> str:
+        return "mini" if name == "any" else name
+
+    def filters(self, name: str) -> Filters | None:
+        return self.filtered.get(name)
+
+    def peer(self, name: str) -> PeerModel | None:
+        return self.peers.get(name)
+
+    def loads_nothing(self, path: str) -> bool:
+        return re.search(self.ignored, path) is not None
 
     def tells_loading(self, model: str) -> bool:
         return self.resolve(model) == "small"

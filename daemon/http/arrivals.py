@@ -1,0 +1,92 @@
+"""What a relayed request asks for: who serves it, with which launch options, and how it is relayed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+
+from daemon.config.filters import apply
+from daemon.http import asked, forms
+from daemon.http.calls import Ask, Call
+from daemon.http.loading import AsItComes
+from daemon.http.refusals import Refused, unknown_model
+from daemon.http.relay import AS_COMES
+from daemon.http.routes import Route
+from daemon.ports import PeerModel
+from events.catalogue import Option, RequestArrived
+
+
+class ToPeer(msgspec.Struct, frozen=True):
+    """A request for a model of another server: not for the scheduler, and not for the log."""
+
+    peer: PeerModel
+    ask: Ask
+
+
+async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived, Ask] | ToPeer:
+    """The fact, and how the request is relayed. Raises Refused."""
+    is_json = route.names == "body"
+    if is_json:
+        look = asked.model_and_keep_alive
+        name, keep_alive_ns = await call.look(look) if call.is_large else look(call.body)
+        ask = AS_COMES
+    else:
+        (name, ask), keep_alive_ns = await _named_elsewhere(call, route), None
+    catalog = call.local.catalog
+    target = catalog.target(name)
+    if is_json and await filtered(call, target):
+        _, keep_alive_ns = await call.look(look)
+    model = catalog.resolve(target)
+    if model is None:
+        peer = catalog.peer(target)
+        if peer is None:
+            raise unknown_model(name, catalog)
+        return ToPeer(peer, _stripped(call, route) or ask)
+    if is_json:
+        ask = _stripped(call, route) or await _told(call, route, model) or ask
+    declared = catalog.launch_options(model)
+    options: dict[str, Option] = {}
+    if declared and is_json:
+        options = await call.look(asked.launch_options, declared)
+    arrival = RequestArrived(
+        model=model,
+        kind=route.kind,
+        options=catalog.bounded(model, options) if options else options,
+        priority=priority,
+        keep_alive_ns=keep_alive_ns,
+        caller=call.caller,
+    )
+    return arrival, ask
+
+
+async def filtered(call: Call, target: str) -> bool:
+    """Put the body through the filters of the model's, by the name that is asked for. Whether it has any."""
+    filters = call.local.catalog.filters(target)
+    if filters is None:
+        return False
+    call.replace_body(await call.look(partial(apply, filters)))
+    return True
+
+
+def _stripped(call: Call, route: Route) -> Ask | None:
+    """How it is relayed where a part of its path is not passed on."""
+    return Ask("", "", target=call.url[len(route.strip) :]) if route.strip else None
+
+
+async def _told(call: Call, route: Route, model: str) -> Ask | None:
+    """How it is relayed where its client is told what it waits for."""
+    if route.kind != "chat" or not call.local.catalog.tells_loading(model):
+        return None
+    return Ask("", "", translation=AsItComes(), tells=True) if await call.look(asked.streams) else None
+
+
+async def _named_elsewhere(call: Call, route: Route) -> tuple[str, Ask]:
+    """The model of a request that is no JSON, and how it is relayed. Raises Refused."""
+    if route.names == "query":
+        name = call.query.get("model", "")
+        if not name:
+            raise Refused(400, "missing_model", "The model is named by a parameter: ?model=NAME.")
+        return name, Ask("", "", renamed=None)
+    kind = call.header("content-type")
+    return await call.look(forms.model, kind), Ask("", "", renamed=partial(forms.renamed_in, kind))

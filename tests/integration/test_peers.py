@@ -1,0 +1,173 @@
+"""What the configuration adds to a request: filters, selectors, and models that other servers have."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from front_door_world import Client, World, chat, echo, read_request, request, world
+
+from daemon.config.filters import Filters
+from daemon.http import tls
+from daemon.ports import PeerModel
+from statemachines.runner import RunnerState
+
+
+def said(body: bytes) -> tuple[bytes, dict[str, object]]:
+    """The head and the JSON that an echoing runner got."""
+    head, _, rest = body.partition(b"\r\n\r\n")
+    return head, msgspec.json.decode(rest)
+
+
+# --- filters and selectors ----------------------------------------------------------------------------------
+
+
+async def test_filters_change_what_the_runner_gets(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.catalog.filtered = {"tiny": Filters(("temperature",), {"num_ctx": 8192, "keep_alive": "5m"})}
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        _, got = said((await client.chat(temperature=1, top_p=0.5)).body)
+        assert got == {"model": "tiny", "top_p": 0.5, "num_ctx": 8192, "keep_alive": "5m"}
+        arrival = here.desk.tickets[0].arrival
+        assert (arrival.options, arrival.keep_alive_ns) == ({"num_ctx": 8192}, 300 * 10**9)
+        _, got = said((await client.chat(model="mini", temperature=1)).body)
+        assert got == {"model": "mini", "temperature": 1}
+
+
+async def test_a_selectors_target_is_served(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.catalog.filtered = {"mini": Filters((), {"a": 1})}
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        _, got = said((await (await here.client()).chat(model="any")).body)
+        assert here.desk.tickets[0].arrival.model == "small" and got["a"] == 1
+
+
+async def test_some_paths_load_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        runner = await here.runner("r1", echo())
+        here.desk.dispatch_to(runner)
+        client = await here.client()
+        answer = await client.ask("GET", "/upstream/tiny/favicon.ico")
+        assert (answer.status, answer.json()["error"]["code"]) == (409, "not_loaded")
+        here.desk.state.models["tiny"] = {"r1": here.desk.state.runners["r1"]}
+        here.desk.state.runners["r1"].state = RunnerState.ready
+        assert (await client.ask("GET", "/upstream/tiny/favicon.ico")).status == 200
+
+
+# --- peers --------------------------------------------------------------------------------------------------
+
+
+async def peer(here: World, url: str, **more: object) -> Client:
+    """A client, and a peer that has the model `far`."""
+    here.catalog.peers = {"far": PeerModel("hub", url, "org/far", "their-key", **more)}  # type: ignore[arg-type]
+    return await here.client()
+
+
+async def test_a_peer_is_asked_with_its_own_key_and_name(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        there = await here.runner("hub", echo("201 Made", "X-Peer: yes"))
+        client = await peer(here, there.url + "/api")
+        for _ in range(2):
+            answer = await client.chat("Authorization: Bearer mine", "X-Api-Key: mine", model="far", n=1)
+            assert answer.status == 201 and answer.headers["x-peer"] == "yes"
+            assert "x-runnerd-request" not in answer.headers
+            head, got = said(answer.body)
+            assert head.startswith(b"POST /api/v1/chat/completions HTTP/1.1\r\n")
+            assert b"Authorization: Bearer their-key" in head and b"mine" not in head
+            assert got == {"model": "org/far", "n": 1}
+        assert not here.desk.tickets and not here.desk.facts
+
+
+async def test_a_peers_failure_is_told(tmp_path: Path) -> None:
+    async def cut(there: Client) -> None:
+        await read_request(there)
+
+    async with world(tmp_path) as here:
+        there = await here.runner("hub", cut)
+        client = await peer(here, there.url)
+        answer = await client.chat(model="far")
+        assert (answer.status, answer.json()["error"]["code"]) == (502, "peer_failed")
+        assert (await client.ask("GET", "/health")).status == 200
+        client = await peer(here, "http://127.0.0.1:9")
+        assert "cannot be connected to" in (await client.chat(model="far")).json()["error"]["message"]
+
+
+async def test_a_client_that_leaves_a_peers_stream(tmp_path: Path) -> None:
+    left = trio.Event()
+
+    async def stream(there: Client) -> None:
+        await read_request(there)
+        await there.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await there.to_the_end()
+        left.set()
+
+    async with world(tmp_path) as here:
+        there = await here.runner("hub", stream)
+        client = await peer(here, there.url)
+        await client.send(chat(model="far"))
+        await client.until(b"abc")
+        await client.stream.aclose()
+        await left.wait()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for localhost, and its key, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate, and is not here")
+    path = tmp_path / "localhost.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    command += f" -addext subjectAltName=DNS:localhost -keyout {path}.key -out {path}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + Path(f"{path}.key").read_bytes())
+    return path
+
+
+async def secure(here: World, certificate: Path) -> int:
+    """A peer that speaks TLS and streams; its port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        try:
+            await stream.receive_some(65536)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            await stream.send_all(b"0\r\n\r\n")
+            await stream.receive_some(1)
+        except (trio.BrokenResourceError, ssl.SSLError):
+            return
+
+    listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1", https_compatible=True)
+    here.nursery.start_soon(trio.serve_listeners, handle, listeners)
+    port: int = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
+    return port
+
+
+async def test_a_peer_over_tls(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(tmp_path) as here:
+        port = await secure(here, certificate)
+        client = await peer(here, f"https://localhost:{port}")
+        tls.trusted.cache_clear()
+        distrusted = await client.chat(model="far")
+        assert distrusted.status == 502 and "self-signed" in distrusted.json()["error"]["message"]
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        tls.trusted.cache_clear()
+        try:
+            assert (await client.chat(model="far")).body == b"hello"
+        finally:
+            tls.trusted.cache_clear()
+
+
+async def test_a_query_for_a_peer(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        there = await here.runner("hub", echo())
+        client = await peer(here, there.url)
+        assert (await client.ask("GET", "/props?model=far")).body.startswith(b"GET /props?model=far ")
+        await client.send(request("GET", "/props?model=none"))
+        assert (await client.answer()).status == 404

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from daemon.config.commands import embeds_only
 from daemon.config.config import Config
 from daemon.estimates import bounded
-from daemon.ports import ModelRow
+from daemon.ports import Card, ModelRow
 from events.catalogue import Option
 
 
@@ -44,6 +45,19 @@ class Catalog:
             description=model.description,
             alias_of=id if alias else "",
             metadata=self.config.metadata(id),
+        )
+
+    def card(self, model: str) -> Card:
+        """What is known of a model."""
+        spec = self.config.models.get(model)
+        if spec is None:
+            return Card()
+        file = spec.file
+        return Card(
+            file=file,
+            vision=bool(spec.estimate and spec.estimate.vision),
+            embeds=embeds_only(spec.argv) or bool(file and file.embedding_only),
+            keep_alive_given=spec.keep_alive_given,
         )
 
     def launch_options(self, model: str) -> Mapping[str, Option]:

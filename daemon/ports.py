@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from daemon.gguf import Gguf
 from events.catalogue import Event, Fact, MemoryMeasured, Option, Process, RequestArrived, UpstreamEnded
 from events.envelope import Record
 from statemachines.state import State
@@ -112,6 +113,10 @@ class Desk(Protocol):
 class Control(Desk, Protocol):
     """What the control socket needs of the driver."""
 
+    def now(self) -> int:
+        """Scheduler time, ns."""
+        ...
+
     def submit(self, fact: Fact) -> Sequence[Event]:
         """Number, fold and append a fact; returns its step's events, which are not durable yet."""
         ...
@@ -205,6 +210,19 @@ class ModelRow(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any] = {}
 
 
+class Card(msgspec.Struct, frozen=True):
+    """What is known of a model beyond its name."""
+
+    file: Gguf | None = None
+    """What its file says; None: it has none, or it could not be read."""
+    vision: bool = False
+    """It sees images."""
+    embeds: bool = False
+    """It generates no text."""
+    keep_alive_given: bool = False
+    """The configuration says how long it stays loaded."""
+
+
 class Catalog(Protocol):
     """What the front door needs of the configuration. It may change between two calls."""
 
@@ -218,6 +236,10 @@ class Catalog(Protocol):
 
     def row(self, name: str) -> ModelRow | None:
         """The row of one model, listed or not, by id or alias."""
+        ...
+
+    def card(self, model: str) -> Card:
+        """What is known of a model."""
         ...
 
     def launch_options(self, model: str) -> Mapping[str, Option]:

@@ -227,6 +227,9 @@ GGUF_LAYERS = 4096
 GGUF_KEPT_ELEMENTS = 4096
 """Elements of an array that is kept: those that say something of each layer."""
 
+GGUF_TEMPLATE_BYTES = 1 * MIB
+"""A chat template that is looked into: the longest in use have 20 KiB."""
+
 GGUF_PARTS = 1000
 """Files that a model may be split into: those of a trillion parameters have some tens."""
 

@@ -15,6 +15,7 @@ from daemon.config.endpoint import Endpoint
 from daemon.config.errors import Problem
 from daemon.config.macros import fill
 from daemon.config.shards import Shard, port_values
+from daemon.gguf import Gguf
 from daemon.ports import Launch
 from events.catalogue import NEVER, ConfigView, DeviceView, Estimate, GroupView, MatrixView, ModelView, Option
 from events.limits import (
@@ -63,7 +64,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: dict[str, int] = {}
     estimate: Estimate | None = None
     """What its file says of the memory that it needs, once that has been read."""
+    file: Gguf | None = None
+    """What it says of the model itself."""
     keep_alive_ns: int = NEVER
+    keep_alive_given: bool = False
+    """Whether the configuration says so."""
     load_ns: int = LOAD_NS
     stall_ns: int = 0
     unload_ns: int = UNLOAD_NS

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from daemon.ollama.messages import Message
-from daemon.ollama.wrong import INVALID_JSON, Wrong
+from daemon.ollama.wrong import INVALID_JSON, wrong
 from events.limits import OLLAMA_TOP_LOGPROBS
 
 T = TypeVar("T")
@@ -74,37 +74,37 @@ class Show(msgspec.Struct, gc=False):
 
 
 def read(body: Any, shape: type[T]) -> T:
-    """A request's body. Raises Wrong."""
+    """A request's body. Raises Refused."""
     if not len(body):
-        raise Wrong("missing request body")
+        raise wrong("missing request body")
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as invalid:
-        raise Wrong(f"invalid request body: {invalid}") from None
+        raise wrong(f"invalid request body: {invalid}") from None
     except INVALID_JSON as invalid:
-        raise Wrong(f"the request body is not valid JSON: {invalid}") from None
+        raise wrong(f"the request body is not valid JSON: {invalid}") from None
 
 
 def check(asked: Text) -> None:
-    """What the types do not say. Raises Wrong."""
+    """What the types do not say. Raises Refused."""
     if not 0 <= (asked.top_logprobs or 0) <= OLLAMA_TOP_LOGPROBS:
-        raise Wrong(f"top_logprobs must be between 0 and {OLLAMA_TOP_LOGPROBS}")
+        raise wrong(f"top_logprobs must be between 0 and {OLLAMA_TOP_LOGPROBS}")
     if isinstance(asked.think, str) and asked.think not in LEVELS:
         words = ", ".join(f'"{level}"' for level in LEVELS)
-        raise Wrong(f'invalid think value: "{asked.think}" (must be {words}, true, or false)')
+        raise wrong(f'invalid think value: "{asked.think}" (must be {words}, true, or false)')
 
 
 def schema(format: msgspec.Raw) -> dict[str, Any] | str | None:
-    """The format that an answer must have: a JSON schema, "json" for any object, or None. Raises Wrong."""
+    """The format that an answer must have: a JSON schema, "json" for any object, or None. Raises Refused."""
     text = bytes(format)
     if text in (b"", b"null", b'""'):
         return None
     if text == b'"json"':
         return "json"
     if not text.startswith(b"{"):
-        raise Wrong(f'invalid format: {text[:80].decode()}; expected "json" or a valid JSON Schema object')
+        raise wrong(f'invalid format: {text[:80].decode()}; expected "json" or a valid JSON Schema object')
     try:
         found: dict[str, Any] = msgspec.json.decode(text)
     except INVALID_JSON as invalid:
-        raise Wrong(f"invalid format: {invalid}") from None
+        raise wrong(f"invalid format: {invalid}") from None
     return found

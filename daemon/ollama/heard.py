@@ -1,4 +1,4 @@
-"""What model servers say, in OpenAI's chunks and answers or llama-server's own (/infill): one kind of piece."""
+"""What model servers say, in OpenAI's words or llama-server's own (/infill), as one kind of piece."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Piece(msgspec.Struct, gc=False):
     error: str = ""
 
 
-class NotUnderstood(Exception):
+class NotUnderstood(ValueError):
     """It is nothing that a model server says."""
 
 

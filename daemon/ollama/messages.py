@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from daemon.ollama.wrong import Wrong
+from daemon.ollama.wrong import wrong
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -46,7 +46,7 @@ class Message(msgspec.Struct, gc=False):
 
 
 def translate(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages for /v1/chat/completions. Raises Wrong.
+    """The messages for /v1/chat/completions. Raises Refused.
 
     Ollama matches a tool's result to its call by name or by place, OpenAI by an id. So a call without one is
     given one, and a result without one is that of the oldest unanswered call of its name, or of all.
@@ -82,7 +82,7 @@ class _Calls:
 def _message(message: Message, calls: _Calls) -> dict[str, Any]:
     role = (message.role or "").lower()
     if role not in ROLES:
-        raise Wrong(f"invalid role {role!r}: expected one of {', '.join(ROLES[:4])}")
+        raise wrong(f"invalid role {role!r}: expected one of {', '.join(ROLES[:4])}")
     made: dict[str, Any] = {"role": role, "content": content(message.content or "", message.images or ())}
     if message.thinking:
         made["reasoning_content"] = message.thinking
@@ -105,7 +105,7 @@ def _tool_call(call: ToolCall, calls: _Calls) -> dict[str, Any]:
 
 
 def content(text: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
-    """A message's content: its text, or where there are images or sounds, its parts. Raises Wrong."""
+    """A message's content: its text, or where there are images or sounds, its parts. Raises Refused."""
     if not images:
         return text
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
@@ -113,12 +113,12 @@ def content(text: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
 
 
 def _medium(data: str) -> dict[str, Any]:
-    """A picture as a data URL; a sound as it is. Raises Wrong for what is no base64."""
+    """A picture as a data URL; a sound as it is. Raises Refused for what is no base64."""
     try:
         binascii.a2b_base64(data, strict_mode=True)
         head = base64.b64decode(data[:HEAD_CHARS])
     except (binascii.Error, ValueError):
-        raise Wrong("illegal base64 data in images") from None
+        raise wrong("illegal base64 data in images") from None
     if head.startswith(b"RIFF") and head[8:12] == b"WAVE":
         return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     if head.startswith(b"ID3"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from daemon.ollama.wrong import INVALID_JSON, Wrong
+from daemon.ollama.wrong import INVALID_JSON, wrong
 
 Options = Mapping[str, msgspec.Raw]
 
@@ -38,7 +38,7 @@ OPEN_WHEN_NEGATIVE = ("num_predict", "seed")
 
 
 def sampling(options: Options, declared: Mapping[str, object]) -> dict[str, Any]:
-    """What the model server is told. Options that the model declares are the scheduler's. Raises Wrong."""
+    """What the model server is told. Options that the model declares are the scheduler's. Raises Refused."""
     told: dict[str, Any] = {}
     for name, (renamed, kind) in SAMPLING.items():
         raw = options.get(name)
@@ -71,9 +71,9 @@ def _value(name: str, raw: msgspec.Raw, kind: str) -> Any:
             return [value]
         if isinstance(value, list) and all(isinstance(each, str) for each in value):
             return value
-        raise Wrong(f'option "{name}" must be an array of strings')
+        raise wrong(f'option "{name}" must be an array of strings')
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Wrong(f'option "{name}" must be of type {kind}')
+        raise wrong(f'option "{name}" must be of type {kind}')
     return int(value) if kind == INTEGER else value
 
 
@@ -81,4 +81,4 @@ def _decoded(raw: msgspec.Raw) -> Any:
     try:
         return msgspec.json.decode(raw)
     except INVALID_JSON as invalid:
-        raise Wrong(f"invalid options: {invalid}") from None
+        raise wrong(f"invalid options: {invalid}") from None

@@ -19,10 +19,15 @@ JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
 DONE = b"[DONE]"
 
-TOO_LONG = "the model server's answer is longer than is taken"
-NO_END = "the model server's answer ends in the middle"
-
 Clock = Callable[[], int]
+
+
+def failed_status(status: int) -> int:
+    """The status of a model server's error. That it lacks an endpoint must not look like a missing model,
+    which Ollama's clients try to pull then."""
+    if status in (404, 405):
+        return 501
+    return status if status >= 400 else 502
 
 
 class Whole:
@@ -40,7 +45,7 @@ class Whole:
         self.bytes += len(piece)
         if self.bytes > self._limit_bytes:
             self._pieces.clear()
-            raise TooLong
+            raise TooLong("it is too long")
         self._pieces.append(piece)
 
     def all(self) -> bytes:
@@ -66,7 +71,7 @@ class Calls:
                     call[i] += text
                     self._chars += len(text)
             if self._chars > OLLAMA_CALLS_CHARS or len(self._calls) > OLLAMA_CALLS:
-                raise TooLong
+                raise TooLong("its tool calls are too long")
 
     def take(self) -> list[Called]:
         """All that are there, whole. Raises NotUnderstood."""
@@ -104,14 +109,17 @@ class Times:
             self.first_ns = self._clock()
         self._pieces += 1
 
-    def fill(self, line: Figures, usage: heard.Usage | None, timings: heard.Timings | None) -> None:
-        """The figures: the server's own, where it has any; else what was seen from here."""
+    def fill(
+        self, line: Figures, usage: heard.Usage | None, timings: heard.Timings | None, *, streamed: bool
+    ) -> None:
+        """The figures: the server's own, where it has any; else, of a stream, what was seen from here."""
         now = self._clock()
         line.total_duration = now - self.asked_ns
         line.load_duration = self.began_ns - self.asked_ns
-        line.prompt_eval_duration = self.first_ns - self.began_ns
-        line.eval_duration = now - self.first_ns
-        line.eval_count = self._pieces
+        if streamed:
+            line.prompt_eval_duration = self.first_ns - self.began_ns
+            line.eval_duration = now - self.first_ns
+            line.eval_count = self._pieces
         if timings is not None:
             line.prompt_eval_count = timings.cache_n + timings.prompt_n
             line.eval_count = timings.predicted_n
@@ -123,7 +131,7 @@ class Times:
 
 
 class TextReply:
-    """The answer to /api/chat or /api/generate. See `daemon.http.translation.Translation`."""
+    """The answer to /api/chat or /api/generate. See `daemon.http.calls.Translation`."""
 
     def __init__(
         self,
@@ -149,6 +157,8 @@ class TextReply:
         self._events: Events | None = None
         self._whole = Whole(OLLAMA_WHOLE_BYTES)
         self._calls = Calls()
+        self._wrong: ValueError | None = None
+        """What was found behind lines that had to go out first."""
         self._finish = ""
         self._usage: heard.Usage | None = None
         self._timings: heard.Timings | None = None
@@ -162,10 +172,10 @@ class TextReply:
 
     def head(self, status: int, content_type: bytes) -> tuple[int, bytes]:
         """The runner's head is here."""
-        if status >= 400:
+        if status >= 300:
             self._failed = True
             self._whole = Whole(OLLAMA_ERROR_BYTES)
-            return status, JSON
+            return failed_status(status), JSON
         if self._streamed and content_type.lower().startswith(b"text/event-stream"):
             self._events = Events()
         return 200, NDJSON if self._streamed else JSON
@@ -174,26 +184,24 @@ class TextReply:
         """A piece of the runner's body."""
         if self._over:
             return b""
-        try:
-            if self._events is None:
-                self._whole.add(piece)
-                return b""
-            return self._take(self._events.feed(piece))
-        except TooLong:
-            return self.broken(TOO_LONG)
+        if self._wrong is not None:
+            raise self._wrong
+        if self._events is None:
+            self._whole.add(piece)
+            return b""
+        return self._take(self._events.feed(piece))
 
     def end(self) -> bytes:
         """The runner's body is complete."""
         if self._over:
             return b""
-        try:
-            if self._failed:
-                return self.broken(heard.error(self._whole.all()))
-            if self._events is None:
-                return self._take([self._whole.all()]) + self._last()
-            return self._take(self._events.end()) + self._last()
-        except TooLong:
-            return self.broken(TOO_LONG)
+        if self._wrong is not None:
+            raise self._wrong
+        if self._failed:
+            return self.broken(heard.error(self._whole.all()))
+        if self._events is None:
+            return self._one(heard.piece(self._whole.all()))
+        return self._take(self._events.end()) + self._last()
 
     def broken(self, message: str) -> bytes:
         """It broke off: the last words."""
@@ -205,22 +213,21 @@ class TextReply:
     # --- the lines ---------------------------------------------------------------------------------------
 
     def _take(self, events: list[bytes]) -> bytes:
-        """What the events say, as lines. Raises TooLong."""
-        lines = []
-        for data in events:
-            if self._over:
-                break
-            if data == DONE:
-                lines.append(self._last())
-                continue
-            try:
-                lines.append(self._one(heard.piece(data)))
-            except NotUnderstood as error:
-                lines.append(self.broken(f"the model server's answer is not understood: {error}"))
+        """What the events say, as lines. Raises ValueError."""
+        lines: list[bytes] = []
+        try:
+            for data in events:
+                lines.append(self._last() if data == DONE else self._one(heard.piece(data)))
+        except ValueError as error:
+            if not lines:
+                raise
+            self._wrong = error
         return b"".join(lines)
 
     def _one(self, piece: Piece) -> bytes:
-        """What one event adds. Raises NotUnderstood and TooLong."""
+        """What one event adds. Raises ValueError."""
+        if self._over:
+            return b""
         if piece.error:
             return self.broken(piece.error)
         self._usage = piece.usage or self._usage
@@ -240,20 +247,22 @@ class TextReply:
         return lines
 
     def _last(self) -> bytes:
-        """The last line of a stream."""
+        """The last line of a stream. Raises ValueError."""
         if self._over:
             return b""
         if not self._finish:
-            return self.broken(NO_END)
+            raise NotUnderstood("it ends without a last word")
         return self._done(self._line(Piece()))
 
     def _whole_answer(self, piece: Piece) -> bytes:
+        if not (piece.finish or piece.text or piece.thinking or piece.calls):
+            raise NotUnderstood("there is no choice in it")
         self._finish = piece.finish or "stop"
         return self._done(self._line(piece, self._calls.take()))
 
     def _done(self, line: ChatLine | GenerateLine) -> bytes:
         line.done, line.done_reason = True, self._finish
-        self._times.fill(line, self._usage, self._timings)
+        self._times.fill(line, self._usage, self._timings, streamed=self._events is not None)
         encoded = self._encode(line)
         self._over = True
         return encoded

@@ -8,7 +8,7 @@ import msgspec
 
 from daemon.ollama import asked, messages
 from daemon.ollama.asked import Chat, Common, Embed, Embeddings, Generate, Text
-from daemon.ollama.wrong import Wrong
+from daemon.ollama.wrong import wrong
 
 CHAT = b"/v1/chat/completions"
 COMPLETION = b"/v1/completions"
@@ -33,14 +33,14 @@ class Work(msgspec.Struct, gc=False):
 
 
 def named(request: Common) -> str:
-    """The name of the model. Raises Wrong."""
+    """The name of the model. Raises Refused."""
     if not request.model:
-        raise Wrong("model is required")
+        raise wrong("model is required")
     return request.model
 
 
 def chat(request: Chat) -> Work:
-    """POST /api/chat. Raises Wrong."""
+    """POST /api/chat. Raises Refused."""
     asked.check(request)
     work = _text("chat", "chat", request)
     if not request.messages:
@@ -54,19 +54,19 @@ def chat(request: Chat) -> Work:
 
 
 def generate(request: Generate) -> Work:
-    """POST /api/generate: a chat of one message; with `raw` or `suffix` the prompt as it is. Raises Wrong."""
+    """POST /api/generate: a chat of one message; with `raw` or `suffix` the bare prompt. Raises Refused."""
     asked.check(request)
     work = _text("completion", "generate", request)
     if request.raw and (request.template or request.system or request.context):
-        raise Wrong("raw mode does not support template, system, or context")
+        raise wrong("raw mode does not support template, system, or context")
     if request.template:
-        raise Wrong(
+        raise wrong(
             '"template" cannot be given here: the model server has its own. "raw" sends a prompt as it is'
         )
     if request.context:
-        raise Wrong('"context" is not kept here: send the conversation as the messages of /api/chat')
+        raise wrong('"context" is not kept here: send the conversation as the messages of /api/chat')
     if (request.raw or request.suffix) and request.images:
-        raise Wrong("raw mode and suffix do not support images")
+        raise wrong("raw mode and suffix do not support images")
     if not request.prompt:
         return work
     if request.suffix:
@@ -87,7 +87,7 @@ def generate(request: Generate) -> Work:
 
 
 def embed(request: Embed) -> Work:
-    """POST /api/embed. Raises Wrong."""
+    """POST /api/embed. Raises Refused."""
     texts = [request.input] if isinstance(request.input, str) and request.input else request.input
     work = Work("embedding", "embed", dimensions=max(0, request.dimensions or 0))
     if texts:

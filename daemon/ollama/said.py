@@ -98,3 +98,14 @@ def _token(each: Likely, alternatives: bool) -> Token:
 def error(message: str) -> bytes:
     """An error, as a line or as a whole answer."""
     return msgspec.json.encode({"error": message})
+
+
+def nothing(form: str, model: str, reason: str) -> bytes:
+    """The answer to a request that asked for nothing: "load" or "unload"."""
+    if form == "chat":
+        return msgspec.json.encode(ChatLine(model, now(), Said("assistant", ""), True, done_reason=reason))
+    if form == "generate":
+        return msgspec.json.encode(GenerateLine(model, now(), "", True, done_reason=reason))
+    return msgspec.json.encode(
+        {"embedding": []} if form == "embeddings" else {"model": model, "embeddings": []}
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from events.limits import OLLAMA_EVENT_BYTES
 
 
-class TooLong(Exception):
-    """An event is longer than any that a model server sends."""
+class TooLong(ValueError):
+    """An answer, or an event of it, is longer than any that a model server sends."""
 
 
 class Events:
@@ -45,7 +45,7 @@ class Events:
             self._pieces.append(piece)
             self._pieces_bytes += len(piece)
             if self._pieces_bytes > OLLAMA_EVENT_BYTES:
-                raise TooLong
+                raise TooLong("an event of it is too long")
         return []
 
     def _line(self, line: bytes) -> bytes | None:
@@ -61,5 +61,5 @@ class Events:
             self._data.append(value)
             self._data_bytes += len(value)
             if self._data_bytes > OLLAMA_EVENT_BYTES:
-                raise TooLong
+                raise TooLong("an event of it is too long")
         return None

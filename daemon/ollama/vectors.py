@@ -8,8 +8,8 @@ from time import monotonic_ns
 import msgspec
 
 from daemon.ollama import heard, said
-from daemon.ollama.replies import JSON, TOO_LONG, Clock, Whole
-from daemon.ollama.sse import TooLong
+from daemon.ollama.heard import NotUnderstood
+from daemon.ollama.replies import JSON, Clock, Whole, failed_status
 from daemon.ollama.wrong import INVALID_JSON
 from events.limits import OLLAMA_ERROR_BYTES, OLLAMA_WHOLE_BYTES
 
@@ -35,7 +35,7 @@ class EmbedAnswer(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class VectorReply:
-    """The answer to /api/embed (`many`) or /api/embeddings. See `daemon.http.translation.Translation`."""
+    """The answer to /api/embed (`many`) or /api/embeddings. See `daemon.http.calls.Translation`."""
 
     def __init__(
         self, model: str, *, many: bool = True, dimensions: int = 0, clock: Clock = monotonic_ns
@@ -58,20 +58,17 @@ class VectorReply:
 
     def head(self, status: int, content_type: bytes) -> tuple[int, bytes]:
         """The runner's head is here."""
-        if status >= 400:
+        if status >= 300:
             self._failed = True
             self._whole = Whole(OLLAMA_ERROR_BYTES)
-            return status, JSON
+            return failed_status(status), JSON
         return 200, JSON
 
     def feed(self, piece: bytes) -> bytes:
         """A piece of the runner's body."""
         if self._over:
             return b""
-        try:
-            self._whole.add(piece)
-        except TooLong:
-            return self.broken(TOO_LONG)
+        self._whole.add(piece)
         return b""
 
     def end(self) -> bytes:
@@ -83,7 +80,7 @@ class VectorReply:
         try:
             return self._answer(self._whole.all())
         except INVALID_JSON as invalid:
-            return self.broken(f"the model server's answer is not understood: {invalid}")
+            raise NotUnderstood(str(invalid)) from None
 
     def broken(self, message: str) -> bytes:
         """It broke off: the last words."""

@@ -16,6 +16,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,10 +39,12 @@ def serve_front(backend_port: int) -> None:
     """A front door whose desk dispatches everything at once to the backend."""
     import trio
 
+    from daemon.catalog import Catalog
+    from daemon.config.file import load as load_config
     from daemon.http.server import FrontDoor
     from daemon.logs import Logs, Ring
-    from daemon.ports import Address, Dispatched, Ended, ModelRow
-    from events.catalogue import Option, RequestArrived, UpstreamEnded
+    from daemon.ports import Address, Dispatched, Ended
+    from events.catalogue import RequestArrived, UpstreamEnded
     from statemachines.state import State
 
     turn = Dispatched(Address("r1", f"http://127.0.0.1:{backend_port}"), 1)
@@ -70,39 +73,14 @@ def serve_front(backend_port: int) -> None:
 
         def ended(self, fact: UpstreamEnded) -> None: ...
 
-    class Catalog:
-        def resolve(self, name: str) -> str | None:
-            return name if name == "m" else None
-
-        def models(self) -> Sequence[ModelRow]:
-            return [ModelRow("m")]
-
-        def launch_options(self, model: str) -> dict[str, Option]:
-            return {}
-
-        def target(self, name: str) -> str:
-            return name
-
-        def filters(self, name: str) -> None:
-            return None
-
-        def peer(self, name: str) -> None:
-            return None
-
-        def loads_nothing(self, path: str) -> bool:
-            return False
-
-        def tells_loading(self, model: str) -> bool:
-            return False
-
-        def bounded(self, model: str, options: dict[str, Option]) -> dict[str, Option]:
-            return options
-
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         print("listening on", listener.getsockname()[1], flush=True)
-        logs = Logs(Ring(), State, lambda runner: [])
-        await FrontDoor(Desk(), Catalog(), logs).serve([listener])
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write("models: {m: {cmd: 'server ${PORT}'}}")
+            file.flush()
+            catalog = Catalog(load_config(Path(file.name)))
+        await FrontDoor(Desk(), catalog, Logs(Ring(), State, lambda runner: [])).serve([listener])
 
     trio.run(main)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from daemon.config.commands import embeds_only
 from daemon.config.config import Config
 from daemon.config.filters import Filters
 from daemon.config.selectors import Look, choose
 from daemon.estimates import bounded
-from daemon.ports import Access, ModelRow, PeerModel
+from daemon.ports import Access, Card, ModelRow, PeerModel
 from events.catalogue import Option
 from events.limits import S
 from statemachines.runner import RunnerState
@@ -88,6 +89,19 @@ class Catalog:
             alias_of=id if alias else "",
             metadata=self.config.metadata(id),
             more=model.capabilities.row(),
+        )
+
+    def card(self, model: str) -> Card:
+        """What is known of a model."""
+        spec = self.config.models.get(model)
+        if spec is None:
+            return Card()
+        file = spec.file
+        return Card(
+            file=file,
+            vision=bool(spec.estimate and spec.estimate.vision),
+            embeds=embeds_only(spec.argv) or bool(file and file.embedding_only),
+            keep_alive_given=spec.keep_alive_given,
         )
 
     def launch_options(self, model: str) -> Mapping[str, Option]:

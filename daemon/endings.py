@@ -7,7 +7,7 @@ from events.catalogue import RequestCancelled, RequestFailed, RequestRejected, R
 from events.limits import S
 from statemachines.state import State
 
-BUSY = "server busy, please try again. maximum pending requests exceeded"
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's words, which its clients look for."""
 
 STATUS: dict[str, tuple[int, str]] = {

@@ -61,8 +61,8 @@ def _with_estimate(id: str, model: Model, server: llama.Server, found: Mapping[s
                 log.warning("%s: no estimate of its memory from %s: %s", id, path, line.error)
             return model
         files[path] = line.gguf
-    model = msgspec.structs.replace(model, estimate=llama.estimate(server, files))
     gguf = files[server.model]
+    model = msgspec.structs.replace(model, estimate=llama.estimate(server, files), file=gguf)
     if (gguf.embedding_only or gguf.architecture in UNSHARED) and not model.slots_given:
         model = msgspec.structs.replace(model, slots=1)
     return model

@@ -31,6 +31,7 @@ from events.limits import (
     GGUF_NAME_BYTES,
     GGUF_PARTS,
     GGUF_READ_BYTES,
+    GGUF_TEMPLATE_BYTES,
     GGUF_TENSORS,
 )
 
@@ -51,11 +52,19 @@ KEPT = {
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.key_length_swa",
     "attention.value_length_swa", "attention.sliding_window", "attention.sliding_window_pattern",
     "ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count", "wkv.head_size",
-    "vision.block_count", "has_vision_encoder",
+    "vision.block_count", "has_vision_encoder", "file_type",
 }  # fmt: skip
 """Keys that are kept, without the architecture's name before them; of all others only the length is read."""
 
 VOCABULARY = "tokenizer.ggml.tokens"
+TEMPLATE = "tokenizer.chat_template"
+
+TOOL_WORDS = (b"tools", b"tool_call")
+"""What a chat template names that knows of tools: Ollama looks for the same."""
+
+THINKING_WORDS = (b"<think>", b"</think>")
+"""What a chat template names, all of it, whose model thinks before it answers."""
+
 SPLIT = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)")
 
 EMBEDDING_ONLY = {
@@ -94,6 +103,17 @@ class Gguf(msgspec.Struct, frozen=True, omit_defaults=True):
     vocabulary: int = 0
     embedding_only: bool = False
     vision: bool = False
+    file_type: int = -1
+    """llama.cpp's number of the quantisation that it was made with; -1: it does not say."""
+    tools: bool = False
+    """Its chat template knows of tools."""
+    thinking: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model is made of."""
+        types = ((ggml.BY_NAME[name], size) for name, size in self.tensor_bytes.items())
+        return sum(size // type.block_bytes * type.block_elements for type, size in types)
 
     @property
     def weights_bytes(self) -> int:
@@ -205,10 +225,21 @@ class _Reader:
                 self._skip_array(inner, count)
             if name == VOCABULARY:
                 found.values[VOCABULARY] = count
+        elif name == TEMPLATE and kind == STRING:
+            self._template(found, self._number("Q"))
         elif short not in KEPT:
             self._skip(self._number("Q") if kind == STRING else self._width(kind))
         else:
             found.values[short] = self._name("a value") if kind == STRING else self._scalar(kind)
+
+    def _template(self, found: _Part, length: int) -> None:
+        """What a chat template speaks of; one that is too long to be one is passed over."""
+        if length > GGUF_TEMPLATE_BYTES:
+            self._skip(length)
+            return
+        text = self._take(length)
+        found.values["tools"] = int(any(word in text for word in TOOL_WORDS))
+        found.values["thinking"] = int(all(word in text for word in THINKING_WORDS))
 
     def _tensor(self, found: _Part) -> None:
         name = self._name("a tensor")
@@ -353,6 +384,9 @@ def _model(values: dict[str, Value], tensor_bytes: dict[str, int]) -> Gguf:
         vocabulary=_whole(values.get(VOCABULARY)) or _whole(values.get("vocab_size")),
         embedding_only=architecture in EMBEDDING_ONLY or _whole(values.get("pooling_type")) > 0,
         vision=architecture == "clip" or vision > 0,
+        file_type=_whole(values.get("file_type"), -1),
+        tools=bool(values.get("tools")),
+        thinking=bool(values.get("thinking")),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from daemon.config.filters import Filters
+from daemon.gguf import Gguf
 from events.catalogue import Event, Fact, MemoryMeasured, Option, Process, RequestArrived, UpstreamEnded
 from events.envelope import Record
 from events.limits import HTTP_BODY_BYTES
@@ -113,6 +114,10 @@ class Desk(Protocol):
 
 class Control(Desk, Protocol):
     """What the control socket needs of the driver."""
+
+    def now(self) -> int:
+        """Scheduler time, ns."""
+        ...
 
     def submit(self, fact: Fact) -> Sequence[Event]:
         """Number, fold and append a fact; returns its step's events, which are not durable yet."""
@@ -241,6 +246,19 @@ class PeerModel(msgspec.Struct, frozen=True):
         return f"PeerModel({self.id!r}, {self.url!r}, {self.model!r})"
 
 
+class Card(msgspec.Struct, frozen=True):
+    """What is known of a model beyond its name."""
+
+    file: Gguf | None = None
+    """What its file says; None: it has none, or it could not be read."""
+    vision: bool = False
+    """It sees images."""
+    embeds: bool = False
+    """It generates no text."""
+    keep_alive_given: bool = False
+    """The configuration says how long it stays loaded."""
+
+
 class Catalog(Protocol):
     """What the front door needs of the configuration. It may change between two calls."""
 
@@ -275,6 +293,10 @@ class Catalog(Protocol):
 
     def row(self, name: str) -> ModelRow | None:
         """The row of one model, listed or not, by id or alias."""
+        ...
+
+    def card(self, model: str) -> Card:
+        """What is known of a model."""
         ...
 
     def launch_options(self, model: str) -> Mapping[str, Option]:

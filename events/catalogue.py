@@ -191,13 +191,15 @@ class LoadRequested(Fact, frozen=True, gc=False, tag="operator.load"):
 
 
 class UnloadRequested(Fact, frozen=True, gc=False, tag="operator.unload"):
-    """An operator wants a model's runners (or, with `model` empty, every runner) gone."""
+    """An operator wants a model's runners (or, with `model` empty, every runner) gone. `gently`: what they
+    serve now may run to its end, however long that takes."""
 
     model: str = ""
     runner: str = ""
     cancel: bool = False
     now: bool = False
     by: str = ""
+    gently: bool = False
 
 
 class PinRequested(Fact, frozen=True, gc=False, tag="operator.pin"):

@@ -227,6 +227,9 @@ GGUF_LAYERS = 4096
 GGUF_KEPT_ELEMENTS = 4096
 """Elements of an array that is kept: those that say something of each layer."""
 
+GGUF_TEMPLATE_BYTES = 1 * MIB
+"""A chat template that is looked into: the longest in use have 20 KiB."""
+
 GGUF_PARTS = 1000
 """Files that a model may be split into: those of a trillion parameters have some tens."""
 
@@ -345,6 +348,30 @@ UPSTREAM_IDLE_CONNECTIONS = 64
 
 HTTP_OPTION_BYTES = 1024
 """The text of one launch option in a request (an adapter's path): it enters the log."""
+
+# --- Ollama's API ----------------------------------------------------------------------------------------
+
+OLLAMA_EVENT_BYTES = 8 * MIB
+"""One event of a model server's stream: Ollama's own client of llama-server takes as much."""
+
+OLLAMA_WHOLE_BYTES = 256 * MIB
+"""An answer that is translated whole: a thousand embeddings of 8192 numbers take 100 MiB."""
+
+OLLAMA_ERROR_BYTES = 1 * MIB
+"""A model server's error: a sentence, or a prompt that it repeats."""
+
+OLLAMA_CALLS = 1024
+"""Tool calls in one answer: models make a handful."""
+
+OLLAMA_CALLS_CHARS = 16 * MIB
+"""Their arguments together: a call may write a long file."""
+
+OLLAMA_TOP_LOGPROBS = 20
+"""Alternatives to each token: Ollama's and OpenAI's limit."""
+
+OLLAMA_KEEP_ALIVE_NS = 300 * S
+"""How long a model stays loaded after a request of Ollama's API, where neither it nor the configuration says:
+Ollama's five minutes."""
 
 # --- configuration ---------------------------------------------------------------------------------------
 

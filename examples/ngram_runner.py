@@ -85,6 +85,25 @@ def embed(text: str) -> list[float]:
     return [x / length for x in vector]
 
 
+def tool_calls(message: dict[str, Any], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A call of each tool that a user's message names, with the word behind its name for each argument."""
+    calls: list[dict[str, Any]] = []
+    text = str(message.get("content", "")) if message.get("role") == "user" else ""
+    for function in (tool.get("function", {}) for tool in tools):
+        match = re.search(rf"\b{re.escape(str(function.get('name')))}\b\W*(\w*)", text)
+        if match:
+            names = function.get("parameters", {}).get("properties", {})
+            made = {"name": function["name"], "arguments": json.dumps(dict.fromkeys(names, match[1]))}
+            number = len(calls)
+            calls.append({"index": number, "id": f"call{number}", "type": "function", "function": made})
+    return calls
+
+
+def usage_of(prompt: int, completion: int) -> dict[str, int]:
+    """Tokens, as OpenAI counts them."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
 class Server(ThreadingHTTPServer):
     """The server's state: the model, the slots, how it is to misbehave."""
 
@@ -258,6 +277,7 @@ class Handler(BaseHTTPRequestHandler):
             " ".join(str(m.get("content", "")) for m in messages) if chat else str(asked.get("prompt", ""))
         )
         prompt = " ".join(prompt.split()[-self.server.options.ctx :])
+        calls = tool_calls(messages[-1], asked.get("tools") or []) if chat and messages else []
         kind = "chat.completion" if chat else "text_completion"
         head = {
             "id": f"{kind}-{self.server.served}",
@@ -265,26 +285,40 @@ class Handler(BaseHTTPRequestHandler):
             "model": self.server.options.name,
         }
         if asked.get("stream"):
-            return self.stream(
-                {**head, "object": kind + ".chunk" if chat else kind}, self.tokens(prompt, asked), chat
-            )
-        words = list(self.tokens(prompt, asked))
+            head["object"] = kind + ".chunk" if chat else kind
+            tokens = iter(()) if calls else self.tokens(prompt, asked)
+            usage = (asked.get("stream_options") or {}).get("include_usage")
+            return self.stream(head, tokens, calls, chat, len(split(prompt)) if usage else None)
+        words = [] if calls else list(self.tokens(prompt, asked))
         text = "".join(words).strip()
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
-        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        used = {"prompt_tokens": len(split(prompt)), "completion_tokens": len(words)}
-        used["total_tokens"] = sum(used.values())
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "tool_calls" if calls else "length"}
+        message = {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
+        choice |= {"message": message} if chat else {"text": text}
+        used = usage_of(len(split(prompt)), len(words))
         self.reply(200, {**head, "object": kind, "choices": [choice], "usage": used})
 
-    def stream(self, head: dict[str, Any], tokens: Iterator[str], chat: bool) -> None:
-        """Server-sent events, one a word."""
+    def stream(
+        self,
+        head: dict[str, Any],
+        tokens: Iterator[str],
+        calls: list[dict[str, Any]],
+        chat: bool,
+        prompt_tokens: int | None,
+    ) -> None:
+        """Server-sent events, one a word; the tokens of the prompt where their number is wanted."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for token in tokens:
+        count = 0
+        for count, token in enumerate(tokens, 1):  # noqa: B007 (used below)
             self.event({**head, "choices": [self.delta(token, None, chat)]})
-        self.event({**head, "choices": [self.delta("", "length", chat)]})
+        for call in calls:
+            part = {"index": 0, "finish_reason": None, "delta": {"tool_calls": [call]}}
+            self.event({**head, "choices": [part]})
+        self.event({**head, "choices": [self.delta("", "tool_calls" if calls else "length", chat)]})
+        if prompt_tokens is not None:
+            self.event({**head, "choices": [], "usage": usage_of(prompt_tokens, count)})
         self.chunk(b"data: [DONE]\n\n")
         self.put(b"0\r\n\r\n")
 

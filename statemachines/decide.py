@@ -460,7 +460,8 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
     targets = [state.runners[runner] for runner in state.operations[id].runners]
     for runner in targets:
         view = state.model(runner.model)
-        s.retire(runner, "operator", state.t if f.now or view is None else state.t + view.unload_ns)
+        due = state.t if f.now or view is None else state.t + view.unload_ns
+        s.retire(runner, "operator", 0 if f.gently else due)
     if f.cancel:
         models = [f.model] if f.model else list(state.wanted)
         for model in models:

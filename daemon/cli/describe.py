@@ -171,7 +171,8 @@ def _ended(s: str, p: Payload) -> str:
 def _unload(s: str, p: Payload) -> str:
     what = p.get("runner") or p.get("model") or "everything"
     waiting = " and cancel who waits" if p.get("cancel") else ""
-    return f"{s}: unload {what}{' now' if p.get('now') else ''}{waiting}, {_asked(p)}"
+    how = " gently" if p.get("gently") else " now" if p.get("now") else ""
+    return f"{s}: unload {what}{how}{waiting}, {_asked(p)}"
 
 
 def _cancel(s: str, p: Payload) -> str:

@@ -22,6 +22,7 @@ from daemon.config.peers import find as find_peer
 from daemon.config.selectors import Profile, Selector
 from daemon.config.shards import Shard, port_values
 from daemon.config.values import Json
+from daemon.gguf import Gguf
 from daemon.ports import Launch
 from events.catalogue import NEVER, ConfigView, DeviceView, Estimate, GroupView, MatrixView, ModelView, Option
 from events.limits import (
@@ -102,7 +103,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: dict[str, int] = {}
     estimate: Estimate | None = None
     """What its file says of the memory that it needs, once that has been read."""
+    file: Gguf | None = None
+    """What it says of the model itself."""
     keep_alive_ns: int = NEVER
+    keep_alive_given: bool = False
+    """Whether the configuration says so."""
     load_ns: int = LOAD_NS
     stall_ns: int = 0
     unload_ns: int = UNLOAD_NS

@@ -167,6 +167,7 @@ class _Reader:
             self._problems.warn(found.line if found else 0, "healthCheckTimeout", text)
         return Defaults(
             keep_alive_ns=section.duration_ns("globalTTL", 0) or NEVER,
+            keep_alive_given=section.node("globalTTL") is not None,
             load_ns=load_ns,
             stall_ns=read_stall_ns(section, 0),
             unload_ns=section.duration_ns("unloadTimeout", UNLOAD_NS) or UNLOAD_NS,

@@ -55,6 +55,7 @@ class Defaults(msgspec.Struct, frozen=True):
     """What the top of the file says for every model that says nothing itself."""
 
     keep_alive_ns: int
+    keep_alive_given: bool
     load_ns: int
     stall_ns: int
     unload_ns: int
@@ -108,6 +109,7 @@ class ModelReader:
             slots_given=section.node("slots") is not None or bool(parallel_flag(argv)),
             memory_bytes=self._memory(section),
             keep_alive_ns=self._keep_alive_ns(section),
+            keep_alive_given=self._keep_alive_given(section),
             load_ns=section.duration_ns("healthCheckTimeout", load_ns) or load_ns,
             stall_ns=read_stall_ns(section, self._defaults.stall_ns),
             unload_ns=section.duration_ns("unloadTimeout", unload_ns) or unload_ns,
@@ -286,6 +288,12 @@ class ModelReader:
         if found is None or found.value == -1:
             return self._defaults.keep_alive_ns
         return section.duration_ns("ttl", 0) or NEVER
+
+    def _keep_alive_given(self, section: Section) -> bool:
+        """Whether the file says how long this model stays loaded."""
+        found = section.node("ttl")
+        own = found is not None and not (isinstance(found, Scalar) and found.value == -1)
+        return own or self._defaults.keep_alive_given
 
 
 def read_stall_ns(section: Section, default: int) -> int:

@@ -75,6 +75,9 @@ class Ask(msgspec.Struct, frozen=True):
     """The client asks for a WebSocket."""
     tells: bool = False
     """While it waits, the client is told so; `translation` is for the answer behind such words."""
+    only_load: bool = False
+    """Nothing is asked of the runner: that its model is loaded is all. The translation makes the answer, of
+    status 200 and an empty body."""
 
 
 class Local(msgspec.Struct, frozen=True):

@@ -106,15 +106,18 @@ class Exchange:
         self._began_ns = monotonic_ns()
         translation = self._ask.translation
         try:
-            if translation is not None:
-                reply = await self._translate(translation)
-            else:
+            reply: Reply | None = None
+            if translation is None:
                 reply = await self._relay_head(await self._put())
                 if reply.switched:
                     await self._tunnel()
                 elif not reply.done:
                     await self._relay_rest(reply)
-            if reply.excess:
+            elif self._ask.only_load:
+                await self._say_loaded(translation)
+            else:
+                reply = await self._translate(translation)
+            if reply is not None and reply.excess:
                 self.keep_alive = False
             self.complete = True
             self.client_lost = False
@@ -308,16 +311,8 @@ class Exchange:
         translation.began()
         reply, _ = await self._headed(await self._put())
         self.status = reply.status
-        status, content_type = translation.head(reply.status, content_type_of(reply))
-        framed = self._framed or Framed(
-            self._send,
-            self._request.version,
-            keep_alive=self.keep_alive,
-            status=status,
-            content_type=content_type.decode("latin-1"),
-            lines=[f"{REQUEST}: {self._id}"],
-            cors=self._request.cors,
-        )
+        head = translation.head(reply.status, content_type_of(reply))
+        framed = self._framed or self._framing(*head)
         framed.send = self._send
         try:
             await self._translate_body(reply, translation, framed)
@@ -329,6 +324,26 @@ class Exchange:
             raise UpstreamFailed(reason) from None
         self.keep_alive = framed.keep_alive
         return reply
+
+    async def _say_loaded(self, translation: Translation) -> None:
+        """Answer without the runner, which has been loaded for it."""
+        translation.began()
+        self.status = 200
+        framed = self._framing(*translation.head(200, b""))
+        await framed.end(translation.end())
+        self.keep_alive = framed.keep_alive
+
+    def _framing(self, status: int, content_type: bytes) -> Framed:
+        """A translated answer, of this status and content type."""
+        return Framed(
+            self._send,
+            self._request.version,
+            keep_alive=self.keep_alive,
+            status=status,
+            content_type=content_type.decode("latin-1"),
+            lines=[f"{REQUEST}: {self._id}"],
+            cors=self._request.cors,
+        )
 
     async def _translate_body(self, reply: Reply, translation: Translation, framed: Framed) -> None:
         while True:

@@ -13,6 +13,7 @@ from daemon.http.answers import Answer, Stream
 from daemon.http.calls import Ask, Call
 from daemon.http.dialects import Dialect
 from daemon.http.refusals import SHOWN_NAME_CHARS, Refusal
+from daemon.ollama import endpoints as ollama
 
 Handler = Callable[[Call], Awaitable[Answer | Stream | Ask]]
 
@@ -61,6 +62,19 @@ VERSIONLESS = {
 }
 """llama-swap's paths for runners whose API has no version in its path: what goes on is without the /v."""
 
+OLLAMA: dict[str, tuple[tuple[bytes, ...], Handler]] = {
+    "version": (GET, ollama.version),
+    "tags": (GET, ollama.tags),
+    "ps": (GET, ollama.ps),
+    "show": (POST, ollama.show),
+    "chat": (POST, ollama.chat),
+    "generate": (POST, ollama.generate),
+    "embed": (POST, ollama.embed),
+    "embeddings": (POST, ollama.embeddings),
+    **dict.fromkeys(("pull", "push", "create", "copy", "delete"), ((), ollama.instead)),
+}
+"""Ollama's, below /api."""
+
 ROUTES: dict[bytes, Route] = {
     **{path.encode(): Route(POST, kind=kind) for kind, paths in RELAYED.items() for path in paths},
     **{path.encode(): Route(POST, kind=kind, strip=b"/v") for kind, path in VERSIONLESS.items()},
@@ -84,6 +98,11 @@ ROUTES: dict[bytes, Route] = {
     b"/logs": Route(GET, llamaswap.logs),
     b"/logs/stream": Route(GET, llamaswap.follow_logs),
     b"/api/events": Route(GET, llamaswap.events),
+    b"/": Route(GET, ollama.root),
+    **{
+        f"/api/{name}".encode(): Route(methods, handle, dialect=dialects.ollama)
+        for name, (methods, handle) in OLLAMA.items()
+    },
 }
 """By path."""
 
@@ -92,6 +111,7 @@ BELOW: dict[bytes, Route] = {
     b"/upstream/": Route((), llamaswap.upstream),
     b"/api/models/unload/": Route(POST, llamaswap.unload_model),
     b"/api/inflight/": Route(POST, llamaswap.cancel),
+    b"/api/blobs/": Route((), ollama.instead, dialect=dialects.ollama),
     b"/logs/stream/": Route(GET, llamaswap.follow_logs),
 }
 """By the beginning of a path, with its final slash; the longest goes first."""

@@ -16,8 +16,8 @@ from daemon.config.filters import Filters
 from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
 from daemon.logs import Logs, Ring
-from daemon.ports import Access, Address, Dispatched, Ended, LogBlocked, ModelRow, PeerModel, Ticket
-from events.catalogue import Fact, Option, RequestArrived, UpstreamEnded
+from daemon.ports import Access, Address, Card, Dispatched, Ended, LogBlocked, ModelRow, PeerModel, Ticket
+from events.catalogue import Event, Fact, Option, RequestArrived, UpstreamEnded
 from events.limits import HTTP_BODY_BYTES
 from statemachines.state import Runner, State
 
@@ -93,6 +93,16 @@ class FakeDesk:
         self.operations.append(fact)
         return self.operated
 
+    def now(self) -> int:
+        return self.state.t
+
+    def submit(self, fact: Fact) -> Sequence[Event]:
+        self.operations.append(fact)
+        return [Event(len(self.operations), 0, 0, "", fact)]
+
+    async def durable(self, seq: int) -> None:
+        await trio.lowlevel.checkpoint()
+
     def _change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -133,6 +143,9 @@ class FakeCatalog:
         if id is None:
             return None
         return ModelRow(name, alias_of="" if name == id else id, metadata={"layers": 2})
+
+    def card(self, model: str) -> Card:
+        return Card(keep_alive_given=model == "small")
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
         return self.options

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import msgspec
@@ -116,23 +114,15 @@ async def test_a_client_that_leaves_a_peers_stream(tmp_path: Path) -> None:
         await left.wait()
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for localhost, and its key, in one file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate, and is not here")
-    path = tmp_path / "localhost.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
-    command += f" -addext subjectAltName=DNS:localhost -keyout {path}.key -out {path}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + Path(f"{path}.key").read_bytes())
-    return path
+CERTIFICATE = Path(__file__).resolve().parents[1] / "golden/localhost.pem"
+"""For localhost and a hundred years, with its key: `openssl req -x509 -newkey rsa:2048 -nodes -days 36500
+-subj /CN=localhost -addext subjectAltName=DNS:localhost`. It protects nothing."""
 
 
-async def secure(here: World, certificate: Path) -> int:
+async def secure(here: World) -> int:
     """A peer that speaks TLS and streams; its port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(CERTIFICATE)
 
     async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
         try:
@@ -149,14 +139,14 @@ async def secure(here: World, certificate: Path) -> int:
     return port
 
 
-async def test_a_peer_over_tls(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(tmp_path) as here:
-        port = await secure(here, certificate)
+        port = await secure(here)
         client = await peer(here, f"https://localhost:{port}")
         tls.trusted.cache_clear()
         distrusted = await client.chat(model="far")
         assert distrusted.status == 502 and "self-signed" in distrusted.json()["error"]["message"]
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
         tls.trusted.cache_clear()
         try:
             assert (await client.chat(model="far")).body == b"hello"

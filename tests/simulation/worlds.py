@@ -279,7 +279,8 @@ class RandomWorld:
             return c.CancelRequested(f"q{n(1000)}")
         runners = list(self.world.state.runners)
         if runners and n(2):
-            return c.UnloadRequested(runner=pick(runners), cancel=n(3) == 0, now=n(2) == 0)
+            runner, gently = pick(runners), n(3) == 0
+            return c.UnloadRequested(runner=runner, cancel=n(3) == 0, now=n(2) == 0, gently=gently)
         return c.UnloadRequested(name, cancel=n(3) == 0, now=n(3) == 0)
 
     def reconfigure(self) -> None:

@@ -85,8 +85,8 @@ def _exchange(id: str, f: c.UpstreamEnded) -> str:
 
 
 def _unload(id: str, f: c.UnloadRequested) -> str:
-    words = (f.runner or f.model or "everything", "cancel" if f.cancel else "", "now" if f.now else "")
-    return _of(id, "operator unloads", *words)
+    how = "gently" if f.gently else "now" if f.now else ""
+    return _of(id, "operator unloads", f.runner or f.model or "everything", "cancel" if f.cancel else "", how)
 
 
 def _loaded(id: str, d: c.RunnerLoad) -> str:

@@ -298,10 +298,10 @@ class Play:
         self.world.submit(c.LoadRequested(model, {name: option(value) for name, value in options.items()}))
 
     def unload(self, words: list[str]) -> None:
-        what, cancel, now = words[0], "cancel" in words, "now" in words
+        what, cancel, now, gently = words[0], "cancel" in words, "now" in words, "gently" in words
         is_runner = what in self.script.history.names
         model = "" if is_runner or what == "everything" else what
-        self.world.submit(c.UnloadRequested(model, what if is_runner else "", cancel, now))
+        self.world.submit(c.UnloadRequested(model, what if is_runner else "", cancel, now, gently=gently))
 
     def healthy(self, words: list[str]) -> None:
         self.world.submit(c.ProbeAnswered(words[0], True))

@@ -69,6 +69,8 @@ def test_a_sentence_is_for_people(cls: type[Payload]) -> None:
         ("deadline.passed", "", {"kind": "resume", "id": ""}, "what did not fit into the last step goes on"),
         ("operator.unload", "o9", {"now": True, "cancel": True, "by": "uid 0 pid 7"},
          "o9: unload everything now and cancel who waits, asked by uid 0 pid 7"),
+        ("operator.unload", "o9", {"runner": "r5", "gently": True, "by": "http 127.0.0.1"},
+         "o9: unload r5 gently, asked by http 127.0.0.1"),
         ("request.rejected", "q1", {"reason": "queue_full", "retry_after_ns": 5 * 10**9},
          "q1 rejected: queue full, again in 5.0 s"),
         ("daemon.started", "", {"version": "1", "survivors": [{}]},

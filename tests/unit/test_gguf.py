@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from daemon import ggml, gguf
-from events.limits import GGUF_KEYS, GGUF_NAME_BYTES, GGUF_TENSORS
+from events.limits import GGUF_KEYS, GGUF_NAME_BYTES, GGUF_TEMPLATE_BYTES, GGUF_TENSORS
 from scripts import make_tiny_gguf
 
 FUZZ_S = 1.0
@@ -97,6 +97,18 @@ def test_a_model_as_it_is_made_for_llama_server(tiny: Path) -> None:
     header = tiny.stat().st_size - found.weights_bytes
     assert set(found.tensor_bytes) == {"f32"}
     assert 0 < header < 20_000
+
+
+def test_what_its_chat_template_knows_of(tiny: Path, tmp_path: Path) -> None:
+    found = gguf.read(tiny)
+    assert (found.file_type, found.tools, found.thinking) == (0, False, False)
+    assert found.parameters == found.weights_bytes // 4
+    template = "{% if tools %}{{ tools }}{% endif %}<think>{{ x }}</think>"
+    file = llama().key("general.file_type", 15).key("tokenizer.chat_template", template)
+    found = gguf.read(file.tensor("w", (512,), 12, 288).write(tmp_path / "able.gguf"))
+    assert (found.file_type, found.tools, found.thinking, found.parameters) == (15, True, True, 512)
+    file = llama().key("tokenizer.chat_template", "tools" * GGUF_TEMPLATE_BYTES)
+    assert not gguf.read(file.write(tmp_path / "long.gguf")).tools
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

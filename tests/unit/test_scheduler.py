@@ -135,6 +135,23 @@ def test_a_fact_with_an_earlier_time_comes_after_what_is_due() -> None:
     verify(core.log)
 
 
+def test_a_gentle_unload_cuts_nothing() -> None:
+    core = Core({"a": model(unload_ns=S)})
+    runner = core.load("a")
+    request, behind = core.arrive("a"), core.arrive("a")
+    [drain] = of(core.take(c.UnloadRequested(runner=runner, gently=True)), c.RunnerDrain)
+    assert drain.deadline_ns == 0
+    core.passes(30 * S)
+    assert core.state.runners[runner].held
+    events = core.ended(request)
+    assert only(events, c.RunnerStop) == runner
+    core.leaves(runner)
+    core.measure()
+    assert core.state.requests[behind].state.value == "queued", "it waits for the next runner"
+    core.take(c.UnloadRequested(runner=list(core.state.runners)[-1], gently=True))
+    verify(core.log)
+
+
 # --- who is next -----------------------------------------------------------------------------------------
 
 

@@ -96,10 +96,12 @@ class Catalog:
         spec = self.config.models.get(model)
         if spec is None:
             return Card()
-        file = spec.file
+        file, said = spec.file, spec.capabilities
         return Card(
             file=file,
-            vision=bool(spec.estimate and spec.estimate.vision),
+            vision="image" in said.input or bool(spec.estimate and spec.estimate.vision),
+            audio="audio" in said.input,
+            tools=said.tools or bool(file and file.tools),
             embeds=embeds_only(spec.argv) or bool(file and file.embedding_only),
             keep_alive_given=spec.keep_alive_given,
         )

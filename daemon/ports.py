@@ -253,6 +253,10 @@ class Card(msgspec.Struct, frozen=True):
     """What its file says; None: it has none, or it could not be read."""
     vision: bool = False
     """It sees images."""
+    audio: bool = False
+    """It hears sounds."""
+    tools: bool = False
+    """It can be given tools."""
     embeds: bool = False
     """It generates no text."""
     keep_alive_given: bool = False

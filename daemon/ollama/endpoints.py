@@ -19,7 +19,7 @@ from daemon.ollama.loaded import Loaded
 from daemon.ollama.replies import TextReply
 from daemon.ollama.requests import Work
 from daemon.ollama.vectors import VectorReply
-from daemon.ollama.wrong import no_model, wrong
+from daemon.ollama.wrong import elsewhere, no_model, wrong
 from daemon.ports import LogBlocked
 from daemon.version import VERSION
 from events.catalogue import Option, UnloadRequested
@@ -110,7 +110,7 @@ async def _work(call: Call, shape: type[R], translate: Callable[[R], Work]) -> A
         return await _unload(call, id, request, work)
     if keep is None and not call.local.catalog.card(id).keep_alive_given:
         keep = OLLAMA_KEEP_ALIVE_NS
-    return msgspec.structs.replace(await _ask(call, id, request, work, keep), name=name)
+    return await _ask(call, id, name, request, work, keep)
 
 
 def _understood(body: Any, *, shape: type[R], translate: Callable[[R], Work]) -> tuple[R, Work]:
@@ -119,18 +119,21 @@ def _understood(body: Any, *, shape: type[R], translate: Callable[[R], Work]) ->
 
 
 def _resolve(call: Call, name: str) -> tuple[str, str]:
-    """The model's id, and the name of the configuration's that it was asked for by. Raises Refused."""
+    """The model's id, and the configuration's name for it that was meant. Raises Refused."""
+    catalog = call.local.catalog
     if not name:
         raise wrong("model is required")
-    catalog = call.local.catalog
-    known = names.known(name, catalog.resolve)
-    if known is None:
-        raise no_model(name)
-    target = catalog.target(known)
-    return catalog.resolve(target) or known, target
+    found = names.configured(name, lambda each: catalog.resolve(each) is not None)
+    target = catalog.target(found)
+    id = catalog.resolve(target) if found else None
+    if id is not None:
+        return id, target
+    if names.configured(name, lambda each: catalog.peer(catalog.target(each)) is not None):
+        raise elsewhere(name)
+    raise no_model(name)
 
 
-async def _ask(call: Call, id: str, request: Common, work: Work, keep: int | None) -> Ask:
+async def _ask(call: Call, id: str, name: str, request: Common, work: Work, keep: int | None) -> Ask:
     """The request to a runner. Raises Refused."""
     catalog = call.local.catalog
     declared, given = catalog.launch_options(id), request.options or {}
@@ -143,6 +146,7 @@ async def _ask(call: Call, id: str, request: Common, work: Work, keep: int | Non
     return Ask(
         model=id,
         kind=work.kind,
+        name=name,
         options=catalog.bounded(id, fixed),
         keep_alive_ns=keep,
         target=work.target,

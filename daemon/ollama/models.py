@@ -153,11 +153,15 @@ def model_info(file: Gguf | None) -> dict[str, Any]:
 
 def capabilities(card: Card) -> list[str]:
     """What a model can be asked for. What does not only embed is taken to generate text, as Ollama does."""
-    found = ["embedding"] if card.embeds else ["completion"]
-    if card.file is not None and not card.embeds:
-        found += ["tools"] if card.file.tools else []
-        found += ["thinking"] if card.file.thinking else []
-    return found + (["vision"] if card.vision else [])
+    able = {
+        "embedding": card.embeds,
+        "completion": not card.embeds,
+        "tools": card.tools and not card.embeds,
+        "thinking": card.file is not None and card.file.thinking and not card.embeds,
+        "vision": card.vision,
+        "audio": card.audio,
+    }
+    return [name for name, is_able in able.items() if is_able]
 
 
 def parameters(options: Any) -> str:

@@ -12,9 +12,9 @@ def shown(id: str) -> str:
     return id if ":" in id.rpartition("/")[2] else id + LATEST
 
 
-def known(name: str, resolve: Callable[[str], str | None]) -> str | None:
-    """The name as the configuration has it: as it is, without `:latest`, or with it."""
-    for spelled in (name, name.removesuffix(LATEST), shown(name)):
-        if resolve(spelled) is not None:
-            return spelled
-    return None
+def configured(name: str, known: Callable[[str], bool]) -> str:
+    """The name as the configuration has it: as it is, without `:latest`, or with it. "": in no way."""
+    if known(name):
+        return name
+    other = name.removesuffix(LATEST) if name.endswith(LATEST) else shown(name)
+    return other if other != name and known(other) else ""

@@ -18,3 +18,9 @@ def wrong(message: str) -> Refused:
 def no_model(name: str) -> Refused:
     """Nothing is configured by this name: Ollama's words, which its clients look for."""
     return Refused(404, "model_not_found", f"model '{name[:128]}' not found")
+
+
+def elsewhere(name: str) -> Refused:
+    """Requests for models of other servers are relayed as they come, and not translated."""
+    text = f"model '{name[:128]}' is another server's: ask for it with OpenAI's endpoints, below /v1"
+    return Refused(501, "not_supported", text)

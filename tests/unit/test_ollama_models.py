@@ -154,9 +154,9 @@ def test_show(catalog: Catalog, tiny: gguf.Gguf) -> None:
 
 
 def test_capabilities(tiny: gguf.Gguf) -> None:
-    able = replace(tiny, tools=True, thinking=True)
-    assert models.capabilities(Card(file=able, vision=True)) == ["completion", "tools", "thinking", "vision"]
-    assert models.capabilities(Card(file=able, embeds=True)) == ["embedding"]
+    able = Card(file=replace(tiny, thinking=True), tools=True, vision=True, audio=True)
+    assert models.capabilities(able) == ["completion", "tools", "thinking", "vision", "audio"]
+    assert models.capabilities(replace(able, embeds=True)) == ["embedding", "vision", "audio"]
     assert models.capabilities(Card(embeds=True)) == ["embedding"]
 
 

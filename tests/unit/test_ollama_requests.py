@@ -338,15 +338,15 @@ def test_options_of_the_wrong_type(name: str, value: Any, words: str) -> None:
         ("tagged", "tagged:latest"),
         ("tagged:latest", "tagged:latest"),
         ("org/model", "org/model"),
-        ("qwen3", None),
-        ("small:8b", None),
-        ("", None),
-        (":latest", None),
+        ("qwen3", ""),
+        ("small:8b", ""),
+        ("", ""),
+        (":latest", ""),
     ],
 )
-def test_names(name: str, id: str | None) -> None:
+def test_names(name: str, id: str) -> None:
     known = ("small", "qwen3:8b", "tagged:latest", "org/model")
-    assert names.known(name, lambda each: each if each in known else None) == id
+    assert names.configured(name, lambda each: each in known) == id
 
 
 def test_names_are_shown_with_a_tag() -> None:

@@ -98,7 +98,7 @@ ROUTES: dict[bytes, Route] = {
     b"/logs": Route(GET, llamaswap.logs),
     b"/logs/stream": Route(GET, llamaswap.follow_logs),
     b"/api/events": Route(GET, llamaswap.events),
-    b"/": Route(GET, ollama.root),
+    b"/": Route(GET, ollama.root, public=True),
     **{
         f"/api/{name}".encode(): Route(methods, handle, dialect=dialects.ollama)
         for name, (methods, handle) in OLLAMA.items()

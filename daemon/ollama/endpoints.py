@@ -123,7 +123,7 @@ def _resolve(call: Call, name: str) -> tuple[str, str]:
     catalog = call.local.catalog
     if not name:
         raise wrong("model is required")
-    found = names.configured(name, lambda each: catalog.resolve(each) is not None)
+    found = names.configured(name, lambda each: catalog.resolve(catalog.target(each)) is not None)
     target = catalog.target(found)
     id = catalog.resolve(target) if found else None
     if id is not None:

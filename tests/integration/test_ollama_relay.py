@@ -12,6 +12,8 @@ import trio
 from front_door_world import FAILED, Client, read_request, request, world
 from msgspec.structs import replace
 
+from daemon.config.filters import Filters
+from daemon.ports import PeerModel
 from events.catalogue import NEVER, UnloadRequested
 from events.limits import HTTP_BODY_MEMORY_BYTES, S
 from statemachines.runner import RunnerState
@@ -88,6 +90,34 @@ async def test_what_a_model_server_is_asked(tmp_path: Path) -> None:
         kinds = [(ticket.arrival.kind, ticket.arrival.keep_alive_ns) for ticket in here.desk.tickets[1:]]
         assert kinds == [("completion", NEVER), ("embedding", None), ("embedding", 300 * S)]
         assert [body["model"] for _, body in got] == ["tiny", "tiny", "small", "tiny"]
+
+
+async def test_names_filters_and_peers_of_the_configuration(tmp_path: Path) -> None:
+    got: list[Any] = []
+
+    async def serve(peer: Client) -> None:
+        while True:
+            got.append(json.loads((await read_request(peer))[1]))
+            await peer.send(ANSWER)
+
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", serve))
+        here.catalog.filtered = {"mini": Filters(("temperature",), {"max_tokens": 3})}
+        here.catalog.peers = {"far": PeerModel("p", "http://far.example", "far")}
+        client = await here.client()
+        options = {"temperature": 1, "num_predict": 9}
+        for name in ("any:latest", "mini", "small"):
+            await client.send(post("/api/chat", model=name, messages=MESSAGES, options=options, stream=False))
+            answer = (await client.answer()).json()
+            assert answer["model"] == name
+        assert [body["max_tokens"] for body in got] == [3, 3, 9]
+        assert [("temperature" in body, body["model"]) for body in got] == [
+            (False, "small"), (False, "small"), (True, "small"),
+        ]  # fmt: skip
+        for name in ("far", "far:latest"):
+            await client.send(post("/api/chat", model=name, messages=MESSAGES))
+            answer = await client.answer()
+            assert answer.status == 501 and "below /v1" in answer.json()["error"]
 
 
 async def test_each_word_goes_on_at_once(tmp_path: Path) -> None:

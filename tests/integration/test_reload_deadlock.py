@@ -21,7 +21,7 @@ MODEL = "llama3.2:3b"
 
 
 def config(runners: int) -> str:
-    """A model of two slots, and memory for so many runners of it. Turns are short: nobody waits for a test."""
+    """A model of two slots, and memory for so many runners of it. Turns are short, for the test's sake."""
     return f"""
 devices: {{host: {{budget: {runners * 50 + 30}MiB}}}}
 memoryHeadroom: 0

@@ -465,7 +465,7 @@ async def test_slow_clients(tmp_path: Path) -> None:
             await client.send(start)
             with suppress(trio.BrokenResourceError):
                 while trio.current_time() < began + 5:
-                    await trio.testing.wait_all_tasks_blocked(0.02)
+                    await trio.testing.wait_all_tasks_blocked(0.005)
                     await client.send(drip)
             assert trio.current_time() < began + 5, start
         assert not here.desk.tickets and here.door.connections <= 1

@@ -5,6 +5,7 @@
 #   make test-llama   those, with a llama-server that is found or built
 #   make check        style, types, import rules, generated documents
 #   make simulate     random worlds against the scheduler; SEEDS=10000 of them
+#   make fuzz         hostile requests, runners' answers and configurations; COUNT of each, from SEED on
 #   make mutate       break its rules on purpose: do the worlds notice?
 #   make bench        speed and memory, as ratios and figures
 #   make bench-policy what the scheduling policies decide; ARGS=--full for all of it
@@ -18,12 +19,14 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test test-llama check simulate mutate bench bench-policy venv clean
+.PHONY: demo test test-llama check simulate fuzz mutate bench bench-policy venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS ?= 500
+SEED ?= 1
+COUNT ?= 200000
 CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 demo: venv
@@ -45,6 +48,9 @@ check: venv
 
 simulate: venv
 	@$(BIN)/python -m tests.simulation.run --count $(SEEDS)
+
+fuzz: venv
+	@$(BIN)/python -m tests.fuzz.run --seed $(SEED) --count $(COUNT) $(ARGS)
 
 mutate: venv
 	@$(BIN)/python -m tests.simulation.mutations

@@ -327,6 +327,9 @@ HTTP_HEAD_S = 30
 HTTP_BODY_S = 60
 """A request body must move within this: nginx's `client_body_timeout`."""
 
+HTTP_BODY_TOTAL_S = 900
+"""And it must be whole within this: 64 MiB at 600 kbit/s. Else a byte a minute would hold a connection."""
+
 HTTP_IDLE_S = 300
 """A client connection without a request is closed after this; common clients reuse one for 90 s or less."""
 

@@ -65,7 +65,7 @@ async def filtered(call: Call, target: str) -> bool:
     filters = call.local.catalog.filters(target)
     if filters is None:
         return False
-    call.replace_body(await call.look(partial(apply, filters)))
+    await call.change_body(partial(apply, filters))
     return True
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from daemon.config.filters import in_pieces
 from daemon.config.units import duration_ns
 from daemon.http.refusals import Refused
 from events.catalogue import NEVER, Option
@@ -107,11 +108,11 @@ def _option(name: str, raw: msgspec.Raw, default: Option) -> Option | None:
     return value
 
 
-def renamed(body: Buffer, name: str) -> bytes:
-    """The body with another "model". The other members keep their order and their bytes."""
+def renamed(body: Buffer, name: str) -> list[bytes | memoryview]:
+    """The body with another "model", in pieces. The other members keep their order and their bytes."""
     members = _MEMBERS.decode(body)
     members["model"] = msgspec.Raw(msgspec.json.encode(name))
-    return msgspec.json.encode(members)
+    return in_pieces(members)
 
 
 def _refused(code: str, message: str) -> Refused:

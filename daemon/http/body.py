@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO
+
+Pieces = Sequence[bytes | memoryview]
+"""A text in parts, so that a large one need not be put together."""
 
 
 class Held:
@@ -52,19 +57,22 @@ class Body:
             self._file.write(piece)
             self._file.flush()
 
-    def replace(self, whole: bytes) -> None:
-        """Put another text in its place. It stays counted as before: the two differ by a name."""
+    def replace(self, pieces: Pieces) -> None:
+        """Put another text in its place, whose pieces may be views of this one. It stays counted as before:
+        the two differ by a name. Where there is no disk for a large one, it is in memory."""
+        size = sum(map(len, pieces))
+        file = None
+        if size > self._memory_bytes:
+            with suppress(OSError):
+                file = spilled(pieces)
+        kept = [b"".join(pieces)] if file is None else []
         counted = self._counted
         self._counted = 0
         self.close()
-        self._counted = counted
-        self._pieces.append(whole)
-        self.size = len(whole)
+        self._counted, self._file, self._pieces, self.size = counted, file, kept, size
 
     def _spill(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="runnerd-body-")  # noqa: SIM115 (closed by `close`)
-        self._file.writelines(self._pieces)
-        self._file.flush()
+        self._file = spilled(self._pieces)
         self._pieces.clear()
 
     @property
@@ -91,3 +99,15 @@ class Body:
             self._file.close()
             self._file = None
             self._map = None  # not closed: a traceback's frames may still hold views of it
+
+
+def spilled(pieces: Pieces) -> BinaryIO:
+    """A file without a name that holds them. Raises OSError."""
+    file = tempfile.TemporaryFile(prefix="runnerd-body-")  # noqa: SIM115 (closed by `close`)
+    try:
+        file.writelines(pieces)
+        file.flush()
+    except OSError:
+        file.close()
+        raise
+    return file

@@ -12,7 +12,7 @@ import trio
 
 from daemon.http import asked
 from daemon.http.asked import Buffer
-from daemon.http.body import Body
+from daemon.http.body import Body, Pieces
 from daemon.http.head import RequestReader
 from daemon.http.refusals import Refused
 from daemon.logs import Logs
@@ -69,7 +69,7 @@ class Ask(msgspec.Struct, frozen=True):
     """What is sent, as JSON; None: what the client sends, as it comes."""
     translation: Translation | None = None
     """None: the answer goes to the client as it comes."""
-    renamed: Callable[[Buffer, str], bytes] | None = asked.renamed
+    renamed: Callable[[Buffer, str], Pieces] | None = asked.renamed
     """How the body is given another model's name, where the configuration says `useModelName`."""
     upgrade: bool = False
     """The client asks for a WebSocket."""
@@ -142,9 +142,9 @@ class Call:
         """Looking at all of the body takes so long that it is done in another thread."""
         return self._body.in_file
 
-    def replace_body(self, whole: bytes) -> None:
-        """From now on, this is the body."""
-        self._body.replace(whole)
+    async def change_body(self, change: Callable[[Buffer], Pieces]) -> None:
+        """From now on, what `change` makes of the body is the body."""
+        await self.look(lambda body: self._body.replace(change(body)))
 
     async def look(self, at: Callable[..., T], *arguments: object) -> T:
         """`at(body, *arguments)`: in another thread where the body is so large that everybody would wait."""

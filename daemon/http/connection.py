@@ -14,7 +14,8 @@ import trio
 from daemon.http import arrivals, refusals, routes
 from daemon.http.answers import Answer, Stream
 from daemon.http.arrivals import ToPeer
-from daemon.http.body import Body, Held
+from daemon.http.asked import Buffer
+from daemon.http.body import Body, Held, Pieces
 from daemon.http.calls import Ask, Call, Local
 from daemon.http.dialects import Dialect, openai
 from daemon.http.framed import Framed
@@ -177,7 +178,7 @@ class Connection:
         if not isinstance(made, Ask) or self._gone:
             return False
         if made.body is not None:
-            self._body.replace(made.body)
+            self._body.replace([made.body])
             await arrivals.filtered(call, made.name or made.model)
         arrival = RequestArrived(
             model=made.model,
@@ -231,8 +232,10 @@ class Connection:
             self._reading = True
             if request.expects_continue:
                 await self._wire.send(CONTINUE)
+            limits, clock = self._shared.limits, self._shared.clock
+            whole_due = clock.now + limits.body_total_s
             while not request.done and request.refusal is None:
-                self._due = self._shared.clock.now + self._shared.limits.body_s
+                self._due = min(clock.now + limits.body_s, whole_due)
                 data = await self._wire.recv()
                 if not data:
                     raise ConnectionResetError
@@ -241,6 +244,9 @@ class Connection:
         self._reading = False
         if request.refusal is not None:
             raise Refused.of(request.refusal)
+
+    def _rename(self, view: Buffer, renamed: Callable[[Buffer, str], Pieces], name: str) -> None:
+        self._body.replace(renamed(view, name))
 
     async def _look(self, at: Callable[..., T], *arguments: object) -> T:
         """Look at the body: in another thread where it is so large that everybody would wait."""
@@ -303,7 +309,7 @@ class Connection:
         try:
             if not (self._gone or self._over):
                 if address.model_name and ask.renamed is not None:
-                    self._body.replace(await self._look(ask.renamed, address.model_name))
+                    await self._look(self._rename, ask.renamed, address.model_name)
                 await exchange.run()
         finally:
             if exchange.client_lost:
@@ -321,7 +327,7 @@ class Connection:
             key = b"Authorization: Bearer %b\r\n" % peer.api_key.encode()
             request.lines = [*without(request.lines, list(CREDENTIALS)), key]
         if ask.renamed is not None:
-            self._body.replace(await self._look(ask.renamed, peer.model))
+            await self._look(self._rename, ask.renamed, peer.model)
         due = self._shared.clock.now + peer.first_byte_s if peer.first_byte_s else math.inf
         pool = self._shared.pools.of_peer(peer.id, peer.url)
         exchange = self._exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)

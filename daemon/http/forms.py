@@ -22,10 +22,11 @@ def model(body: Buffer, content_type: str) -> str:
     return name
 
 
-def renamed_in(content_type: str, body: Buffer, name: str) -> bytes:
-    """The form with another "model"; every other byte as it was."""
+def renamed_in(content_type: str, body: Buffer, name: str) -> list[bytes | memoryview]:
+    """The form with another "model", in pieces; every other byte as it was."""
     begin, end = _model_span(body, content_type)
-    return b"".join((body[:begin], name.encode(), body[end:]))
+    whole = memoryview(body)
+    return [whole[:begin], name.encode(), whole[end:]]
 
 
 def _model_span(body: Buffer, content_type: str) -> tuple[int, int]:

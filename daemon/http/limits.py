@@ -19,6 +19,7 @@ class Limits(msgspec.Struct, frozen=True):
     tick_s: float = limits.HTTP_TICK_S
     head_s: float = limits.HTTP_HEAD_S
     body_s: float = limits.HTTP_BODY_S
+    body_total_s: float = limits.HTTP_BODY_TOTAL_S
     idle_s: float = limits.HTTP_IDLE_S
     stall_s: float = limits.HTTP_STALL_S
     linger_s: float = limits.HTTP_LINGER_S

@@ -281,10 +281,11 @@ class World:
         limits: Limits,
         access: Access,
         listeners: list[socket.socket],
+        desk: FakeDesk | None,
     ) -> None:
         self.nursery = nursery
         self.directory = directory
-        self.desk = FakeDesk()
+        self.desk = desk or FakeDesk()
         self.catalog = FakeCatalog(access)
         self.ring = Ring()
         logs = Logs(self.ring, lambda: self.desk.state, lambda runner: self.outputs.get(runner, []))
@@ -347,6 +348,8 @@ async def world(
     unix: bool = False,
     body_bytes: int = HTTP_BODY_BYTES,
     access: Access | None = None,
+    desk: FakeDesk | None = None,
+    limit_s: float = LIMIT_S,
     **limits: Any,
 ) -> AsyncIterator[World]:
     """A front door on loopback (or on a Unix socket), with smaller limits where the test says so."""
@@ -357,9 +360,9 @@ async def world(
         listener.listen()
     else:
         listener = socket.create_server(("127.0.0.1", 0))
-    with listener, trio.fail_after(LIMIT_S):
+    with listener, trio.fail_after(limit_s):
         async with trio.open_nursery() as nursery:
-            here = World(nursery, directory, Limits(**limits), access, [listener])
+            here = World(nursery, directory, Limits(**limits), access, [listener], desk)
             nursery.start_soon(here.serve)
             yield here
             await here.stop()

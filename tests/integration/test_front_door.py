@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from front_door_world import Client, FakeTicket, World, chat, echo, request, world
 
 from daemon.ports import Ended
@@ -444,6 +446,29 @@ async def test_late_clients(tmp_path: Path) -> None:
             assert answer.status == 408 and answer.json()["error"]["code"] == "request_timeout"
             assert await client.closed()
         assert not here.desk.tickets
+
+
+async def test_slow_clients(tmp_path: Path) -> None:
+    """A byte now and then is not enough: head, body and chunks each have a time by which they are whole."""
+    chunked = request("POST", "/v1/completions", None, "Transfer-Encoding: chunked")
+    limits = {"head_s": 0.1, "body_s": 0.1, "body_total_s": 0.2, "idle_s": 5.0, "tick_s": 0.01}
+    async with world(tmp_path, **limits) as here:
+        for start, drip in (
+            (b"GET /health HTTP/1.1\r\n", b"X-A: b\r\n"),
+            (request("POST", "/v1/completions", None, "Content-Length: 1000"), b"a"),
+            (chunked, b"1\r\na\r\n"),
+            (chunked + b"1;", b"a"),
+            (chunked + b"0\r\n", b"X: a\r\n"),
+        ):
+            client = await here.client()
+            began = trio.current_time()
+            await client.send(start)
+            with suppress(trio.BrokenResourceError):
+                while trio.current_time() < began + 5:
+                    await trio.testing.wait_all_tasks_blocked(0.005)
+                    await client.send(drip)
+            assert trio.current_time() < began + 5, start
+        assert not here.desk.tickets and here.door.connections <= 1
 
 
 async def test_a_client_that_leaves_in_its_request(tmp_path: Path) -> None:

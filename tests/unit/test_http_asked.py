@@ -51,7 +51,7 @@ def test_a_refused_option_says_what_it_should_be() -> None:
 
 def test_renamed_keeps_the_bytes_of_the_rest() -> None:
     body = b'{"a" : [1.50,  {"b": "\\u00e9"}], "model":"x", "c":1E5, "model":"y"}'
-    assert asked.renamed(body, 'n"') == b'{"a":[1.50,  {"b": "\\u00e9"}],"model":"n\\"","c":1E5}'
+    assert b"".join(asked.renamed(body, 'n"')) == b'{"a":[1.50,  {"b": "\\u00e9"}],"model":"n\\"","c":1E5}'
 
 
 @pytest.mark.parametrize(

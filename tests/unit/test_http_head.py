@@ -112,8 +112,12 @@ def test_bodies_spill_and_are_given_back() -> None:
         other = Body(held, memory_bytes=1000)
         assert not other.reserve(7001) and other.reserve(7000)
         other.close()
-        body.replace(b"short")
+        body.replace([b"sho", memoryview(b"rt")])
         assert not body.in_file and body.view() == b"short" and held.bytes == 3000
+        body.replace([b"long" * 500, b"!"])
+        assert body.in_file and bytes(body.view()) == b"long" * 500 + b"!" and body.size == 2001
+        body.replace([memoryview(body.view())[:2000], b"?" * 2])
+        assert body.in_file and bytes(body.view()) == b"long" * 500 + b"??" and held.bytes == 3000
         body.close()
         body.close()
         assert held.bytes == 0 and body.view() == b""

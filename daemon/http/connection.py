@@ -107,8 +107,8 @@ class Connection:
 
     # --- the connection's own task -------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serve requests until the client or we have had enough."""
+    async def run(self, closed: Callable[[Connection], None]) -> None:
+        """Serve requests until the client or we have had enough; then call `closed`."""
         try:
             while await self._serve():
                 self._body.close()
@@ -121,6 +121,7 @@ class Connection:
             self._shared.hang_ups.forget(self._wire.sock)
             self._wire.close()
             self._request.close()
+            closed(self)
 
     async def _serve(self) -> bool:
         """One request. Returns whether the connection can serve another."""
@@ -128,7 +129,8 @@ class Connection:
             return False
         try:
             route = self._route()
-            await self._receive_body()
+            if not self._request.done:
+                await self._receive_body()
             if not isinstance(route, str):
                 return await self._answer(route(self._shared.local))
             arrival = await self._arrival(route)
@@ -173,17 +175,16 @@ class Connection:
     async def _receive_body(self) -> None:
         """Read the rest of the request. Raises Refused."""
         request = self._request
-        if not request.done:
-            self._reading = True
-            if request.expects_continue:
-                await self._wire.send(CONTINUE)
-            while not request.done and request.refusal is None:
-                self._due = self._shared.clock.now + self._shared.limits.body_s
-                data = await self._wire.recv()
-                if not data:
-                    raise ConnectionResetError
-                request.feed(data)
-            self._due = None
+        self._reading = True
+        if request.expects_continue:
+            await self._wire.send(CONTINUE)
+        while not request.done and request.refusal is None:
+            self._due = self._shared.clock.now + self._shared.limits.body_s
+            data = await self._wire.recv()
+            if not data:
+                raise ConnectionResetError
+            request.feed(data)
+        self._due = None
         self._reading = False
         if request.refusal is not None:
             raise Refused(answers.refused(request.refusal))

@@ -181,8 +181,7 @@ class Driver:
         if events:
             urgent = len(events) != 2 or type(events[1].body) is not c.RequestCompleted
             self._store.append(events, time.time_ns(), urgent=urgent)
-            due = scheduler.next_due()
-            if due is not None and due < self._wake_t:
+            if scheduler.is_due_before(self._wake_t):
                 self._wake.set()
         return events
 

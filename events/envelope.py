@@ -50,11 +50,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 _NUMBERS = Struct(">QqqIQ").pack
 _LENGTH = Struct(">I").pack
-_LENGTHS = tuple(_LENGTH(n) for n in range(1024))
 
 
 def _sized(data: bytes) -> bytes:
-    return (_LENGTHS[len(data)] if len(data) < 1024 else _LENGTH(len(data))) + data
+    return _LENGTH(len(data)) + data
 
 
 def first_hash(log_id: str) -> bytes:
@@ -91,11 +90,16 @@ def encode(event: Event, at: int, previous: bytes) -> Row:
     Raises UnicodeEncodeError for text that is not Unicode (a lone surrogate), OverflowError or struct.error
     for an integer beyond 64 bits. Written out rather than calling chain_hash: it is on every step's path.
     """
-    name, version, head = _HEADS[event.body.__class__]
+    body = event.body
+    name, version, head = _HEADS[type(body)]
     seq, t, cause, subject = event.seq, event.t, event.cause, event.subject
-    payload = _encode_body(event.body)
-    data = previous + _NUMBERS(seq, at, t, version, cause) + head + _sized(subject.encode()) + _sized(payload)
-    return seq, at, t, name, version, cause, subject, payload.decode(), sha256(data).digest()
+    payload = _encode_body(body)
+    about = subject.encode()
+    parts = (
+        previous, _NUMBERS(seq, at, t, version, cause), head,
+        _LENGTH(len(about)), about, _LENGTH(len(payload)), payload,
+    )  # fmt: skip
+    return seq, at, t, name, version, cause, subject, payload.decode(), sha256(b"".join(parts)).digest()
 
 
 def decode(record: Record) -> Event:

@@ -102,7 +102,7 @@ class EventStore:
     """An open log. Made by `open_store`; everything here belongs to the trio thread."""
 
     def __init__(
-        self, log: Path, found: Found, writer: TrioSqlite, helper: TrioSqlite, engine: sa.Engine
+        self, log: Path, found: Found, writer: TrioSqlite, helper: TrioSqlite, engine: sa.Engine, bell: int
     ) -> None:
         self.base = found.base
         self.head = found.head
@@ -130,7 +130,10 @@ class EventStore:
         self._committer = Committer(writer.raw, found.head)
         self._checkpointer = Checkpointer(helper, str(log), self)
         self._writer, self._helper, self._engine = writer, helper, engine
-        self._token = trio.lowlevel.current_trio_token()
+        self._bell = bell
+        """The eventfd by which the writer's thread wakes this one: `run_sync_soon` would cost more."""
+        self._calls: deque[Callable[[], None]] = deque()
+        """What it wants to have called, in order."""
         self._body = trio.CancelScope()
         self._keeper = trio.CancelScope()
         self._kept = trio.Event()
@@ -261,16 +264,25 @@ class EventStore:
 
     def _write(self, group: _Group) -> None:
         """In the writer's thread."""
-
-        def failed(error: sqlite3.Error) -> None:
-            self._token.run_sync_soon(self._failed, group, error)
-
         try:
-            self._committer.commit(group.rows, failed)
+            self._committer.commit(group.rows, lambda error: self._ring(partial(self._failed, group, error)))
         except BaseException as error:
-            self._token.run_sync_soon(self._break, error)
+            self._ring(partial(self._break, error))
         else:
-            self._token.run_sync_soon(self._committed, group)
+            self._ring(partial(self._committed, group))
+
+    def _ring(self, call: Callable[[], None]) -> None:
+        """In the writer's thread: have trio's make a call."""
+        self._calls.append(call)
+        os.eventfd_write(self._bell, 1)
+
+    async def _answer(self) -> None:
+        """Make the calls that the writer's thread asks for."""
+        while True:
+            await trio.lowlevel.wait_readable(self._bell)
+            os.eventfd_read(self._bell)
+            while self._calls:
+                self._calls.popleft()()
 
     def _failed(self, group: _Group, error: sqlite3.Error) -> None:
         first = group.error is None
@@ -338,6 +350,7 @@ class EventStore:
         try:
             with self._keeper:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._answer)
                     nursery.start_soon(self._checkpointer.run)
                     nursery.start_soon(self._witness)
                     nursery.start_soon(self._flush)
@@ -405,6 +418,7 @@ async def open_store(
     """
     log = Path(path).absolute()
     lock = hold_lock(log)
+    bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:
         os.close(
             os.open(log, os.O_RDWR | os.O_CREAT, 0o600)
@@ -415,7 +429,7 @@ async def open_store(
             found = await writer.run(partial(inspect, log, writer.raw, durability))
             async with _connection(engine) as helper:
                 await helper.run(partial(configure, helper.raw, durability))
-                store = EventStore(log, found, writer, helper, engine)
+                store = EventStore(log, found, writer, helper, engine, bell)
                 trio.lowlevel.spawn_system_task(store._keep, name="event log")
                 try:
                     with store._body:
@@ -425,6 +439,7 @@ async def open_store(
                 if store.broken is not None:
                     raise StoreBroken(f"the event log broke: {store.broken}") from store.broken
     finally:
+        os.close(bell)
         os.close(lock)
 
 

@@ -44,7 +44,9 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
         state.alone[runner.id] = None
     for device, size in d.reserved_bytes.items():
         state.held[device] = state.held.get(device, 0) + size
-    state.next_port = runner.ports[-1] + 1 if runner.ports else state.next_port
+    for port in runner.ports:
+        state.leased[port] = runner.id
+        state.next_port = port + 1
     state.deadlines.arm(("load", runner.id), event.t + d.load_ns)
     progressed(state, runner)
     state.counts["loads"] = state.counts.get("loads", 0) + 1
@@ -58,9 +60,17 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
 def _leased(state: State, event: Event, d: c.RunnerLeased) -> None:
     runner = state.runners[d.runner]
     check_lease(state, (d.port, *d.shard_ports), runner)
+    _give_ports_back(state, runner)
     runner.port, runner.shard_ports = d.port, d.shard_ports
+    for port in runner.ports:
+        state.leased[port] = runner.id
     runner.lease_tries += 1
     state.next_port = max(runner.ports) + 1
+
+
+def _give_ports_back(state: State, runner: Runner) -> None:
+    for port in runner.ports:
+        del state.leased[port]
 
 
 def _spawned(state: State, event: Event, f: c.ProcessSpawned) -> None:
@@ -260,6 +270,7 @@ def _lost(state: State, event: Event, d: c.RunnerLost) -> None:
 def _remove(state: State, runner: Runner) -> None:
     del state.runners[runner.id]
     loaded(state, runner)
+    _give_ports_back(state, runner)
     state.alone.pop(runner.id, None)
     for device in runner.reserved_bytes | runner.peak_bytes:
         state.held[device] -= runner.hold_bytes(device)

@@ -76,11 +76,10 @@ def check_load(state: State, load: RunnerLoad) -> None:
 def check_lease(state: State, ports: tuple[int, ...], lessee: Runner | None = None) -> None:
     """No port is another runner's, nor given twice; 0 is none."""
     given = [port for port in ports if port]
-    for runner in state.runners.values() if given else ():
-        if runner is not lessee:
-            for port in given:
-                if port in runner.ports:
-                    raise Breach(f"port {port} is {runner.id}'s")
+    for port in given:
+        holder = state.leased.get(port)
+        if holder is not None and (lessee is None or holder != lessee.id):
+            raise Breach(f"port {port} is {holder}'s")
     require(len(given) == len(dict.fromkeys(given)), f"ports {given}: one twice")
 
 
@@ -106,6 +105,8 @@ def check_all(state: State) -> None:
     _check_memory(state)
     ports = [port for runner in state.runners.values() for port in runner.ports]
     require(len(ports) == len(dict.fromkeys(ports)), "two runners lease one port")
+    leased = {port: runner.id for runner in state.runners.values() for port in runner.ports}
+    require(state.leased == leased, "the list of leased ports is wrong")
     config = state.config
     require(state.group_of == members_of(config), "the models' groups are wrong")
     scaled = [name for name, view in config.models.items() if view.instances_max > 1]

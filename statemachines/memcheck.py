@@ -74,6 +74,8 @@ def _load(state: State, model: str, need: Need) -> None:
     )
     state.runners[model] = runner
     state.models[model] = {model: runner}
+    for port in runner.ports:
+        state.leased[port] = model
     if need.alone:
         state.alone[model] = None
     for device, size in need.bytes.items():

@@ -115,9 +115,9 @@ def _blocking(state: State, demand: Demand, need: Need) -> dict[str, bool]:
     else:
         same = list(state.models.get(demand.model, {}))
     blocking |= dict.fromkeys(same, True)
-    port = need.view.fixed_port
-    if port:
-        blocking |= {runner.id: True for runner in state.runners.values() if port in runner.ports}
+    holder = state.leased.get(need.view.fixed_port)
+    if holder is not None:
+        blocking[holder] = True
     return blocking
 
 
@@ -176,7 +176,7 @@ def lease(state: State, view: c.ModelView) -> tuple[int, ...] | None:
     count = view.shards + leased
     ports = next_ports(state, count, view.fixed_port)
     if len(ports) < count:
-        taken = _taken(state, view.fixed_port)
+        taken = (*state.leased, view.fixed_port)
         again = [port for port in state.refused_ports if port not in taken]
         ports += tuple(again[: count - len(ports)])
     if len(ports) < count:
@@ -188,7 +188,7 @@ def next_ports(state: State, count: int, fixed: int = 0) -> tuple[int, ...]:
     """The next ports of the range that nobody holds and that were not refused, as many as there are, up to
     `count`; `fixed` is none of them."""
     config = state.config
-    taken = _taken(state, fixed)
+    leased, refused = state.leased, state.refused_ports
     size = config.port_last - config.port_first + 1
     start = (
         state.next_port - config.port_first if config.port_first <= state.next_port <= config.port_last else 0
@@ -196,13 +196,8 @@ def next_ports(state: State, count: int, fixed: int = 0) -> tuple[int, ...]:
     found: list[int] = []
     for i in range(size if count else 0):
         port = config.port_first + (start + i) % size
-        if port not in taken and port not in state.refused_ports:
+        if port not in leased and port not in refused and port != fixed:
             found.append(port)
             if len(found) == count:
                 break
     return tuple(found)
-
-
-def _taken(state: State, fixed: int) -> dict[int, None]:
-    taken = {port: None for runner in state.runners.values() for port in runner.ports}
-    return {**taken, fixed: None} if fixed else taken

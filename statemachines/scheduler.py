@@ -43,7 +43,8 @@ class Scheduler:
         self.events = events
         state = self.state
         t = t if t > state.t else state.t  # what is due by then comes first, as in a replay
-        if state.deadlines.due and type(fact) is not c.DaemonStarted:
+        soonest = state.deadlines.soonest()
+        if soonest is not None and soonest <= t and type(fact) is not c.DaemonStarted:
             self._fire(t)
         self._take(fact, t)
         return events
@@ -68,6 +69,14 @@ class Scheduler:
         """When the next deadline is due, in scheduler time; None: there is none."""
         first = self.state.deadlines.first()
         return first[0] if first else None
+
+    def is_due_before(self, t: int) -> bool:
+        """Whether a deadline is due before `t`: cheap where none is."""
+        soonest = self.state.deadlines.soonest()
+        if soonest is None or soonest >= t:
+            return False
+        due = self.next_due()
+        return due is not None and due < t
 
     def _fire(self, t: int) -> None:
         deadlines = self.state.deadlines

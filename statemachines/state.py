@@ -185,7 +185,7 @@ class State:
     __slots__ = (
         "alone", "boot_id", "claim", "coming", "config", "cooling", "counts", "crowded", "deadlines",
         "demands", "dismissing", "drain_cost_ns", "footprints", "gone_t", "group_of", "held", "idle",
-        "load_cost_ns", "loading", "measure_t", "measured_t", "measuring", "models", "next_port",
+        "leased", "load_cost_ns", "loading", "measure_t", "measured_t", "measuring", "models", "next_port",
         "node", "only_loads", "operations", "pinned", "policy", "preloads", "quarantine", "queued",
         "readings", "refused_ports",
         "requests", "rules", "runners", "scaled", "seq", "starving", "stopping", "t", "think_ns", "wanted",
@@ -209,6 +209,8 @@ class State:
         """The same by model; a model without one has no entry."""
         self.loading: dict[str, Runner] = {}
         """Those of them that load."""
+        self.leased: dict[int, str] = {}
+        """Who holds each port."""
         self.alone: dict[str, None] = {}
         """Those of them beside which nothing may be loaded."""
         self.held: dict[str, int] = {}
@@ -345,7 +347,7 @@ def spec_key(digest: str, options: dict[str, Option]) -> str:
     return digest + "?" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))
 
 
-INDEXES = ("deadlines", "group_of", "loading", "models", "scaled", "starving", "wanted")
+INDEXES = ("deadlines", "group_of", "leased", "loading", "models", "scaled", "starving", "wanted")
 """What `canonical` writes in its own way, or is a second view of what it writes."""
 
 

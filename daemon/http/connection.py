@@ -124,8 +124,8 @@ class Connection:
 
     # --- the connection's own task -------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serve requests until the client or we have had enough."""
+    async def run(self, closed: Callable[[Connection], None]) -> None:
+        """Serve requests until the client or we have had enough; then call `closed`."""
         try:
             while await self._serve():
                 self._body.close()
@@ -138,6 +138,7 @@ class Connection:
             self._shared.hang_ups.forget(self._wire.sock)
             self._wire.close()
             self._request.close()
+            closed(self)
 
     async def _serve(self) -> bool:
         """One request. Returns whether the connection can serve another."""
@@ -145,7 +146,8 @@ class Connection:
             return False
         try:
             route = self._route()
-            await self._receive_body()
+            if not self._request.done:
+                await self._receive_body()
             if route.handle is not None:
                 return await self._handle(route.handle)
             read = await arrivals.read(self._call(), route, self._request.priority)
@@ -228,19 +230,18 @@ class Connection:
     async def _receive_body(self) -> None:
         """Read the rest of the request. Raises Refused."""
         request = self._request
-        if not request.done:
-            self._reading = True
-            if request.expects_continue:
-                await self._wire.send(CONTINUE)
-            limits, clock = self._shared.limits, self._shared.clock
-            whole_due = clock.now + limits.body_total_s
-            while not request.done and request.refusal is None:
-                self._due = min(clock.now + limits.body_s, whole_due)
-                data = await self._wire.recv()
-                if not data:
-                    raise ConnectionResetError
-                request.feed(data)
-            self._due = None
+        self._reading = True
+        if request.expects_continue:
+            await self._wire.send(CONTINUE)
+        limits, clock = self._shared.limits, self._shared.clock
+        whole_due = clock.now + limits.body_total_s
+        while not request.done and request.refusal is None:
+            self._due = min(clock.now + limits.body_s, whole_due)
+            data = await self._wire.recv()
+            if not data:
+                raise ConnectionResetError
+            request.feed(data)
+        self._due = None
         self._reading = False
         if request.refusal is not None:
             raise Refused.of(request.refusal)

@@ -111,10 +111,4 @@ class FrontDoor:
             sock.close()
             return
         self._connections.add(connection)
-        nursery.start_soon(self._run, connection)
-
-    async def _run(self, connection: Connection) -> None:
-        try:
-            await connection.run()
-        finally:
-            self._connections.discard(connection)
+        nursery.start_soon(connection.run, self._connections.discard)

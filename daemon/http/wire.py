@@ -26,7 +26,7 @@ class Clock:
 class Wire:
     """One connected (or connecting) socket, used by one task at a time; any task may close it."""
 
-    __slots__ = ("_clock", "_recv", "_send", "closed", "sock", "waiting_since")
+    __slots__ = ("_clock", "_fd", "_recv", "_send", "closed", "sock", "waiting_since")
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         sock.setblocking(False)
@@ -37,6 +37,7 @@ class Wire:
         self.waiting_since: float | None = None
         """Since when the peer has taken nothing that we want to give it. The reaper looks at it."""
         self._clock = clock
+        self._fd = sock.fileno()
         self._recv = sock.recv
         self._send = sock.send
 
@@ -61,7 +62,7 @@ class Wire:
         the task from yielding.
         """
         while not self.closed:
-            await wait_readable(self.sock)
+            await wait_readable(self._fd)
             try:
                 return self._recv(HTTP_READ_BYTES)
             except BlockingIOError:

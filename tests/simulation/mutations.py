@@ -80,8 +80,8 @@ MUTATIONS = (
     Mutation(
         "no two runners have one port",
         "room",
-        "if port not in taken and port not in state.refused_ports:",
-        "if port not in state.refused_ports:",
+        "if port not in leased and port not in refused and port != fixed:",
+        "if port not in refused and port != fixed:",
     ),
     Mutation(
         "a measurement has a deadline",

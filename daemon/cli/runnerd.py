@@ -31,6 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     options = parser.parse_args(given)
+    if options.command == "schema":
+        import json
+
+        from daemon.config.schema import schema
+
+        print(json.dumps(schema(), indent=2))
+        return 0
     if options.command == "check":
         from daemon.config.check import check_main
 
@@ -65,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what is wrong with a configuration, without starting")
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
     _insecure(check)
+    commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
     return parser
 
 

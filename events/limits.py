@@ -399,6 +399,9 @@ CONFIG_SET_TOKENS = 1000
 EVICT_COST_MAX = 1_000_000
 """What it may cost to lose a model: sums of all of them stay far below 64 bits."""
 
+OLLAMA_FILE_BYTES = 1 * MIB
+"""A manifest, or the parameters, of an Ollama model: a few KiB each."""
+
 API_KEYS = 1_000
 """Keys of the front door: one for each user of a large group; each is compared with every request's."""
 

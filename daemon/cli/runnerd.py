@@ -31,6 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     options = parser.parse_args(given)
+    if options.command == "schema":
+        import json
+
+        from daemon.config.schema import schema
+
+        print(json.dumps(schema(), indent=2))
+        return 0
+    if options.command == "import-ollama":
+        from daemon.importing import import_main
+
+        return import_main(options.directory, options.output, options.server)
     if options.command == "check":
         from daemon.config.check import check_main
 
@@ -65,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what is wrong with a configuration, without starting")
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
     _insecure(check)
+    taken = commands.add_parser("import-ollama", help="write a configuration for the models that Ollama has")
+    taken.add_argument(
+        "directory", nargs="?", type=Path, metavar="DIR", help="default: $OLLAMA_MODELS, or ~/.ollama/models"
+    )
+    taken.add_argument("--output", type=Path, metavar="FILE", help="a new file; default: standard output")
+    taken.add_argument("--server", default="llama-server", metavar="PROGRAM", help="default: llama-server")
+    commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
     return parser
 
 

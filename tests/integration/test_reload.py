@@ -383,3 +383,47 @@ def test_the_end_of_its_terminal_stops_it(tmp_path: Path) -> None:
     assert live.wait() == 0
     assert any("SIGHUP: stopping (draining)" in line for line in live.journal)
     assert live.leftovers() == []
+
+
+def test_reloads_under_load_lose_nobody(tmp_path: Path) -> None:
+    """Clients ask without a pause while one model's command, the other's limits and the queue's change and
+    change back, by both ways of asking for it."""
+    texts = [
+        TOP + RED + BLUE,
+        "maxQueue: 300\n"
+        + TOP
+        + RED.replace("{cmd", "{env: [A=1], cmd")
+        + BLUE.replace("{cmd", "{ttl: 60, cmd"),
+        "models: [this is no configuration",
+    ]
+    with daemon(tmp_path, texts[0]) as live:
+        over = threading.Event()
+        statuses: list[int] = []
+
+        def ask(model: str) -> None:
+            while not over.is_set():
+                statuses.append(live.chat(model, max_tokens=1)[0])
+
+        clients = [threading.Thread(target=ask, args=(name,)) for name in ("red", "blue", "red", "blue")]
+        for client in clients:
+            client.start()
+        codes = []
+        for i in range(12):
+            replace(live, texts[i % 3])
+            live.process.send_signal(signal.SIGHUP)
+            codes.append(live.runnerctl("reload").returncode)
+        over.set()
+        for client in clients:
+            client.join()
+        assert codes == [0, 0, 1] * 4
+        assert set(statuses) == {200}
+        assert pids(live).keys() <= {"red", "blue"}
+    events = live.events()
+    assert not any(isinstance(e.body, c.RunnerFailed | c.RequestFailed | c.ModelCooling) for e in events)
+
+
+def replace(live: Live, text: str) -> None:
+    """Another text for the file, in one go: a reload may be reading it."""
+    new = live.config.with_suffix(".new")
+    new.write_text(live.config.read_text().partition("\n")[0] + "\n" + text)
+    new.replace(live.config)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,10 @@ import trio
 
 from daemon import endings, journal, ports
 from daemon.clock import Clock
+from daemon.figures import Figures
 from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter
+from daemon.readiness import Signs, Unready, reasons
+from daemon.tally import Tally
 from events import catalogue as c
 from events.catalogue import Event, Fact
 from events.envelope import Record
@@ -104,8 +107,10 @@ class Driver:
         self._addresses: dict[str, Address] = {}
         self._operations: dict[str, Operation] = {}
         self._moved_bytes: dict[str, int] = {}
-        self._refused = 0
+        self._refused = self._refused_ever = 0
         self._failed: StepFailed | None = None
+        self._failed_t = 0
+        self._tally = Tally(scheduler.state, endings.STATUS)
         self._wake = trio.Event()
         self._wake_t = 0
         self._measure = trio.Event()
@@ -118,6 +123,8 @@ class Driver:
         """Close idle connections to a runner that is about to be stopped."""
         self.prefetch: Callable[[str], None] = lambda model: None
         """Read ahead what a model will load, while its victims drain."""
+        self.connections: Callable[[], Mapping[str, int]] = dict
+        """Clients connected now, by the door that they came in by."""
         store.on_durable = self._durable
         store.on_resumed = self._log_resumed
 
@@ -148,6 +155,31 @@ class Driver:
     def now(self) -> int:
         """Scheduler time, ns."""
         return self._clock()
+
+    def unready(self) -> list[Unready]:
+        """Why requests are not served as promised now; empty: they are."""
+        t, since_ns, asked_t = self._clock(), self._store.blocked_since, self._tally.stopping_t
+        signs = Signs(
+            failed=str(self._failed or ""),
+            failed_ns=None if self._failed is None else t - self._failed_t,
+            log_error=self._store.blocked_error,
+            log_blocked_ns=None if since_ns is None else time.monotonic_ns() - since_ns,
+            stopping_ns=0 if asked_t == c.NEVER else t - asked_t,
+        )
+        return reasons(self.state, t, signs)
+
+    def figures(self) -> Figures:
+        """What metrics are made of."""
+        return Figures(
+            t=self._clock(),
+            tally=self._tally,
+            state=self.state,
+            log=self._store.stats,
+            append_ns=self._store.append_ns,
+            refused=self._refused_ever,
+            unready=self.unready(),
+            connections=self.connections(),
+        )
 
     # --- facts in ----------------------------------------------------------------------------------------
 
@@ -188,6 +220,7 @@ class Driver:
     def _fail(self, fact: Fact | None, error: Exception) -> NoReturn:
         """The state is void from here on."""
         self._failed = StepFailed(f"{type(error).__name__}: {error}")
+        self._failed_t = self._clock()
         self._record_breach(fact, error)
         self._wake.set()
         raise self._failed from error
@@ -210,6 +243,7 @@ class Driver:
         """Submit an arrival. Raises LogBlocked; then nothing became a fact."""
         if self._store.blocked_since is not None:
             self._refused += 1
+            self._refused_ever += 1
             raise LogBlocked(f"the event log cannot be written: {self._store.blocked_error}")
         events = self._step(arrival)
         for event in events:
@@ -259,6 +293,7 @@ class Driver:
         """Opening effects, in sequence order. A step that fails under them ends the driver, not the store."""
         with suppress(StepFailed):
             self._open(events)
+        self._tally.note(events)
         self._changed.set()
 
     def _open(self, events: Sequence[Event]) -> None:

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import msgspec
 
 from daemon.config.filters import Filters
+from daemon.figures import Figures
 from daemon.gguf import Gguf
+from daemon.readiness import Unready
 from events.catalogue import Event, Fact, MemoryMeasured, Option, Process, RequestArrived, UpstreamEnded
 from events.envelope import Record
 from events.limits import HTTP_BODY_BYTES
@@ -113,7 +115,15 @@ class Desk(Protocol):
 
 
 class Control(Desk, Protocol):
-    """What the control socket needs of the driver."""
+    """What the control socket, and what is answered here, need of the driver."""
+
+    def unready(self) -> Sequence[Unready]:
+        """Why requests are not served as promised now; empty: they are."""
+        ...
+
+    def figures(self) -> Figures:
+        """What metrics are made of."""
+        ...
 
     def now(self) -> int:
         """Scheduler time, ns."""

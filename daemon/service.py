@@ -169,6 +169,7 @@ class _Run:
         self._control = ControlServer(driver, catalog, self._reloader, logs)
         door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave
+        driver.connections = partial(connections, door, self._control)
         listen_front(front)
         control.listen(CONTROL_CONNECTIONS)
         log.info("listening on %s, control socket %s", url_of(front), self._places.control)
@@ -179,6 +180,11 @@ class _Run:
             nursery.start_soon(self._reloader.run)
             nursery.start_soon(door.serve, [front])
             nursery.start_soon(self._control.serve, control)
+
+
+def connections(door: FrontDoor, control: ControlServer) -> dict[str, int]:
+    """Clients connected now, by the door that they came in by."""
+    return {"http": door.connections, "control": control.connections}
 
 
 @contextmanager

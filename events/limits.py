@@ -207,6 +207,16 @@ METER_S = 1.5
 SAMPLE_STEP_BYTES = 64 * MIB
 """A sample becomes a fact only when free memory moved by this much: the log is no telemetry."""
 
+METRIC_MODELS = 2000
+METRIC_REASONS = 64
+"""Models, and reasons, that are counted by name, the rest as one: twice as many as there are."""
+
+SCRAPE_SAMPLES = 256
+"""Lines that a scrape makes at a time, before the others have their turn: 1 to 2 ms."""
+
+DEADLINE_LATE_NS = 5 * S
+"""A deadline that is overdue for longer has nobody who fires it: that takes milliseconds."""
+
 # --- what a model needs ----------------------------------------------------------------------------------
 
 GGUF_READ_BYTES = 256 * MIB

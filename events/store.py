@@ -31,6 +31,7 @@ from events.catalogue import Event
 from events.checkpoint import Checkpointer
 from events.commit import EVENTS, Committer, StoreBroken
 from events.envelope import LogError, Record, Row, encode
+from events.histogram import APPEND_BUCKETS_NS, Histogram
 from events.limits import (
     CLOSE_S,
     FLUSH_S,
@@ -59,8 +60,10 @@ class StoreStats(msgspec.Struct, frozen=True):
     groups: int
     largest_group: int
     queued: int
-    blocked_ms: int
+    blocked_ns: int
+    """For how long it could not be written, or was too slow, the time that this lasts now included."""
     retries: int
+    log_bytes: int
     wal_bytes: int
     wal_peak_bytes: int
     checkpoints: int
@@ -71,27 +74,36 @@ class StoreStats(msgspec.Struct, frozen=True):
 class _Step:
     """The events and rows of one indivisible step."""
 
-    __slots__ = ("events", "rows")
+    __slots__ = ("events", "queued_ns", "rows")
 
     def __init__(self, events: Sequence[Event], rows: list[Row]) -> None:
         self.events = events
         self.rows = rows
+        self.queued_ns = time.monotonic_ns()
 
 
 class _Group:
     """What one transaction writes: whole steps."""
 
-    __slots__ = ("error", "events", "rows", "since_ns")
+    __slots__ = ("error", "events", "queued_ns", "rows", "since_ns")
 
     def __init__(self, queue: deque[_Step]) -> None:
         self.events: list[Event] = []
         self.rows: list[Row] = []
+        self.queued_ns: list[int] = []
+        """When each step was appended."""
         while queue and (not self.rows or len(self.rows) + len(queue[0].rows) <= GROUP_ROWS):
             step = queue.popleft()
             self.events += step.events
             self.rows += step.rows
+            self.queued_ns.append(step.queued_ns)
         self.since_ns = time.monotonic_ns()
         self.error: sqlite3.Error | None = None
+
+
+def _is_slow(group: _Group, now_ns: int) -> bool:
+    """Whether a group takes too long, though no try has failed."""
+    return now_ns - group.since_ns > LOG_BLOCKED_MS * MS
 
 
 def _ignore(*_: object) -> None:
@@ -117,6 +129,8 @@ class EventStore:
         """Called with the reason when the head group has failed for the first time; it is tried again."""
         self.on_resumed: Callable[[int, str], None] = _ignore
         """Called with the ns that it was blocked, and the last reason, when such a group is durable."""
+        self.append_ns = Histogram(APPEND_BUCKETS_NS)
+        """From the append of each step until it was durable."""
         self._log = log
         self._noted_seq = found.head.seq
         self._seq, self._hash = found.head.seq, found.head.hash
@@ -194,7 +208,7 @@ class EventStore:
         """Since when (time.monotonic_ns) the head group is refused, or just takes too long; mostly None."""
         if self._group is None:
             return None
-        slow = time.monotonic_ns() - self._group.since_ns > LOG_BLOCKED_MS * MS
+        slow = _is_slow(self._group, time.monotonic_ns())
         return self._group.since_ns if slow or self._group.error is not None else None
 
     @property
@@ -207,13 +221,15 @@ class EventStore:
     @property
     def stats(self) -> StoreStats:
         """Counts since the log was opened."""
+        since_ns = self.blocked_since
         return StoreStats(
             events=self._events,
             groups=self._groups,
             largest_group=self._largest,
             queued=self._seq - self.head.seq,
-            blocked_ms=self._blocked_ns // MS,
+            blocked_ns=self._blocked_ns + (time.monotonic_ns() - since_ns if since_ns is not None else 0),
             retries=self._retries,
+            log_bytes=os.stat(self._log).st_size,
             wal_bytes=self._checkpointer.wal_bytes(),
             wal_peak_bytes=self._checkpointer.peak_bytes,
             checkpoints=self._checkpointer.checkpoints,
@@ -302,10 +318,13 @@ class EventStore:
         self._moved.set()
         while self._waiters and self._waiters[0][0] <= self.head.seq:
             heappop(self._waiters)[2].set()
+        now_ns = time.monotonic_ns()
+        for queued_ns in group.queued_ns:
+            self.append_ns.add(now_ns - queued_ns)
+        if group.error is not None or _is_slow(group, now_ns):
+            self._blocked_ns += now_ns - group.since_ns
         if group.error is not None:
-            blocked_ns = time.monotonic_ns() - group.since_ns
-            self._blocked_ns += blocked_ns
-            self._call(self.on_resumed, blocked_ns, str(group.error))
+            self._call(self.on_resumed, now_ns - group.since_ns, str(group.error))
         self._call(self.on_durable, group.events)
 
     def _call(self, callback: Callable[..., None], *arguments: object) -> None:

@@ -2,7 +2,8 @@
 
 - ARCHITECTURE.md: the diagrams of the two machines, between markers;
 - docs/events.md: the catalogue of events, from its declarations and docstrings;
-- docs/README.md: the list of decisions, from their titles, between markers.
+- docs/README.md: the list of decisions, from their titles, between markers;
+- docs/metrics.md: the table of metric families, between markers.
 
 Exit codes: 0 done (or nothing stale), 1 something is stale, 2 usage.
 """
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from prometheus_client import PROCESS_COLLECTOR
 
+from daemon.families import FAMILIES
 from events import catalogue
 from events.catalogue import DECISIONS, FACTS, Payload
 from events.parts import Part
@@ -53,6 +56,8 @@ def documents() -> Iterator[tuple[Path, str]]:
     text = between(text, "runner machine", runner_diagram())
     yield architecture, between(text, "request machine", request_diagram())
     yield ROOT / "docs/events.md", events_page()
+    metrics = ROOT / "docs/metrics.md"
+    yield metrics, between(metrics.read_text("utf-8"), "families", families_table())
     index = ROOT / "docs/README.md"
     yield index, between(index.read_text("utf-8"), "decisions", decisions())
 
@@ -92,6 +97,22 @@ def request_diagram() -> str:
 def fenced(diagram: str) -> str:
     """A Mermaid diagram as a block of a Markdown document."""
     return f"```mermaid\n{diagram}```\n"
+
+
+# --- the metrics -----------------------------------------------------------------------------------------
+
+
+def families_table() -> str:
+    """A row for each family: ours, then the library's own about the process."""
+    lines = ["| name | type | labels | what it is |", "|---|---|---|---|"]
+    for family in FAMILIES:
+        kind = family.type.__name__.removesuffix("MetricFamily").lower()
+        labels = ", ".join(f"`{label}`" for label in family.labels) or "–"
+        lines.append(f"| `{family.name}` | {kind} | {labels} | {cell(family.help)} |")
+    for metric in PROCESS_COLLECTOR.collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        lines.append(f"| `{name}` | {metric.type} | – | {cell(metric.documentation)} |")
+    return "\n".join(lines) + "\n"
 
 
 # --- the catalogue of events -----------------------------------------------------------------------------

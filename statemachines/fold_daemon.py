@@ -12,6 +12,7 @@ from statemachines.invariants import check_claim, require
 from statemachines.moves import (
     Handlers,
     awaited,
+    bind,
     demand_of,
     drop_if_empty,
     hasten,
@@ -206,6 +207,8 @@ def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
     state.refused_ports = {}
     for runner in state.runners.values():
         keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
+    for demand in state.demands.values():
+        bind(state, demand)
 
 
 def _stop_requested(state: State, event: Event, f: c.StopRequested) -> None:

@@ -52,6 +52,7 @@ def enqueue(state: State, request: Request, excluded: str = "") -> None:
     key = demand_key(request.model, request.options, request.priority, excluded)
     demand = demand_of(state, key, request.model, request.options, request.priority, excluded)
     request.demand = key
+    request.queued_t, request.loads = state.t, state.counts.get("loads", 0)
     demand.waiting[request.id] = None
     state.queued += 1
     rerank(state, demand)
@@ -122,6 +123,8 @@ def serve(state: State, runner: Runner, gain: int) -> None:
     for demand in waiting_for(state, runner.model):
         if satisfies(runner, demand):
             demand.servers += gain
+            if gain < 0 and runner.ready_t != NEVER:
+                bind(state, demand)
             if demand.servers:
                 feed(state, demand)
             else:
@@ -131,6 +134,11 @@ def serve(state: State, runner: Runner, gain: int) -> None:
             keep_alive(
                 state, other
             )  # one that stayed beside it, though its own had run out, need not any more
+
+
+def bind(state: State, demand: Demand) -> None:
+    """Those who wait in a demand wait for something else from now on: so does the bound of it."""
+    demand.bound_t, demand.bound_loads = state.t, state.counts.get("loads", 0)
 
 
 def loads_on(state: State, runner: Runner) -> None:

@@ -125,6 +125,10 @@ class Request(msgspec.Struct):
     """The runner whose slot it holds, or held last."""
     slot: bool = False
     attempt: int = 0
+    queued_t: int = NEVER
+    """When it was queued last."""
+    loads: int = 0
+    """How many loads had been decided by then."""
 
 
 class Demand(msgspec.Struct):
@@ -146,6 +150,11 @@ class Demand(msgspec.Struct):
     """When it is looked at again: the busy runner in its way has had its quantum, or memory may be back."""
     short_t: int = NEVER
     """Since when it has been waiting for memory that other programs hold."""
+    bound_t: int = NEVER
+    """From when on the bound of its waits counts: a runner that served it ceased to, or the configuration
+    changed."""
+    bound_loads: int = 0
+    """How many loads had been decided by then."""
 
 
 class Operation(msgspec.Struct):

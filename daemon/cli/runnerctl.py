@@ -227,6 +227,10 @@ def status(context: Context) -> None:
     output.text(f"log       {reply['log']}, {reply['seq']} events")
     if reply["log_blocked"]:
         output.text(f"          BLOCKED: {reply['log_blocked']}", style="bold red")
+    for reason in reply["unready"]:
+        output.text(f"ready     no, for {duration(reason['age_ns'])}: {reason['message']}", style="bold red")
+    if not reply["unready"]:
+        output.text("ready     yes")
     output.text(f"runners   {reply['runners']}")
     output.text(
         f"requests  {reply['running']} running, {reply['queued']} queued (at most {reply['max_queue']})"

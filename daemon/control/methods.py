@@ -132,6 +132,7 @@ class Service:
             "max_queue": state.config.max_queue,
             "counts": state.counts,
             "devices": views.devices(state),
+            "unready": [msgspec.structs.asdict(reason) for reason in driver.unready()],
         }
 
     def model_id(self, name: str) -> str:

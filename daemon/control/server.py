@@ -106,7 +106,8 @@ class ControlServer:
 
     def __init__(self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs) -> None:
         self._service = methods.Service(driver, catalog, reloader, logs)
-        self._connections = 0
+        self.connections = 0
+        """Clients connected now."""
 
     async def all_told(self, seq: int) -> None:
         """Wait until every watcher has been sent the events up to a number."""
@@ -127,10 +128,10 @@ class ControlServer:
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         """One client, from its first byte to its last. Whatever goes wrong with it ends nothing but it."""
-        self._connections += 1
+        self.connections += 1
         try:
             async with stream:
-                if self._connections > CONTROL_CONNECTIONS:
+                if self.connections > CONTROL_CONNECTIONS:
                     message = f"{CONTROL_CONNECTIONS} connections are open: close one, or try again later"
                     refusal = VarlinkError(f"{methods.INTERFACE}.LimitExceeded", message=message)
                     await _send(stream, error_reply(refusal))
@@ -141,7 +142,7 @@ class ControlServer:
         except* Exception:
             log.exception("control socket: a connection failed")
         finally:
-            self._connections -= 1
+            self.connections -= 1
 
     async def _talk(self, stream: trio.SocketStream, by: str) -> None:
         splitter = Splitter()

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from daemon.http import dialects, llamaswap, openai
+from daemon.http import dialects, health, llamaswap, openai
 from daemon.http.answers import Answer, Stream
 from daemon.http.calls import Ask, Call
 from daemon.http.dialects import Dialect
@@ -92,6 +92,8 @@ ROUTES: dict[bytes, Route] = {
     b"/models": Route(GET, openai.models),
     b"/health": Route(GET, openai.health, public=True),
     b"/wol-health": Route(GET, openai.health, public=True),
+    b"/ready": Route(GET, health.ready, public=True),
+    b"/metrics": Route(GET, health.metrics),
     b"/running": Route(GET, llamaswap.running),
     b"/unload": Route((b"GET", b"POST"), llamaswap.unload_all),
     b"/api/models/unload": Route(POST, llamaswap.unload_all),

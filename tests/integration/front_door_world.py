@@ -17,6 +17,7 @@ from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
 from daemon.logs import Logs, Ring
 from daemon.ports import Access, Address, Card, Dispatched, Ended, LogBlocked, ModelRow, PeerModel, Ticket
+from daemon.readiness import Unready
 from events.catalogue import Event, Fact, Option, RequestArrived, UpstreamEnded
 from events.limits import HTTP_BODY_BYTES
 from statemachines.state import Runner, State
@@ -61,6 +62,7 @@ class FakeDesk:
         """What operations end with."""
         self.on_arrive: Callable[[FakeTicket], None] = lambda ticket: None
         self.retry: list[Dispatched | Ended] = []
+        self.reasons: list[Unready] = []
         self._changed = trio.Event()
 
     def arrive(self, arrival: RequestArrived) -> FakeTicket:
@@ -71,6 +73,9 @@ class FakeDesk:
         self.on_arrive(ticket)
         self._change()
         return ticket
+
+    def unready(self) -> list[Unready]:
+        return self.reasons
 
     def gone(self, ticket: Ticket) -> None:
         assert isinstance(ticket, FakeTicket)

@@ -20,6 +20,7 @@ from daemon.control import server
 from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
 from daemon.logs import Logs, Ring
+from daemon.readiness import Unready
 from daemon.reload import Reloader
 from events.envelope import Record
 from events.reader import CursorPruned
@@ -42,6 +43,9 @@ class FakeDriver:
         self.first = 1
         self.fault: Exception | None = None
         self.watching = 0
+
+    def unready(self) -> list[Unready]:
+        return [Unready("log_blocked", self.log_blocked, 7)] if self.log_blocked else []
 
     def now(self) -> int:
         if self.fault is not None:
@@ -190,7 +194,9 @@ async def test_nothing_can_be_asked_for_while_the_log_is_blocked(
         assert reply["error"] == f"{CONTROL}.LogBlocked"
         assert "disk is full" in reply["parameters"]["message"]
         await some.call("Status")
-        assert (await some.reply())["parameters"]["log_blocked"] == "database or disk is full"
+        status = (await some.reply())["parameters"]
+        assert status["log_blocked"] == "database or disk is full"
+        assert [reason["reason"] for reason in status["unready"]] == ["log_blocked"]
 
 
 async def test_a_fault_in_a_method_ends_its_connection_alone(

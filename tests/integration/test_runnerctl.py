@@ -89,6 +89,7 @@ def test_status(live: Live) -> None:
     fits(result)
     assert result.lines[0].startswith(f"runnerd 0.1.0, pid {live.process.pid}, up ")
     assert any(line.startswith("requests  0 running, 0 queued (at most 512)") for line in result.lines)
+    assert "ready     yes" in result.lines
     assert "host    100 MiB  300 MiB  200 MiB  ███████░░░░░░░░░░░░░" in result.plain
     assert live.chat("red")[0] == 200
     assert any(

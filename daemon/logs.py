@@ -14,8 +14,8 @@ from pathlib import Path
 
 import trio
 
+from daemon.limits import LOG_FOLLOW_S, LOG_HISTORY_LINES, LOG_RING_BYTES
 from daemon.processes.output import last_lines
-from events.limits import LOG_FOLLOW_S, LOG_HISTORY_LINES, LOG_RING_BYTES
 from statemachines.state import State
 
 PROXY = "proxy"

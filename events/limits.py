@@ -518,33 +518,6 @@ PROBE_REPLY_BYTES = 4096
 STOP_COMMAND_S = 8.0
 """How long `cmdStop` may take before a signal is sent instead: within STOP_NS."""
 
-FORM_PARTS = 64
-"""Parts of a form that are looked at for its model: OpenAI's longest has 20."""
-
-FORM_NAME_BYTES = 4096
-"""A form's model field: names are shorter, and what is longer is not one."""
-
-UPSTREAM_NAME_PARTS = 8
-"""Parts of a path under /upstream/ that are tried as a model's name: names with slashes have two or three."""
-
-EVENTS_BEAT_S = 15.0
-"""A comment goes to followers of events at least this often: proxies give up what is silent for a minute."""
-
-LOADING_FIRST_S = 1.0
-"""How long who waits for a stream is told nothing: most loads that are shorter need no explanation."""
-
-LOADING_BEAT_S = 1.0
-"""Between two signs of life while it waits."""
-
-LOG_RING_BYTES = 256 * 1024
-"""The daemon's own messages that are kept in memory for /logs: a day of a quiet one."""
-
-LOG_HISTORY_LINES = 200
-"""What a reader of a runner's output is shown of the past."""
-
-LOG_FOLLOW_S = 0.25
-"""Between two looks at what runners print, while somebody watches: a file tells nobody that it has grown."""
-
 RUNNER_LOG_MAX_BYTES = 16 * MIB
 """A runner's output file is truncated at this: a day of llama-server's own verbosity."""
 

@@ -7,7 +7,7 @@ from email.message import Message
 
 from daemon.http.asked import Buffer
 from daemon.http.refusals import Refused
-from events.limits import FORM_NAME_BYTES, FORM_PARTS
+from daemon.limits import FORM_NAME_BYTES, FORM_PARTS
 
 _NAME = re.compile(rb'(?:^|;)\s*name\s*=\s*(?:"([^"]*)"|([^\s;]+))', re.IGNORECASE)
 _DISPOSITION = re.compile(rb"^content-disposition\s*:\s*form-data(.*)$", re.IGNORECASE | re.MULTILINE)

@@ -12,11 +12,12 @@ import trio
 from daemon.http.answers import Answer, Stream, json
 from daemon.http.calls import Ask, Call
 from daemon.http.refusals import Refused, unknown_model
+from daemon.limits import EVENTS_BEAT_S, UPSTREAM_NAME_PARTS
 from daemon.logs import PROXY, UPSTREAM
 from daemon.ports import Control, LogBlocked, ModelRow
 from events.catalogue import NEVER, CancelRequested, Fact, UnloadRequested
 from events.envelope import Record
-from events.limits import EVENTS_BEAT_S, UPSTREAM_NAME_PARTS, S
+from events.limits import S
 from events.reader import CursorPruned
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState

@@ -12,8 +12,9 @@ import trio
 from daemon.http.answers import Answer
 from daemon.http.framed import Framed
 from daemon.http.wire import FAILURES
+from daemon.limits import LOADING_BEAT_S, LOADING_FIRST_S
 from daemon.ports import Dispatched, Ended, Ticket
-from events.limits import LOADING_BEAT_S, LOADING_FIRST_S, S
+from events.limits import S
 from statemachines.state import State
 from statemachines.waiting import cause
 

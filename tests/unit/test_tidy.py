@@ -12,6 +12,8 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("daemon", "events", "statemachines", "migrations")
 CODE = (*PACKAGES, "scripts", "examples", "benchmarks", "tests")
@@ -249,9 +251,9 @@ def test_packages_and_their_data_are_all_listed() -> None:
 # --- no loose ends ---------------------------------------------------------------------------------------
 
 
-def test_every_limit_has_its_reason() -> None:
+@pytest.mark.parametrize("path", [ROOT / "events/limits.py", ROOT / "daemon/limits.py"], ids=str)
+def test_every_limit_has_its_reason(path: Path) -> None:
     """A comment beside or above it, or a docstring below; one below several in a row is for them all."""
-    path = ROOT / "events/limits.py"
     lines, wrong, explained = source(path).splitlines(), [], 0
     for node in reversed(tree(path).body):
         if isinstance(node, ast.Assign | ast.AnnAssign):

@@ -31,12 +31,21 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     options = parser.parse_args(given)
+    try:
+        return _command(options)
+    except BrokenPipeError:  # `| head` has read enough; nothing is left for the interpreter to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _command(options: argparse.Namespace) -> int:
+    """Carry out what is asked for; its exit code."""
     if options.command == "schema":
         import json
 
         from daemon.config.schema import schema
 
-        print(json.dumps(schema(), indent=2))
+        print(json.dumps(schema(), indent=2), flush=True)
         return 0
     if options.command == "import-ollama":
         from daemon.importing import import_main

@@ -58,6 +58,7 @@ mutate: venv
 bench: venv
 	@$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_store.py 60
+	$(BIN)/python -m benchmarks.bench_scrape
 	$(BIN)/python benchmarks/bench_relay.py
 	$(BIN)/python benchmarks/bench_daemon.py --soak 1000000
 

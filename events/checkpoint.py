@@ -39,11 +39,19 @@ class Writer(Protocol):
         ...
 
 
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
 class Checkpointer:
     """Decides when to checkpoint, and does it. Everything here belongs to the trio thread."""
 
     def __init__(self, connection: TrioSqlite, log: str, writer: Writer) -> None:
         self._connection = connection
+        self._log = log
         self._wal = f"{log}-wal"
         self._writer = writer
         self._grown_pages = 0
@@ -60,12 +68,13 @@ class Checkpointer:
         if self._grown_pages >= WAL_SOFT_PAGES or self._over:
             self._due.set()
 
+    def log_bytes(self) -> int:
+        """The size of the log's file."""
+        return _size(self._log)
+
     def wal_bytes(self) -> int:
         """The size of the WAL's file."""
-        try:
-            size = os.stat(self._wal).st_size
-        except FileNotFoundError:
-            return 0
+        size = _size(self._wal)
         self.peak_bytes = max(size, self.peak_bytes)
         return size
 

@@ -229,7 +229,7 @@ class EventStore:
             queued=self._seq - self.head.seq,
             blocked_ns=self._blocked_ns + (time.monotonic_ns() - since_ns if since_ns is not None else 0),
             retries=self._retries,
-            log_bytes=os.stat(self._log).st_size,
+            log_bytes=self._checkpointer.log_bytes(),
             wal_bytes=self._checkpointer.wal_bytes(),
             wal_peak_bytes=self._checkpointer.peak_bytes,
             checkpoints=self._checkpointer.checkpoints,

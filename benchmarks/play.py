@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.workloads import Workload
 from events import catalogue as c
-from events.catalogue import NEVER, Event
+from events.catalogue import Event
 from events.limits import GIB, MS, S
 from statemachines.policy import quantum_ns
 from statemachines.runner import RunnerState
@@ -99,8 +99,8 @@ class Player(Nature):
         self.calls: dict[str, tuple[int, int]] = {}
         """Of each request: which call it is, and when it arrived."""
         self.hungry: dict[str, Hunger] = {}
-        self.claim_t = NEVER
-        """Since when the claim stands."""
+        self.claim_t: dict[str, int] = {}
+        """Since when each claim stands."""
         self.turn_ns = 0
         """The longest turn that the next claim may have waited for."""
 
@@ -169,7 +169,7 @@ class Player(Nature):
         self.turn_ns = max(self.turn_ns, quantum_ns(state, state.runners[runner], state.demands[demand]))
 
     def _claimed(self, world: World, event: Event, d: c.ClaimMade) -> None:
-        self.claim_t = event.t
+        self.claim_t[d.demand] = event.t
         for victim in d.victims:
             self._note_turn(world, d.demand, victim)
         for hunger in self._undecided():
@@ -178,8 +178,9 @@ class Player(Nature):
         self.turn_ns = 0
 
     def _claim_ended(self, world: World, event: Event, d: c.ClaimEnded) -> None:
+        since_t = self.claim_t.pop(d.demand)
         for hunger in self._undecided():
-            hunger.allowed_ns += event.t - self.claim_t
+            hunger.allowed_ns += event.t - since_t
 
     def _load(self, world: World, event: Event, d: c.RunnerLoad) -> None:
         for hunger in self._undecided():

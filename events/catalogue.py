@@ -458,16 +458,20 @@ class ModelCrowded(Decision, frozen=True, gc=False, tag="model.crowded"):
 
 
 class ClaimMade(Decision, frozen=True, gc=False, tag="claim.made"):
-    """The best-ranked waiter's victims, chosen once; they admit no other work."""
+    """A waiter's victims, chosen once; they admit no other work. Until the claim ends, nothing else is loaded
+    on its `devices`, nor claims there; with `whole`, nowhere."""
 
     demand: str
     need_bytes: dict[str, int]
+    devices: tuple[str, ...]
     victims: tuple[str, ...]
+    whole: bool = False
     considered: tuple[Considered, ...] = ()
 
 
 class ClaimEnded(Decision, frozen=True, gc=False, tag="claim.ended"):
-    """The claim's load has begun, or nobody waits for it any more."""
+    """The claim's load has begun ("room_made"), or never will by it: nobody waits for it any more, its room
+    was not enough, or what it needs has changed."""
 
     demand: str
     reason: str

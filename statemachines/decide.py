@@ -248,8 +248,8 @@ def left(s: Scheduler, request: Request) -> None:
             continue
         if not any(satisfies(runner, demand) for demand in waiting_for(state, runner.model)):
             s.emit(c.RunnerStop(runner.id, "unloaded", "nobody_waits"))
-    if state.claim is not None and state.claim.demand not in state.demands:
-        s.emit(c.ClaimEnded(state.claim.demand, "nobody_waits"))
+    if request.demand in state.claims:
+        s.emit(c.ClaimEnded(request.demand, "nobody_waits"))
     place(s)
 
 
@@ -522,8 +522,8 @@ def stop_requested(s: Scheduler, f: c.StopRequested, id: str) -> None:
     state = s.state
     for model in list(state.wanted):
         s.dismiss(model, "stopping")
-    if state.claim is not None:
-        s.emit(c.ClaimEnded(state.claim.demand, "stopping"))
+    for claim in list(state.claims):
+        s.emit(c.ClaimEnded(claim, "stopping"))
     if f.how == "leave":
         return
     for runner in list(state.runners.values()):

@@ -8,7 +8,7 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import MEASURE_NS, MEMORY_FRESH_NS, PROBE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
 from statemachines.groups import members_of
-from statemachines.invariants import check_claim, require
+from statemachines.invariants import check_claim
 from statemachines.moves import (
     Handlers,
     awaited,
@@ -20,6 +20,7 @@ from statemachines.moves import (
     loaded,
     loads_on,
     release,
+    relocate,
     rerank,
     watched,
 )
@@ -64,21 +65,20 @@ def _measure(state: State, event: Event, d: c.MemoryMeasure) -> None:
 
 
 def _claim_made(state: State, event: Event, d: c.ClaimMade) -> None:
-    require(state.claim is None, "two claims at once")
     check_claim(state, d)
-    state.claim = Claim(d.demand, dict(d.need_bytes), d.victims)
+    state.claims[d.demand] = Claim(d.demand, dict(d.need_bytes), d.devices, d.victims, d.whole)
     demand = state.demands[d.demand]
     demand.short_t = demand.turn_due = NEVER  # its turn has come
     state.deadlines.disarm(("turn", demand.key))
 
 
 def _claim_ended(state: State, event: Event, d: c.ClaimEnded) -> None:
-    state.claim = None
+    del state.claims[d.demand]
 
 
 def _turn_waits(state: State, event: Event, d: c.TurnWaits) -> None:
     demand = state.demands[d.demand]
-    demand.turn_due = d.until_ns
+    demand.turn_due, demand.turn_of = d.until_ns, d.runner or demand.turn_of
     if d.reason != "memory":
         demand.short_t = NEVER
     elif demand.short_t == NEVER:
@@ -160,7 +160,7 @@ def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
     state.stopping, state.preloads = "", {}
     state.readings, state.measured_t, state.gone_t, state.measuring = {}, NEVER, NEVER, False
     state.deadlines.disarm(("measure", ""))
-    state.claim = None
+    state.claims = {}
     for operation in list(state.operations.values()):
         _operation_ended(state, event, c.OperationEnded(operation.id, False))
     for request in list(state.requests.values()):
@@ -205,6 +205,7 @@ def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
     state.group_of = members_of(f.view)
     state.scaled = {name: None for name, view in f.view.models.items() if view.instances_max > 1}
     state.refused_ports = {}
+    relocate(state)
     for runner in state.runners.values():
         keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
     for demand in state.demands.values():

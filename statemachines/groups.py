@@ -35,20 +35,17 @@ def in_the_way(state: State, model: str) -> dict[str, None]:
         return {runner.id: None for runner in state.runners.values() if runner.model not in kept}
     if not config.groups:
         return {}
-    name = state.group_of.get(model, "")
-    group = config.groups.get(name, DEFAULT_GROUP)
-    if not group.swap and not group.exclusive:
-        return {}
-    out: dict[str, None] = {}
-    for runner in state.runners.values():
-        other = state.group_of.get(runner.model, "")
-        if other == name:
-            must_go = group.swap
-        else:
-            must_go = group.exclusive and not config.groups.get(other, DEFAULT_GROUP).persistent
-        if must_go:
-            out[runner.id] = None
-    return out
+    return {runner.id: None for runner in state.runners.values() if evicts(state, model, runner.model)}
+
+
+def evicts(state: State, model: str, other: str) -> bool:
+    """Whether, by the groups, a load of `model` lets no runner of `other` be."""
+    groups = state.config.groups
+    name, others = state.group_of.get(model, ""), state.group_of.get(other, "")
+    group = groups.get(name, DEFAULT_GROUP)
+    if name == others:
+        return group.swap
+    return group.exclusive and not groups.get(others, DEFAULT_GROUP).persistent
 
 
 def protected(state: State, runner: Runner, model: str) -> str:

@@ -8,11 +8,14 @@ is loaded there.
 from __future__ import annotations
 
 from events.catalogue import ClaimMade, RunnerLoad
+from statemachines.claims import apart, devices_of, vacant
 from statemachines.groups import in_the_way, kept_from, members_of
 from statemachines.ledger import budget_bytes, held_bytes
 from statemachines.request import RequestState
+from statemachines.room import max_loaded
 from statemachines.runner import RunnerState
 from statemachines.state import (
+    Claim,
     Demand,
     Request,
     Runner,
@@ -21,6 +24,7 @@ from statemachines.state import (
     head_seq,
     instances,
     satisfies,
+    where_of,
 )
 
 
@@ -58,6 +62,8 @@ def check_load(state: State, load: RunnerLoad) -> None:
         budget = budget_bytes(state, device)
         if budget is not None and held_bytes(state, device) + need > budget:
             raise Breach(f"load of {load.model} exceeds the budget of {device}")
+    if state.claims:
+        _check_spoken_for(state, load)
     check_lease(state, (load.port, *load.shard_ports))
     others = instances(state, load.model, load.digest, load.options)
     view = state.model(load.model)
@@ -84,11 +90,57 @@ def check_lease(state: State, ports: tuple[int, ...], lessee: Runner | None = No
 
 
 def check_claim(state: State, claim: ClaimMade) -> None:
-    """No victim is pinned, nor of a persistent group that is not the claimant's own, nor preloaded as it."""
+    """No victim is pinned, nor of a persistent group that is not the claimant's own, nor preloaded as it. No
+    device is another claim's, and each claim will have its place."""
     demand = state.demands[claim.demand]
     for victim in claim.victims:
-        why = kept_from(state, state.runners[victim], demand)
+        runner = state.runners[victim]
+        why = kept_from(state, runner, demand)
         require(not why, f"{victim} is {why}, and a victim of {claim.demand}")
+        require(
+            claim.whole or all(device in claim.devices for device in devices_of(runner)),
+            f"{victim} is a victim of {claim.demand}, and {claim.devices} is not all that it uses",
+        )
+    for other in state.claims.values():
+        _check_apart(claim, other)
+        rival = state.demands.get(other.demand)
+        if rival is not None:
+            excluded = rival.model == demand.model or apart(state, rival.model, demand.model)
+            require(not excluded, f"claims for {rival.key} and {demand.key}, which exclude each other")
+    going = {runner.id: None for runner in state.runners.values() if not (runner.live or runner.stuck)}
+    left = len(state.runners) - len(going | dict.fromkeys(claim.victims))
+    fits = left + len(state.claims) < max_loaded(state)
+    require(fits, f"no place for {claim.demand} beside {len(state.claims)} claims")
+
+
+def _check_apart(one: ClaimMade | Claim, other: Claim) -> None:
+    """Two claims gather room on different devices, and neither has everything to itself."""
+    both = [device for device in one.devices if device in other.devices]
+    require(
+        not (both or one.whole or other.whole),
+        f"claims for {one.demand} and {other.demand} at once, both on {', '.join(both) or 'everything'}",
+    )
+
+
+def _check_spoken_for(state: State, load: RunnerLoad) -> None:
+    """A load takes nothing that a claim has: its devices, the bytes that it booked elsewhere, its place."""
+    booked: dict[str, int] = {}
+    vacancies = 0
+    for claim in state.claims.values():
+        taken = [device for device in load.reserved_bytes if device in claim.devices]
+        if claim.whole or taken:
+            raise Breach(f"{load.model} loaded on {taken}, where {claim.demand} has a claim")
+        vacancies += vacant(state, claim)
+        for device, size in claim.need_bytes.items():
+            if device not in claim.devices:
+                booked[device] = booked.get(device, 0) + size
+    for device, size in booked.items():
+        budget = budget_bytes(state, device)
+        need = load.reserved_bytes.get(device, 0)
+        if need and budget is not None and held_bytes(state, device) + need + size > budget:
+            raise Breach(f"load of {load.model} takes what claims have booked of {device}")
+    fits = len(state.runners) + vacancies < max_loaded(state)
+    require(fits, f"load of {load.model} takes the place of a claim")
 
 
 def check_ended(runner: Runner) -> None:
@@ -103,6 +155,7 @@ def check_all(state: State) -> None:
     _check_queues(state)
     _check_waiters(state)
     _check_memory(state)
+    _check_claims(state)
     ports = [port for runner in state.runners.values() for port in runner.ports]
     require(len(ports) == len(dict.fromkeys(ports)), "two runners lease one port")
     leased = {port: runner.id for runner in state.runners.values() for port in runner.ports}
@@ -111,6 +164,20 @@ def check_all(state: State) -> None:
     require(state.group_of == members_of(config), "the models' groups are wrong")
     scaled = [name for name, view in config.models.items() if view.instances_max > 1]
     require(list(state.scaled) == scaled, "the models with several instances are wrong")
+
+
+def _check_claims(state: State) -> None:
+    """Claims stand apart, and their victims admit nothing."""
+    victims: dict[str, str] = {}
+    claims = list(state.claims.values())
+    for i, claim in enumerate(claims):
+        for other in claims[:i]:
+            _check_apart(claim, other)
+        for victim in claim.victims:
+            runner = state.runners.get(victim)
+            require(runner is None or not runner.live, f"{victim} serves, and is a victim of {claim.demand}")
+            require(victim not in victims, f"{victim} is a victim of {claim.demand}, and another's")
+            victims[victim] = claim.demand
 
 
 def _check_memory(state: State) -> None:
@@ -162,7 +229,8 @@ def _check_queues(state: State) -> None:
         require(bool(demand.waiting or demand.operations), f"demand {key} is empty")
         servers = sum(runner.live and satisfies(runner, demand) for runner in state.runners.values())
         require(servers == demand.servers, f"demand {key}: {demand.servers} servers counted, {servers} there")
-        starving = state.starving.get(demand.priority)
+        require(demand.where == where_of(state.model(demand.model)), f"demand {key}: {demand.where}")
+        starving = state.starving.get((demand.priority, demand.where))
         rank = starving.due.get(key) if starving else None
         require(rank == (None if servers else head_seq(demand)), f"demand {key}: starving is wrong")
         for id in demand.waiting:
@@ -174,8 +242,8 @@ def _check_queues(state: State) -> None:
 def _check_waiters(state: State) -> None:
     """No waiter without a pending cause, itself a state with a deadline; no claim without a waiter."""
     due = state.deadlines.due
-    if state.claim is not None and ("resume", "") not in due:
-        require(state.claim.demand in state.demands, f"a claim for {state.claim.demand}, which nobody wants")
+    for claim in state.claims if ("resume", "") not in due else ():
+        require(claim in state.demands, f"a claim for {claim}, which nobody wants")
     for demand in state.demands.values():
         if state.stopping or ("resume", "") in due or being_dismissed(state, demand):
             continue
@@ -191,8 +259,8 @@ def _check_waiters(state: State) -> None:
         turn = demand.turn_due != -1 or any(d.turn_due != -1 for d in state.demands.values())
         cooling = demand.model in state.cooling and ("cool", demand.model) in due
         lingers = any(("linger", runner.id) in due for runner in state.runners.values())
-        cause = state.measuring or leaving or loading or turn or cooling or lingers or state.claim is not None
-        require(cause, f"{demand.key} starves, and nothing is pending that could end it")
+        cause = state.measuring or leaving or loading or turn or cooling or lingers or state.claims
+        require(bool(cause), f"{demand.key} starves, and nothing is pending that could end it")
 
 
 def _served_cause(state: State, demand: Demand) -> bool:

@@ -21,6 +21,9 @@ from statemachines.state import Runner, State, spec_key
 Source = Literal["configured", "measured", "estimated", "unknown"]
 """Where the figure of what a load needs is from."""
 
+NONE: Mapping[str, object] = {}
+"""No devices in particular."""
+
 
 def budget_bytes(state: State, device: str) -> int | None:
     """What may be used of a device: configured, but never more than it has. None: nothing is known."""
@@ -58,36 +61,48 @@ def free_bytes(state: State, device: str) -> int | None:
 
 
 def needs(
-    state: State, view: ModelView, options: Mapping[str, Option]
+    state: State,
+    view: ModelView,
+    options: Mapping[str, Option],
+    spoken: Mapping[str, object] = NONE,
+    kept: Mapping[str, object] = NONE,
 ) -> tuple[dict[str, int] | None, Source]:
     """What a load needs per device, and where the figure is from: configured, else learned from its last
     load, else estimated from its file, else unknown. None: nothing is known, or the server takes what it
-    finds."""
+    finds. An open device is none of those that are `spoken` for, if that can be, and rather one of `kept`."""
     estimate = view.estimate
     learned = state.footprints.get(spec_key(view.digest, dict(options)))
     if view.memory_bytes:
-        return _placed(state, view.memory_bytes), "configured"
+        return _placed(state, view.memory_bytes, spoken, kept), "configured"
     if learned:
-        return _placed(state, raised(learned, estimate) if estimate else learned), "measured"
+        return _placed(state, raised(learned, estimate) if estimate else learned, spoken, kept), "measured"
     if estimate:
-        return _estimated(state, estimate, options), "estimated"
+        return _estimated(state, estimate, options, spoken, kept), "estimated"
     return None, "unknown"
 
 
-def _placed(state: State, need: Mapping[str, int]) -> dict[str, int]:
+def _placed(
+    state: State, need: Mapping[str, int], spoken: Mapping[str, object], kept: Mapping[str, object]
+) -> dict[str, int]:
     """A need with its open device chosen."""
     placed: dict[str, int] = {}
     for device, size in need.items():
-        where = roomiest(state, size) if device == ANY else device
+        where = roomiest(state, size, spoken, kept) if device == ANY else device
         placed[where] = placed.get(where, 0) + size
     return placed
 
 
-def _estimated(state: State, estimate: Estimate, options: Mapping[str, Option]) -> dict[str, int] | None:
+def _estimated(
+    state: State,
+    estimate: Estimate,
+    options: Mapping[str, Option],
+    spoken: Mapping[str, object],
+    kept: Mapping[str, object],
+) -> dict[str, int] | None:
     """By the model's file. None: no single device holds it, but the server may well spread over several, or
     choose a smaller context, as llama-server does."""
     gpus = gpu_names(state)
-    placed = _placed(state, estimated_bytes(estimate, options, bool(gpus)))
+    placed = _placed(state, estimated_bytes(estimate, options, bool(gpus)), spoken, kept)
     if all(_holds(state, device, size) for device, size in placed.items()):
         return placed
     layers = gpu_layers(estimate, options)
@@ -104,11 +119,16 @@ def gpu_names(state: State) -> list[str]:
     return sorted(dict.fromkeys(name for name in names if name != "host"))
 
 
-def roomiest(state: State, size_bytes: int) -> str:
-    """The GPU for a load: among those that could ever hold it one where it fits, else one where it would if
-    idle runners went, else the one with the largest free room by the ledger; ties by name. The host where
-    there is no GPU."""
-    best, best_key = "host", (False, False, -1 << 62)
+def roomiest(
+    state: State,
+    size_bytes: int,
+    spoken: Mapping[str, object] = NONE,
+    kept: Mapping[str, object] = NONE,
+) -> str:
+    """The GPU for a load: among those that could ever hold it, and that are not spoken for, one where it
+    fits, else one where it would if idle runners went, else the one for which it waits already, else the one
+    with the largest free room by the ledger; ties by name. The host where there is no GPU."""
+    best, best_key = "host", (False, False, False, False, -1 << 62)
     idle: dict[str, int] | None = None
     headroom, held, coming = state.config.headroom_bytes, state.held, state.coming
     for name in gpu_names(state):
@@ -122,7 +142,8 @@ def roomiest(state: State, size_bytes: int) -> str:
             if not enough:
                 idle = _idle_bytes(state) if idle is None else idle
                 enough = size_bytes <= free + idle.get(name, 0)
-        key = (budget is None or size_bytes <= budget - headroom, enough, free)
+        possible = budget is None or size_bytes <= budget - headroom
+        key = (possible, name not in spoken, enough, name in kept, free)
         if key > best_key:
             best, best_key = name, key
     return best

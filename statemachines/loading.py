@@ -10,101 +10,146 @@ reaches one of these conclusions, each of which is a decision in the log or a st
 - wait for a busy runner's quantum;
 - refuse: it can never fit.
 
-One claim at a time: while it stands, the demands behind it wait.
+Who comes after it is looked at next, unless it is barred: what those ahead need is theirs (`claims.py`).
 """
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from events import catalogue as c
 from events.catalogue import NEVER, Considered
 from events.limits import (
     CONSIDERED_MAX,
-    FILL_TRIES,
     LINGER_MAX_NS,
     MEMORY_FRESH_NS,
     MEMORY_RETRY_NS,
     MEMORY_WAIT_NS,
     WATCH_NS,
 )
-from statemachines.groups import kept_from, preload_only, ruled
-from statemachines.policy import POLICIES, Cost, costs_to_lose, rank
-from statemachines.room import Need, Room, in_use, lease, max_loaded, need_of, never_fits
+from statemachines.claims import (
+    Ahead,
+    covers,
+    devices_of,
+    eligible,
+    elsewhere,
+    first_of_its_kind,
+    gathered,
+    in_rank,
+    own,
+    vacant,
+    whole,
+)
+from statemachines.estimate import HOST
+from statemachines.groups import kept_from, preload_only
+from statemachines.ledger import NONE, gpu_names
+from statemachines.policy import POLICIES, Cost, costs_to_lose
+from statemachines.room import Need, Room, in_use, lease, need_of, never_fits, short
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Runner, State, demand_key, satisfies
+from statemachines.state import Claim, Demand, Runner, State, demand_key, satisfies
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
 
 
 def place(s: Scheduler, arrived: Demand | None = None) -> None:
-    """Do what can be done for the starving demands, best rank first. If all that is new is one that has
-    `arrived`, the others wait for what they waited for, and nothing is done unless it ranks first."""
-    _place(s, arrived)
+    """Do what can be done for the starving demands: for those with a claim first, then best rank first. If
+    all that is new is one that has `arrived`, the others wait for what they waited for."""
+    state = s.state
+    if state.starving and not (state.stopping or s.more or state.dismissing) and s.left >= 0:
+        # Otherwise this step is full, or will be gone on with: its last part places.
+        if arrived is not None and _possible(s, arrived, NONE, NONE) is None:
+            return
+        if (arrived is None and _go_on(s)) or _next(s, arrived):
+            s.more = bool(state.starving)  # the next one in a step of its own
     _let_go(s)
 
 
-def _place(s: Scheduler, arrived: Demand | None) -> None:
+def _go_on(s: Scheduler) -> bool:
+    """Load what has its room by a claim, end a claim that cannot have it. True if others may be next now."""
     state = s.state
-    while state.starving and not state.stopping:
-        if s.left < 0 or s.more or state.dismissing:
-            return  # this step is full, or will be gone on with: its last part places
-        demand = next_starving(s)
-        if demand is None:
-            return
-        if arrived is not None and demand is not arrived:
-            if _possible(s, arrived) is not None:
-                _fill(s, demand, [arrived])
-            return
-        if not _place_one(s, demand):
-            _fill(s, demand, list(islice(state.demands.values(), FILL_TRIES)))
-            return
-        arrived = None
-        s.more = bool(state.starving)  # the next one in a step of its own
+    for claim in list(state.claims.values()):
+        demand = state.demands.get(claim.demand)
+        if demand is None or demand.servers or not eligible(state, demand):
+            s.emit(c.ClaimEnded(claim.demand, "nobody_waits"))
+            continue
+        need = _possible(s, demand, elsewhere(claim, gpu_names(state)), NONE)
+        if need is None:
+            return True
+        if not covers(state, claim, need):
+            s.emit(c.ClaimEnded(claim.demand, "changed"))
+            return True
+        if not _fresh(s):
+            return False
+        if not short(state, need) and _fits(state, claim, demand, need):
+            return _load(s, demand, need)
+        if vacant(state, claim):
+            s.emit(c.ClaimEnded(demand.key, "not_enough"))
+            return True  # it may not be the first any more
+    return False
+
+
+def _fits(state: State, claim: Claim, demand: Demand, need: Need) -> bool:
+    """Whether what a claim is for fits now, and leaves the other claims what they have booked."""
+    others = [other for other in state.claims.values() if other is not claim]
+    return Room(state, demand, need, Ahead(state, others)).fits()
+
+
+def _next(s: Scheduler, arrived: Demand | None) -> bool:
+    """Load, or claim, for those without a claim whom nobody ahead of them bars. True if one was served, so
+    that the next is looked at in a step of its own."""
+    state = s.state
+    ahead = Ahead(state, state.claims.values())
+    if arrived is not None and (ahead.has(arrived.where) or not first_of_its_kind(state, arrived)):
+        return False
+    for demand in in_rank(state):
+        if ahead.whole:
+            return False
+        mine = arrived is None or demand is arrived
+        need = _look(s, demand, ahead, mine=mine)
+        if need is None:
+            if mine:
+                return True
+            continue  # it is refused when it is looked at
+        room = None
+        if not ahead.bars(state, demand, need):
+            if mine and not _fresh(s):
+                return False
+            room = Room(state, demand, need, ahead)
+            if mine and _place_one(s, demand, need, room, ahead):
+                return True
+        if demand is arrived or (arrived is not None and ahead.has(arrived.where)):
+            return False
+        claim = state.claims.get(demand.key)
+        if claim is not None:
+            ahead.claimed(state, claim)
+        else:
+            ahead.waits(state, demand, need, room)
+    return False
+
+
+def _look(s: Scheduler, demand: Demand, ahead: Ahead, *, mine: bool) -> Need | None:
+    """What a demand needs, on devices that nobody ahead of it has, if it may choose."""
+    state = s.state
+    runner = state.runners.get(demand.turn_of)
+    kept = dict.fromkeys(devices_of(runner)) if runner is not None else NONE
+    return _possible(s, demand, ahead.devices, kept) if mine else need_of(state, demand, ahead.devices, kept)
 
 
 def _let_go(s: Scheduler) -> None:
-    """End a claim that nobody needs any more, though no other starves: while it stands, nothing grows."""
-    claim = s.state.claim
-    if claim is not None:
+    """End the claims that nobody needs any more: while one stands, nothing grows."""
+    for claim in list(s.state.claims.values()) if s.state.claims else ():
         demand = s.state.demands.get(claim.demand)
         if demand is None or demand.servers:
             s.emit(c.ClaimEnded(claim.demand, "nobody_waits"))
 
 
-def _fill(s: Scheduler, first: Demand, others: list[Demand]) -> None:
-    """While the first in rank waits for its turn, load one of the others that fits as things are, on
-    devices that the first does not need (nor its port). Where groups or the matrix rule, none goes ahead."""
-    state = s.state
-    if len(state.readings) < 2 or ruled(state.config) or len(state.runners) + 2 > max_loaded(state):
-        return
-    before = need_of(state, first)
-    if before is None or before.alone:
-        return
-    for demand in others:
-        if demand is first or demand.servers or not (NEVER == demand.turn_due == demand.short_t):
-            continue
-        view = state.model(demand.model)
-        if view is None or any(device in before.bytes for device in view.memory_bytes):
-            continue
-        need = need_of(state, demand)
-        if need is None or need.alone or any(device in before.bytes for device in need.bytes):
-            continue
-        if need.view.fixed_port and need.view.fixed_port == before.view.fixed_port:
-            continue
-        if not _ready(state, demand) or never_fits(state, need) or not _fresh(s):
-            continue
-        if Room(state, demand, need).fits() and lease(state, need.view) is not None:
-            _load(s, demand, need)
-            s.more = True
-            return
-
-
-def _possible(s: Scheduler, demand: Demand) -> Need | None:
+def _possible(
+    s: Scheduler, demand: Demand, spoken: Mapping[str, object], kept: Mapping[str, object]
+) -> Need | None:
     """What a demand needs; None if it was refused, since it can never be served, whoever is before it."""
-    need = need_of(s.state, demand)
+    need = need_of(s.state, demand, spoken, kept)
     if need is None:
         s.dismiss(demand.model, "unknown_model")
         return None
@@ -115,41 +160,12 @@ def _possible(s: Scheduler, demand: Demand) -> Need | None:
     return need
 
 
-def next_starving(s: Scheduler) -> Demand | None:
-    """The demand with the claim, or the best-ranked one that can be helped now; None: there is none."""
-    state = s.state
-    if state.claim is not None:
-        demand = state.demands.get(state.claim.demand)
-        if demand is not None and not demand.servers and _ready(state, demand):
-            return demand
-        s.emit(c.ClaimEnded(state.claim.demand, "nobody_waits"))
-    best: Demand | None = None
-    for agenda in state.starving.values():
-        first = agenda.first()
-        demand = state.demands[first[1]] if first else None
-        if demand is not None and not _ready(state, demand):
-            ready = [key for key in agenda.due if _ready(state, state.demands[key])]
-            demand = state.demands[min(ready, key=agenda.due.__getitem__)] if ready else None
-        if demand is not None and (best is None or rank(state, demand) < rank(state, best)):
-            best = demand
-    return best
-
-
-def _ready(state: State, demand: Demand) -> bool:
-    """Not waiting for memory that others hold, and not cooling down (an operator's load does not wait for
-    that)."""
-    if NEVER not in (demand.short_t, demand.turn_due):
-        return False
-    cooling = state.cooling.get(demand.model) if state.cooling else None
-    return cooling is None or cooling.until_t <= state.t or bool(demand.operations)
-
-
 def grow(s: Scheduler, model: str, options: dict[str, c.Option], queue: bool) -> None:
     """Load another instance of what is loaded, if the configuration has it, it fits as things are, and nobody
     starves: because there is a `queue` and all are busy, or because there are fewer than the least."""
     state = s.state
     view = state.config.models.get(model)
-    if view is None or state.stopping or state.starving or state.claim is not None or s.left < 0:
+    if view is None or state.stopping or state.starving or state.claims or s.left < 0:
         return
     demand = Demand(demand_key(model, options, 0), model, options, 0)
     mine = [runner for runner in state.models.get(model, {}).values() if satisfies(runner, demand)]
@@ -159,7 +175,7 @@ def grow(s: Scheduler, model: str, options: dict[str, c.Option], queue: bool) ->
     ):
         return
     need = need_of(state, demand)
-    if need is None or need.alone or not _ready(state, demand) or never_fits(state, need):
+    if need is None or need.alone or not eligible(state, demand) or never_fits(state, need):
         return
     if not _fresh(s):
         return
@@ -176,23 +192,16 @@ def _fresh(s: Scheduler) -> bool:
     return fresh
 
 
-def _place_one(s: Scheduler, demand: Demand) -> bool:
-    """One demand; True if it was served, refused or lost its claim, so that the next is looked at."""
+def _place_one(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahead) -> bool:
+    """Load for a demand, or claim; True if it was served or refused."""
     state = s.state
-    need = _possible(s, demand)
-    if need is None:
-        return True
-    if not _fresh(s):
-        return False
-    room = Room(state, demand, need)
     if room.fits():
-        return _load(s, demand, need)
-    if state.claim is not None:
-        if any(id in state.runners and not state.runners[id].stuck for id in state.claim.victims):
+        if ahead.ports and lease(state, need.view, ahead.ports) is None:
             return False
-        s.emit(c.ClaimEnded(demand.key, "not_enough"))
-        return True  # it may not be the first any more
-    return _make_room(s, demand, need, room)
+        return _load(s, demand, need)
+    if ahead.share(own(need, room.lacks)):
+        return False
+    return _make_room(s, demand, need, room, ahead)
 
 
 def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
@@ -203,7 +212,7 @@ def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
         s.dismiss(demand.model, "no_port", detail="every port of the range is in use", demand=demand.key)
         return True
     reason = reason or ("operator" if demand.operations else f"request {next(iter(demand.waiting))}")
-    if state.claim is not None and state.claim.demand == demand.key:
+    if demand.key in state.claims:
         s.emit(c.ClaimEnded(demand.key, "room_made"))
     s.emit(
         c.RunnerLoad(
@@ -226,8 +235,9 @@ def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
     return True
 
 
-def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
-    """Find the room: wait for what is leaving anyway, else choose victims, else wait for other programs."""
+def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahead) -> bool:
+    """Find the room: wait for what is leaving anyway, else choose victims, else wait for those ahead, else
+    for other programs."""
     state = s.state
     idle: list[Runner] = []
     lingering: list[Runner] = []
@@ -236,6 +246,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
     leaving = unsure = settling = False
     turn, ready, loading = demand.turn_due == NEVER, RunnerState.ready, RunnerState.loading
     due = POLICIES[state.config.policy]
+    spoken = {device: None for device in ahead.devices if device != HOST}.keys()
     preload = preload_only(state, demand)
     guarded = state.pinned or state.group_of or preload
     for runner in state.runners.values():
@@ -243,6 +254,10 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
             kept.append(runner)
         elif runner.state is ready:
             # What is suspect is no victim: its probe, or its exit, says first what it is worth.
+            if spoken and not (
+                spoken.isdisjoint(runner.reserved_bytes) and spoken.isdisjoint(runner.peak_bytes)
+            ):
+                continue  # nor is what those ahead may choose
             if runner.suspect:
                 unsure = True
             elif (turn or not runner.held) and room.helps(runner):
@@ -258,7 +273,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
             settling = settling or room.helps(runner)
         elif not runner.stuck:  # what is stuck may hold its place for ever
             leaving = True
-            room.lose(runner)
+            room.lose(runner, place=runner.id not in ahead.victims)
     if leaving and room.fits():
         return False
     if kept and not (preload and room.promised()) and _blocked(s, demand, need, kept):
@@ -272,13 +287,24 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room) -> bool:
             room.lose(runner)
             chosen.append(runner)
             if room.fits():
-                _claim(s, demand, need, _only_needed(room, chosen), candidates)
+                _claim(s, demand, need, room, _only_needed(room, chosen), candidates)
                 return False
     if lingering and demand.turn_due == NEVER:
         _let_linger(s, demand, lingering)
     if lingering or leaving or unsure or demand.turn_due != NEVER:
         return False
+    if ahead.models and _ours_to_move(state, demand, need):
+        return False  # it is those ahead of it that will, or its turn will come
     return _wait_for_memory(s, demand, need)
+
+
+def _ours_to_move(state: State, demand: Demand, need: Need) -> bool:
+    """Whether there is room as soon as all runners are gone that may go."""
+    room = Room(state, demand, need)
+    for runner in state.runners.values():
+        if not runner.stuck and not (runner.live and kept_from(state, runner, demand)):
+            room.lose(runner)
+    return room.fits()
 
 
 def _let_linger(s: Scheduler, demand: Demand, lingering: list[Runner]) -> None:
@@ -331,7 +357,9 @@ def _wait_for_memory(s: Scheduler, demand: Demand, need: Need) -> bool:
     return True
 
 
-def _claim(s: Scheduler, demand: Demand, need: Need, chosen: list[Runner], candidates: list[Cost]) -> None:
+def _claim(
+    s: Scheduler, demand: Demand, need: Need, room: Room, chosen: list[Runner], candidates: list[Cost]
+) -> None:
     """Claim the victims, or wait until the busy ones among them have had their turn."""
     state = s.state
     picked = {runner.id: None for runner in chosen}
@@ -347,6 +375,7 @@ def _claim(s: Scheduler, demand: Demand, need: Need, chosen: list[Runner], candi
         if due > state.t:
             s.emit(c.TurnWaits(demand.key, "quantum", due, runner.id, considered))
             return
-    s.emit(c.ClaimMade(demand.key, need.bytes, tuple(picked), considered))
+    devices = gathered(need, room, chosen)
+    s.emit(c.ClaimMade(demand.key, need.bytes, devices, tuple(picked), whole(state, need), considered))
     for runner in chosen:
         s.drain(runner, "evicted")

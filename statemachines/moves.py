@@ -27,6 +27,7 @@ from statemachines.state import (
     head_seq,
     satisfies,
     waiting_for,
+    where_of,
 )
 
 Handler = Callable[[State, Event, Any], None]
@@ -64,6 +65,7 @@ def demand_of(
     demand = state.demands.get(key)
     if demand is None:
         demand = state.demands[key] = Demand(key, model, options, priority, excluded)
+        demand.where = where_of(state.model(model))
         state.wanted.setdefault(model, OrderedDict())[key] = demand
         for runner in state.models.get(model, {}).values():
             demand.servers += runner.live and satisfies(runner, demand)
@@ -74,21 +76,33 @@ def rerank(state: State, demand: Demand) -> None:
     """Keep the place of a demand among the starving, if it is one."""
     if demand.servers:
         return
-    agenda = state.starving.get(demand.priority)
+    place = (demand.priority, demand.where)
+    agenda = state.starving.get(place)
     if agenda is None:
-        agenda = state.starving[demand.priority] = Agenda()
+        agenda = state.starving[place] = Agenda()
     seq = head_seq(demand)
     if agenda.due.get(demand.key) != seq:
         agenda.arm(demand.key, seq)
 
 
+def relocate(state: State) -> None:
+    """Enter the starving by the devices that their models are configured for now."""
+    for demand in state.demands.values():
+        where = where_of(state.model(demand.model))
+        if where != demand.where:
+            feed(state, demand)
+            demand.where = where
+            rerank(state, demand)
+
+
 def feed(state: State, demand: Demand) -> None:
     """A demand starves no more."""
-    agenda = state.starving.get(demand.priority)
+    place = (demand.priority, demand.where)
+    agenda = state.starving.get(place)
     if agenda is not None:
         agenda.disarm(demand.key)
         if not agenda.due:
-            del state.starving[demand.priority]
+            del state.starving[place]
 
 
 def unqueue(state: State, request: Request) -> None:

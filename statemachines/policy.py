@@ -30,8 +30,9 @@ def since_ns(state: State, demand: Demand) -> int:
 def rank(state: State, demand: Demand) -> tuple[int, int]:
     """Sort key of a demand among waiters: smallest first. Who has waited longest speaks for all,
     be it a request or an operator's load."""
-    age_steps = (state.t - since_ns(state, demand)) // state.config.age_step_ns
-    return (-(demand.priority + age_steps), int(oldest(demand)[1:]))
+    id = oldest(demand)
+    since = state.requests[id].arrived_t if id in demand.waiting else state.operations[id].asked_t
+    return (-(demand.priority + (state.t - since) // state.config.age_step_ns), int(id[1:]))
 
 
 def quantum_ns(state: State, runner: Runner, rival: Demand) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from events import catalogue as c
 from events.limits import CONFIG_MODELS, MODELS_PER_GPU
 from statemachines.groups import in_the_way, ruled
 from statemachines.ledger import (
+    NONE,
     Source,
     budget_bytes,
     free_bytes,
@@ -17,6 +21,9 @@ from statemachines.ledger import (
     reported_bytes,
 )
 from statemachines.state import Demand, Runner, State, instances
+
+if TYPE_CHECKING:
+    from statemachines.claims import Ahead
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -29,13 +36,19 @@ class Need(msgspec.Struct, frozen=True):
     source: Source = "configured"
 
 
-def need_of(state: State, demand: Demand) -> Need | None:
-    """The launch spec that would serve a demand, open options filled in from the model's defaults."""
+def need_of(
+    state: State,
+    demand: Demand,
+    spoken: Mapping[str, object] = NONE,
+    kept: Mapping[str, object] = NONE,
+) -> Need | None:
+    """The launch spec that would serve a demand, open options filled in from the model's defaults; an open
+    device chosen as `roomiest` says."""
     view = state.model(demand.model)
     if view is None:
         return None
     options = {**view.options, **demand.options}
-    size, source = needs(state, view, options)
+    size, source = needs(state, view, options, spoken, kept)
     alone = demand.model in state.crowded or (size is None and not ruled(state.config))
     return Need(view, options, size or {}, alone, source)
 
@@ -43,25 +56,37 @@ def need_of(state: State, demand: Demand) -> Need | None:
 class Room:
     """Whether a need fits, while runners are imagined gone (`lose`) and back (`regain`) one by one."""
 
-    __slots__ = ("_blocking", "_count", "_limit", "_need", "_predicted", "_reported", "_short")
+    __slots__ = (
+        "_blocking", "_count", "_limit", "_need", "_predicted", "_reported", "_short", "crowded", "lacks",
+    )  # fmt: skip
 
-    def __init__(self, state: State, demand: Demand, need: Need) -> None:
+    def __init__(self, state: State, demand: Demand, need: Need, ahead: Ahead | None = None) -> None:
         self._need = need
-        self._count = len(state.runners)
         self._limit = 0 if need.alone else max_loaded(state) - 1
         """How many runners there may be beside it."""
+        self._count = len(state.runners) + (ahead.places(state, self._limit) if ahead is not None else 0)
         self._blocking = _blocking(state, demand, need)
         self._predicted: dict[str, int] = {}
         self._reported: dict[str, int] = {}
         for device in need.bytes:
             predicted = predicted_bytes(state, device)
             if predicted is not None:
-                self._predicted[device] = predicted
+                booked = ahead.bytes.get(device, 0) if ahead is not None else 0
+                self._predicted[device] = predicted - booked
                 reported = reported_bytes(state, device)
-                self._reported[device] = predicted if reported is None else reported
+                self._reported[device] = (predicted if reported is None else reported) - booked
         self._short: list[str] = []
         """Devices on which there is too little."""
         self._compare()
+        self.lacks: tuple[str, ...] = tuple(self._short)
+        """The same, with nobody gone."""
+        self.crowded = self._count > self._limit
+        """Whether, with nobody gone, there are too many runners for one more."""
+
+    @property
+    def blocking(self) -> Iterable[str]:
+        """The runners beside which it may not be, however much memory there is."""
+        return self._blocking
 
     def fits(self) -> bool:
         """Whether the load could be decided now."""
@@ -81,9 +106,10 @@ class Room:
                 return True
         return False
 
-    def lose(self, runner: Runner) -> None:
-        """Imagine a runner gone."""
+    def lose(self, runner: Runner, *, place: bool = True) -> None:
+        """Imagine a runner gone; its `place` may be another's."""
         self._move(runner, 1)
+        self._count += not place
 
     def regain(self, runner: Runner) -> None:
         """Imagine it back."""
@@ -162,26 +188,42 @@ def in_use(state: State, need: Need) -> str:
     stuck = [runner.id for runner in state.runners.values() if runner.stuck]
     if stuck:
         return f"{', '.join(stuck)} cannot be ended"
-    for device, size in need.bytes.items():
-        free = free_bytes(state, device)
-        if free is not None and size > free:
-            return f"needs {mib(size)} on {device}; other programs leave {mib(max(0, free))}"
+    device = short(state, need)
+    if device:
+        left = max(0, free_bytes(state, device) or 0)
+        return f"needs {mib(need.bytes[device])} on {device}; other programs leave {mib(left)}"
     return "other programs hold the memory"
 
 
-def lease(state: State, view: c.ModelView) -> tuple[int, ...] | None:
+def short(state: State, need: Need) -> str:
+    """A device on which there is less memory free than needed; "": there is none."""
+    for device, size in need.bytes.items():
+        free = free_bytes(state, device)
+        if free is not None and size > free:
+            return device
+    return ""
+
+
+def lease(state: State, view: c.ModelView, spared: int = 0) -> tuple[int, ...] | None:
     """Ports for a new load: that of its first process (fixed, or the next of the range; 0: it needs none),
-    then those of its shards. Ports that were refused before only if there are no others. None: too few."""
-    leased = view.lease == "port" and not view.fixed_port
-    count = view.shards + leased
-    ports = next_ports(state, count, view.fixed_port)
-    if len(ports) < count:
+    then those of its shards. Ports that were refused before only if there are no others. None: too few, with
+    some `spared` for others."""
+    count = ports_of(view)
+    wanted = count + spared if count else 0
+    ports = next_ports(state, wanted, view.fixed_port)
+    if len(ports) < wanted:
         taken = (*state.leased, view.fixed_port)
         again = [port for port in state.refused_ports if port not in taken]
-        ports += tuple(again[: count - len(ports)])
-    if len(ports) < count:
+        ports += tuple(again[: wanted - len(ports)])
+    if len(ports) < wanted:
         return None
-    return ports if leased else (view.fixed_port, *ports)
+    leased = view.lease == "port" and not view.fixed_port
+    return ports[:count] if leased else (view.fixed_port, *ports[:count])
+
+
+def ports_of(view: c.ModelView) -> int:
+    """How many ports of the range a load takes."""
+    return view.shards + (view.lease == "port" and not view.fixed_port)
 
 
 def next_ports(state: State, count: int, fixed: int = 0) -> tuple[int, ...]:

@@ -146,8 +146,12 @@ class Demand(msgspec.Struct):
     """Operators' loads that wait for a runner."""
     servers: int = 0
     """Live runners that satisfy it. At 0 it starves: it needs a load."""
+    where: tuple[str, ...] = ()
+    """The devices that its model is configured for; none where that is open until it is loaded."""
     turn_due: int = NEVER
     """When it is looked at again: the busy runner in its way has had its quantum, or memory may be back."""
+    turn_of: str = ""
+    """The runner whose turn it waited for last."""
     short_t: int = NEVER
     """Since when it has been waiting for memory that other programs hold."""
     bound_t: int = NEVER
@@ -185,14 +189,18 @@ class Claim(msgspec.Struct):
 
     demand: str
     need_bytes: dict[str, int]
+    devices: tuple[str, ...]
+    """Where it gathers room: its own until it ends."""
     victims: tuple[str, ...]
+    whole: bool
+    """All devices are."""
 
 
 class State:
     """Everything that a decision may depend on."""
 
     __slots__ = (
-        "alone", "boot_id", "claim", "coming", "config", "cooling", "counts", "crowded", "deadlines",
+        "alone", "boot_id", "claims", "coming", "config", "cooling", "counts", "crowded", "deadlines",
         "demands", "dismissing", "drain_cost_ns", "footprints", "gone_t", "group_of", "held", "idle",
         "leased", "load_cost_ns", "loading", "measure_t", "measured_t", "measuring", "models", "next_port",
         "node", "only_loads", "operations", "pinned", "policy", "preloads", "quarantine", "queued",
@@ -232,12 +240,14 @@ class State:
         """Demands with somebody waiting."""
         self.wanted: dict[str, OrderedDict[str, Demand]] = {}
         """The same by model; a model that nobody waits for has no entry."""
-        self.starving: dict[int, Agenda[str]] = {}
-        """Demands that no live runner satisfies, by priority, each with the age of its head (`head_seq`)."""
+        self.starving: dict[tuple[int, tuple[str, ...]], Agenda[str]] = {}
+        """Demands that no live runner satisfies, by priority and configured devices (`Demand.where`), each
+        with the age of its head (`head_seq`)."""
         self.dismissing: dict[str, ModelDismissed] = {}
         """Dismissals whose waiters are being failed, a few each step, by `dismissal_key`."""
         self.operations: dict[str, Operation] = {}
-        self.claim: Claim | None = None
+        self.claims: dict[str, Claim] = {}
+        """By demand, oldest first: no two on one device."""
         self.cooling: dict[str, Cooling] = {}
         self.crowded: dict[str, None] = {}
         """Models whose last load ran out of memory beside others: the next one is to be alone."""
@@ -276,6 +286,13 @@ def oldest(demand: Demand) -> str:
         return request
     operation = next(iter(demand.operations))
     return request if request and int(request[1:]) < int(operation[1:]) else operation
+
+
+def where_of(view: ModelView | None) -> tuple[str, ...]:
+    """The devices that a model is configured for; none where they are open until it is loaded."""
+    if view is None or "" in view.memory_bytes:
+        return ()
+    return tuple(sorted(view.memory_bytes))
 
 
 def head_seq(demand: Demand) -> int:
@@ -366,5 +383,5 @@ def canonical(state: State) -> bytes:
     plain["models"] = {model: list(runners) for model, runners in state.models.items()}
     plain["wanted"] = {model: list(demands) for model, demands in state.wanted.items()}
     plain["deadlines"] = sorted((due, kind, id) for (kind, id), due in state.deadlines.due.items())
-    plain["starving"] = {priority: agenda.due for priority, agenda in state.starving.items()}
+    plain["starving"] = [(*key, agenda.due) for key, agenda in state.starving.items()]
     return msgspec.json.encode(msgspec.to_builtins(plain, str_keys=True), order="deterministic")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from events.catalogue import NEVER
-from statemachines.policy import rank
+from statemachines.claims import before
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Runner, State, satisfies
 
@@ -29,18 +29,18 @@ def _served(state: State, demand: Demand) -> str:
 
 def _starving(state: State, demand: Demand) -> str:
     """What must be over before its own runner is loaded."""
-    cooling, claim = state.cooling.get(demand.model), state.claim
+    cooling, claim = state.cooling.get(demand.model), state.claims.get(demand.key)
     if cooling is not None and cooling.until_t > state.t and not demand.operations:
         return "the end of the pause after a failed load"
-    if claim is not None and claim.demand == demand.key:
+    if claim is not None:
         victims = [state.runners[id] for id in claim.victims if id in state.runners]
         return _all(victims, "makes room", "make room") or "room"
     if demand.short_t != NEVER:
         return "memory that other programs hold"
     if demand.turn_due != NEVER:
         return "its turn"
-    first = state.demands.get(claim.demand) if claim is not None else _first(state)
-    if first is not None and first is not demand:
+    first = before(state, demand)
+    if first is not None:
         return f"{first.model}, which is next"
     runners = list(state.runners.values())
     return (
@@ -49,13 +49,6 @@ def _starving(state: State, demand: Demand) -> str:
         or _all(state.loading.values(), "loads", "load")
         or ("a measurement" if state.measuring else "room")
     )
-
-
-def _first(state: State) -> Demand | None:
-    """The best-ranked of those that starve, but for those that others' memory, or a pause, keeps waiting."""
-    heads = [state.demands[first[1]] for each in state.starving.values() if (first := each.first())]
-    ready = [d for d in heads if NEVER in (d.short_t, d.turn_due) and d.model not in state.cooling]
-    return min(ready, key=lambda demand: rank(state, demand), default=None)
 
 
 def _all(runners: Iterable[Runner], one: str, several: str) -> str:

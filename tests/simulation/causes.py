@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from events import catalogue as c
 from events.catalogue import NEVER, Decision
+from statemachines.claims import vacant
 from statemachines.decide import dispatch_waiting
 from statemachines.invariants import require
 from statemachines.loading import place
@@ -97,10 +98,9 @@ def _starves_for(state: State, demand: Demand) -> str:
         return "turn"
     if demand.model in state.cooling and ("cool", demand.model) in due:
         return "cooling"
-    if state.claim is not None:
-        left = [state.runners[id] for id in state.claim.victims if id in state.runners]
-        if state.claim.demand in state.demands and any(not runner.stuck for runner in left):
-            return "claim"
+    for claim in state.claims.values():
+        if claim.demand in state.demands and not vacant(state, claim):
+            return f"the claim for {claim.demand}"
     for runner in state.runners.values():
         if runner.suspect or runner.state is RunnerState.loading or not (runner.live or runner.stuck):
             return f"{runner.id} is {runner.state}"

@@ -113,6 +113,18 @@ MUTATIONS = (
         "if runner.state is not RunnerState.ready or runner.suspect or len",
         "if runner.state is not RunnerState.ready or len",
     ),
+    Mutation(
+        "the devices of a claim are its own",
+        "claims",
+        "or whole(state, need) or self.has(need.bytes)",
+        "or whole(state, need)",
+    ),
+    Mutation(
+        "what a claim has booked of the host is not given away",
+        "room",
+        "booked = ahead.bytes.get(device, 0) if ahead is not None else 0",
+        "booked = 0",
+    ),
 )
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from events import catalogue as c
 from tests.simulation.worlds import run_world
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = int(os.environ.get("SEEDS", "500"))
-"""About 50 ms each."""
+"""About 80 ms each."""
 BLOCK = 20
 
 
@@ -32,15 +33,24 @@ def test_the_worlds_reach_what_they_are_for() -> None:
     """A simulation in which nothing ever went wrong would prove nothing."""
     counts: dict[str, int] = {}
     for seed in range(60):
+        standing: dict[str, None] = {}
         for event in run_world(seed).world.log:
             kind = type(event.body).__struct_config__.tag
             counts[str(kind)] = counts.get(str(kind), 0) + 1
+            if isinstance(event.body, c.ClaimMade):
+                standing[event.body.demand] = None
+                counts["claims at once"] = max(counts.get("claims at once", 0), len(standing))
+            elif isinstance(event.body, c.ClaimEnded):
+                del standing[event.body.demand]
+            elif isinstance(event.body, c.DaemonStarted):
+                standing = {}
     for kind in (
         "request.completed", "request.requeued", "request.timed_out", "request.interrupted", "claim.made",
         "turn.waits", "runner.leased", "runner.kill", "runner.stuck", "runner.lost", "model.cooling",
         "step.continues", "reclaim.waits", "config.changed", "operator.unload",
     ):  # fmt: skip
         assert counts.get(kind, 0) > 0, f"{kind} never happened in {counts}"
+    assert counts["claims at once"] > 1, "no two claims ever stood side by side"
 
 
 def test_the_same_seed_is_the_same_log_under_every_hash_seed() -> None:

@@ -29,7 +29,7 @@ PATIENCE_NS = 6 * 60 * MINUTE
 LASTING = {"cool", "quarantine"}
 """Deadlines that may be left when all is over."""
 LEFT_EMPTY = (
-    "runners", "models", "requests", "demands", "wanted", "starving", "dismissing", "operations", "claim",
+    "runners", "models", "requests", "demands", "wanted", "starving", "dismissing", "operations", "claims",
 )  # fmt: skip
 CALM_FAILURES = {"pinned", "never_fits", "no_memory", "no_port", "unloaded", "unknown_model", "stopping"}
 """Why a request may fail where no process misbehaves."""
@@ -163,11 +163,15 @@ class RandomWorld:
         self.nature.trace = trace
         if self.nature.percent:
             self.nature.crash_permille = chance.choice([0, 0, 2, 10])
-        self.devices = {"host": chance.randrange(8, 64) * GIB}
-        for i in range(chance.choice([0, 1, 1, 2])):
-            self.devices[f"gpu{i}"] = chance.randrange(8, 48) * GIB
+        self.wide = chance.randrange(5) == 0
+        """Several GPUs, each with more models than fit on it: claims stand side by side."""
+        self.devices = {"host": chance.randrange(8, 12 if self.wide else 64) * GIB}
+        for i in range(chance.choice([2, 2, 3, 4]) if self.wide else chance.choice([0, 1, 1, 2])):
+            self.devices[f"gpu{i}"] = chance.randrange(8, 12 if self.wide else 48) * GIB
         self.world = World(self.nature, self.devices)
-        self.names = [f"m{i}" for i in range(chance.randrange(1, 7))]
+        self.names = [
+            f"m{i}" for i in range(chance.randrange(6, 13) if self.wide else chance.randrange(1, 7))
+        ]
         self.view = self.config()
 
     def config(self) -> c.ConfigView:
@@ -177,18 +181,19 @@ class RandomWorld:
         return c.ConfigView(
             models=models,
             devices={
-                name: c.DeviceView(pick([None, n(4, 64) * GIB]), name != "host") for name in self.devices
+                name: c.DeviceView(pick([None, n(8 if self.wide else 4, 64) * GIB]), name != "host")
+                for name in self.devices
             },
             max_queue=pick([2, 8, 512, 512]),
-            max_loaded=pick([0, 0, 1, 2, 8]),
+            max_loaded=pick([0, 0, 4, len(self.devices)] if self.wide else [0, 0, 1, 2, 8]),
             port_first=first,
             port_last=first + pick([1, 4, 999]),
             headroom_bytes=pick([0, GIB // 2]),
             policy=pick(["balanced", "balanced", "fifo", "collate"]),
             swap_patience=pick([4, 4, 1, 0]),
             age_step_ns=AGE_STEP_NS,
-            groups=self.groups(list(models)) if n(4) == 0 else {},
-            matrix=self.matrix(list(models)) if n(6) == 0 else None,
+            groups=self.groups(list(models)) if n(8 if self.wide else 4) == 0 else {},
+            matrix=self.matrix(list(models)) if n(16 if self.wide else 6) == 0 else None,
         )
 
     def groups(self, models: list[str]) -> dict[str, c.GroupView]:
@@ -211,15 +216,24 @@ class RandomWorld:
             sets[f"s{i}"] = tuple(tokens)
         return c.MatrixView(sets, {model: n(1, 9) for model in models if n(2)})
 
+    def memory(self) -> dict[str, int]:
+        """What a model is configured to need."""
+        pick, n = self.chance.choice, self.chance.randrange
+        if not self.wide:
+            device, large = pick(["", "", *self.devices]), n(4) == 0
+            return {device: n(1, 40 if large else 16) * GIB} if n(4) else {}
+        gpus = list(self.devices)[1:]
+        need = {pick(gpus): n(4, 8) * GIB for _ in range(pick([1, 1, 1, 2]))}
+        if n(8) == 0:
+            need = {"": n(4, 8) * GIB}
+        return need | ({"host": n(1, 6) * GIB} if n(2) == 0 else {})
+
     def model(self) -> c.ModelView:
         pick, n = self.chance.choice, self.chance.randrange
-        device = pick(["", "", *self.devices])
         return c.ModelView(
             digest=f"d{n(10**6)}",
             slots=pick([1, 1, 2, 4]),
-            memory_bytes=pick(
-                [{}, {device: n(1, 16) * GIB}, {device: n(1, 16) * GIB}, {device: n(1, 40) * GIB}]
-            ),
+            memory_bytes=self.memory(),
             keep_alive_ns=pick([NEVER, 0, 10 * S, MINUTE]),
             options=pick([{}, {"num_ctx": 4096}, {"num_ctx": 4096, "lora": ""}]),
             lease=pick(["port", "port", "socket", "none"]),
@@ -308,7 +322,7 @@ class RandomWorld:
         world, n, pick = self.world, self.chance.randrange, self.chance.choice
         world.start()
         world.submit(c.ConfigChanged(self.view))
-        for _ in range(pick([3, 20, 60])):
+        for _ in range(pick([20, 60] if self.wide else [3, 20, 60])):
             at = n(TRAFFIC_NS)
             for _ in range(pick([1, 1, 1, 2, 5, 20])):
                 world.at(at, lambda: world.submit(self.arrival()))
@@ -358,7 +372,7 @@ class RandomWorld:
             "starving",
             "dismissing",
             "operations",
-            "claim",
+            "claims",
         ):
             insist(not getattr(state, what), f"left: {what} {getattr(state, what)}")
         insist(state.queued == 0, f"left: {state.queued} queued")

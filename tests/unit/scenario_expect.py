@@ -203,7 +203,7 @@ def nothing_left(h: History, words: list[str]) -> None:
     """`expect nothing_left`: no runner, request, waiter or claim; every request has had its one end."""
     state = h.state
     left = [*state.runners, *state.requests, *state.demands, *state.operations]
-    assert not left and state.claim is None, f"left: {left} {state.claim}"
+    assert not left and not state.claims, f"left: {left} {state.claims}"
     assert all(told.end for told in h.requests.values())
 
 

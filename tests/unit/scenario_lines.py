@@ -239,8 +239,8 @@ def state_lines(state: State) -> list[str]:
     for request in state.requests.values():
         held = f", holds a slot of {request.runner}" if request.slot else ""
         lines.append(f"{request.id} {label(request.model, request.options)} {request.state}{held}")
-    if state.claim is not None:
-        lines.append(f"claim for {demand(state.claim.demand)}: victims {', '.join(state.claim.victims)}")
+    for claim in state.claims.values():
+        lines.append(f"claim for {demand(claim.demand)}: victims {', '.join(claim.victims)}")
     for device in dict.fromkeys([*state.config.devices, *state.readings]):
         budget, free = budget_bytes(state, device) or 0, free_bytes(state, device) or 0
         lines.append(f"{device}: {gib(held_bytes(state, device))} of {gib(budget)} held, {gib(free)} free")

@@ -1,0 +1,243 @@
+"""What is spoken for: by the claims that stand, and by those who wait in a better rank.
+
+Rules for its readers:
+1. A claim gathers room on its devices: those that its load needs, and its victims'. They are its own until it
+   ends: nobody else loads there, or claims there. Who needs one of them waits behind it.
+2. The host is different: every runner uses a little of it, and mostly there is enough. It is one of the
+   devices only of who lacks it, or needs nothing else; all others book the bytes that they need of it.
+3. A claim has a place among the `maxLoadedModels`: its victims', or, once they have all gone, one that it
+   books.
+4. Who waits in a better rank has the same, without victims: that nobody behind it delays it is what rank
+   means. One that lacks a place may find it anywhere; so nobody goes before it.
+5. One that is loaded alone, or by the matrix, or takes an unknown amount, has everything to itself. Loads of
+   one model, or that groups or a fixed port keep apart, wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import nsmallest
+
+from events.catalogue import NEVER, ModelView
+from events.limits import FILL_TRIES
+from statemachines.agenda import Agenda
+from statemachines.estimate import HOST
+from statemachines.groups import evicts
+from statemachines.policy import rank
+from statemachines.room import Need, Room, need_of, ports_of
+from statemachines.state import Claim, Demand, Runner, State
+
+
+class Ahead:
+    """What those who are ahead of a demand keep from it: claims, and whoever else it is told of."""
+
+    __slots__ = ("_booked", "_reserved", "bytes", "devices", "models", "ports", "victims", "whole")
+
+    def __init__(self, state: State, claims: Iterable[Claim]) -> None:
+        self.devices: dict[str, None] = {}
+        """Nobody else loads there."""
+        self.bytes: dict[str, int] = {}
+        """What is booked on devices that are shared."""
+        self.models: dict[str, ModelView | None] = {}
+        self.victims: dict[str, None] = {}
+        """The claims' victims: their places are not for others."""
+        self.ports = 0
+        """Ports of the range that they need."""
+        self.whole = False
+        """Whether one of them has everything to itself."""
+        self._booked = self._reserved = 0
+        for claim in claims:
+            self.claimed(state, claim)
+
+    def claimed(self, state: State, claim: Claim) -> None:
+        """A claim is ahead."""
+        self.devices |= dict.fromkeys(claim.devices)
+        self.victims |= dict.fromkeys(claim.victims)
+        self.whole |= claim.whole
+        self._booked += vacant(state, claim)
+        demand = state.demands.get(claim.demand)
+        if demand is not None:
+            self._needs(demand.model, state.model(demand.model), claim.need_bytes)
+
+    def waits(self, state: State, demand: Demand, need: Need, room: Room | None) -> None:
+        """A demand that waits is ahead; `room`: as it was looked at, unless it was not."""
+        self.devices |= dict.fromkeys(own(need, room.lacks if room is not None else ()))
+        if room is not None:
+            self.whole |= room.crowded
+            for id in room.blocking:
+                self.devices |= dict.fromkeys(devices_of(state.runners[id]))
+        self.whole |= whole(state, need)
+        # Who waits for a runner's turn will have that runner's place.
+        self._reserved += demand.turn_due == NEVER or demand.short_t != NEVER
+        self._needs(demand.model, need.view, need.bytes)
+
+    def _needs(self, model: str, view: ModelView | None, size_bytes: dict[str, int]) -> None:
+        self.models[model] = view
+        self.ports += ports_of(view) if view is not None else 0
+        for device, size in size_bytes.items():
+            if device not in self.devices:
+                self.bytes[device] = self.bytes.get(device, 0) + size
+
+    def places(self, state: State, limit: int) -> int:
+        """How many places that are free now are theirs, where so many runners may be beside one more."""
+        free = limit + 1 - len(state.runners) - self._booked
+        return self._booked + min(self._reserved, max(0, free))
+
+    def bars(self, state: State, demand: Demand, need: Need) -> bool:
+        """Whether a demand has to wait for one of them, whatever room there is."""
+        if not self.devices and not self.whole:
+            return False
+        if self.whole or demand.model in self.models or whole(state, need) or self.has(need.bytes):
+            return True
+        for model, view in self.models.items():
+            if view is not None and need.view.fixed_port and need.view.fixed_port == view.fixed_port:
+                return True
+            if apart(state, demand.model, model):
+                return True
+        return False
+
+    def has(self, devices: Iterable[str]) -> bool:
+        """Whether one of these devices is theirs."""
+        return any(device in self.devices for device in devices)
+
+    def share(self, devices: Iterable[str]) -> bool:
+        """Whether they have booked something of one of these devices."""
+        return any(device in self.bytes for device in devices)
+
+
+def whole(state: State, need: Need) -> bool:
+    """Whether a load needs everything to itself."""
+    return need.alone or not need.bytes or state.config.matrix is not None
+
+
+def apart(state: State, model: str, other: str) -> bool:
+    """Whether the groups keep two models from being loaded beside each other."""
+    return bool(state.config.groups) and (evicts(state, model, other) or evicts(state, other, model))
+
+
+def own(need: Need, lacks: Iterable[str]) -> Iterator[str]:
+    """The devices of a need that it shares with nobody."""
+    for device in need.bytes:
+        if device != HOST or device in lacks or len(need.bytes) == 1:
+            yield device
+
+
+def devices_of(runner: Runner) -> Iterator[str]:
+    """Where a runner's memory lies, but for the host."""
+    for device in runner.reserved_bytes:
+        if device != HOST:
+            yield device
+    for device in runner.peak_bytes:
+        if device != HOST:
+            yield device
+
+
+def gathered(need: Need, room: Room, victims: Iterable[Runner]) -> tuple[str, ...]:
+    """The devices of a claim."""
+    mine = dict.fromkeys(own(need, room.lacks))
+    for runner in victims:
+        mine |= dict.fromkeys(devices_of(runner))
+    return tuple(sorted(mine))
+
+
+def vacant(state: State, claim: Claim) -> bool:
+    """Whether no victim of a claim is left that can go: then the place that it waits for is a free one."""
+    return not any(id in state.runners and not state.runners[id].stuck for id in claim.victims)
+
+
+def covers(state: State, claim: Claim, need: Need) -> bool:
+    """Whether what a demand needs now is on the devices that its claim was made for."""
+    if whole(state, need) and not claim.whole:
+        return False
+    host_is_new = HOST in need.bytes and HOST not in claim.need_bytes  # a measurement has told of it
+    if host_is_new and any(HOST in other.devices for other in state.claims.values()):
+        return False
+    return all(device == HOST or device in claim.devices for device in need.bytes)
+
+
+def elsewhere(claim: Claim, devices: Iterable[str]) -> dict[str, None]:
+    """All devices but those of a claim's load: an open one stays where it was when the claim was made."""
+    return {device: None for device in devices if device not in claim.need_bytes}
+
+
+def before(state: State, demand: Demand) -> Demand | None:
+    """Whom a demand without a claim waits behind, if anybody bars it."""
+    need = need_of(state, demand)
+    if need is None:
+        return None
+    for claim in state.claims.values():
+        if Ahead(state, [claim]).bars(state, demand, need):
+            return state.demands.get(claim.demand)
+    for other in in_rank(state):
+        if other is demand:
+            return None
+        its = need_of(state, other)
+        if its is not None:
+            ahead = Ahead(state, ())
+            ahead.waits(state, other, its, Room(state, other, its))
+            if ahead.bars(state, demand, need):
+                return other
+    return None
+
+
+# --- in which order they are looked at -------------------------------------------------------------------
+
+
+def eligible(state: State, demand: Demand) -> bool:
+    """Not waiting for memory that others hold, and not cooling down (an operator's load does not wait for
+    that)."""
+    if NEVER not in (demand.short_t, demand.turn_due):
+        return False
+    cooling = state.cooling.get(demand.model) if state.cooling else None
+    return cooling is None or cooling.until_t <= state.t or bool(demand.operations)
+
+
+def in_rank(state: State) -> Iterator[Demand]:
+    """The demands that starve and have no claim, best rank first, but for those that are not `eligible`. Of
+    those for the same configured devices only the first: the rest is behind it. Of those whose device is open
+    the first few, if they are asked for."""
+    line: list[tuple[tuple[int, int], Demand, Agenda[str] | None]] = []
+    for (_, where), agenda in state.starving.items():
+        first = agenda.first()
+        if first is None:
+            continue
+        if first[1] in state.claims:
+            if not where:
+                line += _others(state, agenda, "")
+            continue
+        demand = state.demands[first[1]]
+        if not eligible(state, demand):
+            keys = [key for key in agenda.due if _may(state, key)]
+            if not keys:
+                continue
+            demand = state.demands[min(keys, key=agenda.due.__getitem__)]
+        line.append((rank(state, demand), demand, None if where else agenda))
+    line.sort(key=_rank)
+    for i, (_, demand, agenda_or_none) in enumerate(line):
+        yield demand
+        if agenda_or_none is not None:
+            line[i + 1 :] = sorted(line[i + 1 :] + _others(state, agenda_or_none, demand.key), key=_rank)
+
+
+def first_of_its_kind(state: State, demand: Demand) -> bool:
+    """Whether nobody is before a demand among those for the same devices, of the same priority."""
+    agenda = state.starving.get((demand.priority, demand.where))
+    first = agenda.first() if agenda is not None and demand.where else None
+    return first is None or first[1] == demand.key or not eligible(state, state.demands[first[1]])
+
+
+def _others(
+    state: State, agenda: Agenda[str], but: str
+) -> list[tuple[tuple[int, int], Demand, Agenda[str] | None]]:
+    """Some more of the same priority whose devices are open, too."""
+    keys = (key for key in agenda.due if key != but and _may(state, key))
+    some = [state.demands[key] for key in nsmallest(FILL_TRIES, keys, key=agenda.due.__getitem__)]
+    return [(rank(state, demand), demand, None) for demand in some]
+
+
+def _may(state: State, key: str) -> bool:
+    return key not in state.claims and eligible(state, state.demands[key])
+
+
+def _rank(entry: tuple[tuple[int, int], Demand, Agenda[str] | None]) -> tuple[int, int]:
+    return entry[0]

@@ -427,3 +427,33 @@ def replace(live: Live, text: str) -> None:
     new = live.config.with_suffix(".new")
     new.write_text(live.config.read_text().partition("\n")[0] + "\n" + text)
     new.replace(live.config)
+
+
+def test_a_profile_is_used_until_a_reload(tmp_path: Path) -> None:
+    profiles = (
+        "profiles: {day: {description: by day, pins: {main: blue, red: ~}}, night: {pins: {main: red}}}\n"
+    )
+    with daemon(tmp_path, profiles + TOP + RED + BLUE) as live:
+        assert live.chat("main", max_tokens=1)[0] == 404
+        listed = live.runnerctl("--no-json", "profile").stdout
+        assert "by day" in listed
+        assert "yes" not in listed
+        assert live.runnerctl("--no-json", "profile", "day").stdout == "profile day is in use\n"
+        assert live.chat("main", max_tokens=1)[0] == 200
+        assert live.chat("red", max_tokens=1)[0] == 404
+        assert [row["id"] for row in live.get("/v1/models")["data"]] == ["red", "blue", "main"]
+        told = json.loads(live.runnerctl("--json", "profile").stdout)
+        assert told == {"active": "day", "profiles": {"day": "by day", "night": ""}}
+        refused = live.runnerctl("--no-json", "profile", "noon")
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "runnerctl: no profile 'noon'; there are day, night\n",
+        )
+        assert live.runnerctl("profile", "day", "--none").returncode == 2
+        assert live.runnerctl("--no-json", "profile", "--none").stdout == "no profile is in use\n"
+        assert live.chat("red", max_tokens=1)[0] == 200
+        live.runnerctl("profile", "day")
+        change(live, "maxQueue: 99\n" + profiles + TOP + RED + BLUE)
+        assert live.runnerctl("reload").returncode == 0
+        assert live.chat("main", max_tokens=1)[0] == 404
+        assert pids(live).keys() >= {"red"}

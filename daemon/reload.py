@@ -28,8 +28,8 @@ from statemachines.state import Runner, State
 
 log = logging.getLogger("runnerd")
 
-AT_START = ("listen", "control_socket", "event_log", "durability")
-"""What only a start can change: sockets and the log are open."""
+AT_START = ("listen", "control_socket", "event_log", "durability", "preload")
+"""What only a start can change: sockets and the log are open, and a reload loads nothing."""
 
 
 class Going(msgspec.Struct, frozen=True):

@@ -381,8 +381,24 @@ def test_the_end_of_its_terminal_stops_it(tmp_path: Path) -> None:
     assert live.read_until("0 added, 0 changed, 0 removed")
     os.close(terminal)
     assert live.wait() == 0
-    assert any("SIGHUP: stopping (draining)" in line for line in live.journal)
+    assert any("the terminal has been closed" in line for line in live.journal)
     assert live.leftovers() == []
+
+
+def test_nohup_holds(tmp_path: Path) -> None:
+    live = Live(tmp_path, TOP + RED)
+    terminal, inside = pty.openpty()
+
+    def begin() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    live.launch(stdin=inside, start_new_session=True, preexec_fn=begin)
+    os.close(inside)
+    assert live.read_until("listening on")
+    os.close(terminal)
+    assert live.read_until("0 added, 0 changed, 0 removed")  # a hang-up is a SIGHUP like any other
+    assert live.stop() == 0
 
 
 def test_reloads_under_load_lose_nobody(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ class Catalog:
         """`state`: what selectors go by."""
         self.config = config
         self._state = state
+        self.profile = ""
+        """The name of the profile in use; "": none, as at start and after a reload."""
         self._access = Access()
         self._access_of: Config | None = None
 
@@ -36,8 +38,10 @@ class Catalog:
         return self._access
 
     def target(self, name: str) -> str:
-        """What a name stands for now: a selector's target, or the name itself. Ask once for a request, and go
-        on with the answer: another moment may have another."""
+        """What a name stands for now: what the profile in use says ("": nothing), a selector's target, or the
+        name itself. Ask once for a request, and go on with the answer: another moment may have another."""
+        profile = self.config.profiles.get(self.profile)
+        name = name if profile is None else profile.pins.get(name, name)
         selector = self.config.selectors.get(name)
         return name if selector is None else choose(selector, self._look)
 
@@ -54,8 +58,8 @@ class Catalog:
         )
 
     def resolve(self, name: str) -> str | None:
-        """The model's id for an id, an alias or a selector."""
-        return self.config.resolve(self.target(name))
+        """The model's id for an id, an alias, or what stands for one; a `target` is resolved as it is."""
+        return self.config.resolve(name) or self.config.resolve(self.target(name))
 
     def models(self) -> Sequence[ModelRow]:
         """The rows of /v1/models, in the file's order; without unlisted models."""
@@ -66,7 +70,12 @@ class Catalog:
                 if self.config.include_aliases:
                     rows += [self._row(id, alias) for alias in model.aliases]
         selectors = self.config.selectors
-        return rows + [self._selector_row(id) for id in selectors if not selectors[id].unlisted]
+        rows += [self._selector_row(id) for id in selectors if not selectors[id].unlisted]
+        shown = {row.id for row in rows}
+        profile = self.config.profiles.get(self.profile)
+        pins = profile.pins if profile is not None else {}
+        known = (name for name, target in pins.items() if target and not self.config.resolve(name))
+        return rows + [ModelRow(name) for name in known if name not in shown]
 
     def row(self, name: str) -> ModelRow | None:
         """The row of one model or selector, listed or not, by id or alias."""

@@ -23,7 +23,7 @@ import trio
 from daemon.config.values import Json
 from daemon.estimates import READER, read_files
 from daemon.gguf import Line
-from events.limits import CONFIG_INTEGER_MAX, CONFIG_MODELS, GGUF_S, OLLAMA_FILE_BYTES
+from events.limits import CONFIG_INTEGER_MAX, CONFIG_MAX_BYTES, CONFIG_MODELS, GGUF_S
 
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
 """What Ollama leaves out of a name."""
@@ -192,11 +192,11 @@ def _name(path: Path) -> str:
 def _read(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(OLLAMA_FILE_BYTES + 1)
+            data = file.read(CONFIG_MAX_BYTES + 1)
     except OSError as error:
         raise Damaged(f"{what} cannot be read: {error.strerror}") from None
-    if len(data) > OLLAMA_FILE_BYTES:
-        raise Damaged(f"{what} is longer than {OLLAMA_FILE_BYTES} bytes")
+    if len(data) > CONFIG_MAX_BYTES:
+        raise Damaged(f"{what} is longer than {CONFIG_MAX_BYTES} bytes")
     return data
 
 

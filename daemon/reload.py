@@ -28,8 +28,8 @@ from statemachines.state import Runner, State
 
 log = logging.getLogger("runnerd")
 
-AT_START = ("listen", "control_socket", "event_log", "durability")
-"""What only a start can change: sockets and the log are open."""
+AT_START = ("listen", "control_socket", "event_log", "durability", "preload")
+"""What only a start can change: sockets and the log are open, and a reload loads nothing."""
 
 
 class Going(msgspec.Struct, frozen=True):
@@ -130,7 +130,7 @@ class Reloader:
         view, before = config.view(self._key), driver.state.config
         kept = self._kept(before, view)
         events = driver.submit(c.ConfigChanged(view, by)) if view != before else ()
-        self._catalog.config = config
+        self._catalog.config, self._catalog.profile = config, ""
         driver.forget_addresses()
         both = [id for id in config.models if id in old.models]
         return Reloaded(

@@ -84,8 +84,9 @@ async def serve(config: Config, places: Places, options: Options) -> None:
     places.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with bind_front(places.host, places.port) as front:
         config = await with_estimates(config)
+        mortal = _ends_with_terminal()
         with trio.open_signal_receiver(*SIGNALS) as signals:
-            await _recover_and_run(config, places, options, front, signals)
+            await _recover_and_run(config, places, options, front, _heard(signals, mortal))
 
 
 async def _recover_and_run(
@@ -254,11 +255,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
 async def _signals(driver: Driver, reloader: Reloader, received: AsyncIterator[int]) -> None:
-    """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. SIGHUP reloads the configuration,
-    unless it is the end of the terminal. The guardian's work is not ours."""
-    had_terminal = _has_terminal()
+    """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. SIGHUP reloads the configuration.
+    The guardian's work is not ours."""
     async for number in received:
-        if number == signal.SIGHUP and (driver.state.stopping or not had_terminal or _has_terminal()):
+        if number == signal.SIGHUP:
             log.info("SIGHUP: reading the configuration again")
             reloader.ask("SIGHUP")
             continue
@@ -267,6 +267,23 @@ async def _signals(driver: Driver, reloader: Reloader, received: AsyncIterator[i
         name = signal.Signals(number).name
         log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
         driver.submit(c.StopRequested(how, name))
+
+
+async def _heard(received: AsyncIterator[int], mortal: bool) -> AsyncIterator[int]:
+    """Signals; for the SIGHUP that a terminal sends when it is closed, where that is to end the daemon,
+    SIGTERM, once: the terminal's shell may send another."""
+    async for number in received:
+        if number == signal.SIGHUP and mortal and not _has_terminal():
+            log.info("the terminal has been closed")
+            mortal = False
+            yield signal.SIGTERM
+        else:
+            yield number
+
+
+def _ends_with_terminal() -> bool:
+    """Whether closing the terminal is to end the daemon: it has one, and was not started by nohup."""
+    return _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def _has_terminal() -> bool:

@@ -389,7 +389,7 @@ Ollama's five minutes."""
 # --- configuration ---------------------------------------------------------------------------------------
 
 CONFIG_MAX_BYTES = 1 * MIB
-"""The largest configuration file: a thousand long model entries; more than that is not a configuration."""
+"""The largest configuration file: a thousand long model entries. Of Ollama's manifests, too: a few KiB."""
 
 CONFIG_DEPTH = 32
 """The deepest nesting in the file: the schema needs four levels, `metadata` of a model perhaps ten."""
@@ -408,9 +408,6 @@ CONFIG_SET_TOKENS = 1000
 
 EVICT_COST_MAX = 1_000_000
 """What it may cost to lose a model: sums of all of them stay far below 64 bits."""
-
-OLLAMA_FILE_BYTES = 1 * MIB
-"""A manifest, or the parameters, of an Ollama model: a few KiB each."""
 
 API_KEYS = 1_000
 """Keys of the front door: one for each user of a large group; each is compared with every request's."""

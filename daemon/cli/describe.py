@@ -222,6 +222,7 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "daemon.started": _started,
     "config.changed": lambda s, p: (
         f"configuration: {_count(len(p.get('view', {}).get('models', {})), 'model')}"
+        + (f", by {p['by']}" if p.get("by", "start") not in ("", "start") else "")
     ),
     "daemon.stop_requested": lambda s, p: f"stop requested ({p['how']}) by {p.get('by') or 'an operator'}",
     "daemon.stopped": lambda s, p: "stopped",

@@ -326,6 +326,31 @@ def reload(context: Context) -> None:
         click.echo(f"warning: {printable(warning)}", err=True)
 
 
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--none", is_flag=True, help="Use none any more.")
+@click.pass_obj
+def profile(context: Context, name: str | None, none: bool) -> None:
+    """Use the profile NAME of the configuration; without a name, say which there are."""
+    if none and name:
+        raise click.UsageError("name a profile, or --none")
+    given: dict[str, Any] = {"name": "" if none else name} if none or name else {}
+    reply, output = context.client().call("UseProfile", **given), context.output
+    if output.machine:
+        output.line(reply)
+    elif given or not reply["profiles"]:
+        output.text(f"profile {reply['active']} is in use" if reply["active"] else "no profile is in use")
+    else:
+        output.table(
+            (
+                Column("PROFILE", lambda row: row[0]),
+                Column("IN USE", lambda row: "yes" if row[0] == reply["active"] else ""),
+                Column("DESCRIPTION", lambda row: row[1]),
+            ),
+            list(reply["profiles"].items()),
+        )
+
+
 def _changes(reply: Row) -> list[str]:
     """What a reload did, in a few lines."""
     lines = [
@@ -415,6 +440,10 @@ MESSAGES: dict[str, Callable[[Row], str]] = {
         f"no request {p['request']!r} is queued or running; runnerctl queue lists them"
     ),
     "RunnerNotFound": lambda p: f"no runner {p['runner']!r}; runnerctl ps lists them",
+    "ProfileNotFound": lambda p: (
+        f"no profile {p['profile']!r}; "
+        + (f"there are {', '.join(p['known'])}" if p["known"] else "the configuration has none")
+    ),
     "CursorPruned": lambda p: f"{p['message']}: use an --after that is not before it",
     "CursorLost": lambda p: f"{p['message']}: is --after of another log?",
     "ConfigurationInvalid": lambda p: f"the configuration stays as it was:\n{p['message']}",

@@ -207,8 +207,6 @@ class _Reader:
         known = {name: "" for name in theirs if find_peer(peers, name)} | here
         reader = NamesReader(known, groups, self._problems)
         selectors = reader.selectors(section)
-        if section.node("profiles") is not None:
-            section.warn("profiles", "none is in use at start, and nothing switches to one yet")
         return {
             "peers": peers, "selectors": selectors, "profiles": reader.profiles(section, selectors),
         }  # fmt: skip

@@ -7,6 +7,7 @@ last of its replies is the one that does not continue.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -29,6 +30,8 @@ from events import catalogue as c
 from events.limits import CONFIG_NAME_CHARS, CONFIG_PROBLEMS_SHOWN, LOAD_PROGRESS_S, PRIORITY_MAX
 from events.reader import CursorPruned
 from statemachines.request import RequestState
+
+log = logging.getLogger("runnerd")
 
 INTERFACE = "io.runnerd.Control"
 INT64_MAX = 2**63 - 1  # SQLite's integers, and those of most JSON readers
@@ -86,6 +89,12 @@ class FollowLogsParameters(Parameters, frozen=True):
 
     source: str = ""
     history: bool = True
+
+
+class ProfileParameters(Parameters, frozen=True):
+    """Of UseProfile."""
+
+    name: str | None = None
 
 
 class StopParameters(Parameters, frozen=True):
@@ -264,6 +273,20 @@ def _invalid_configuration(error: ConfigError) -> VarlinkError:
     )
 
 
+async def use_profile(s: Service, p: ProfileParameters, by: str) -> Reply:
+    """UseProfile."""
+    profiles = s.catalog.config.profiles
+    if p.name and p.name not in profiles:
+        raise VarlinkError(f"{INTERFACE}.ProfileNotFound", profile=p.name, known=list(profiles))
+    if p.name is not None and p.name != s.catalog.profile:
+        s.catalog.profile = p.name
+        log.info("profile %s, by %s", p.name or "none", by)
+    return {
+        "active": s.catalog.profile,
+        "profiles": {name: profile.description for name, profile in profiles.items()},
+    }
+
+
 async def stop(s: Service, p: StopParameters, by: str) -> Reply:
     """Stop. Answers once the request for it is durable."""
     events = s.driver.submit(c.StopRequested(p.how, by))
@@ -359,6 +382,7 @@ ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[
     "Cancel": (CancelParameters, cancel),
     "Logs": (LogsParameters, logs),
     "Reload": (Nothing, reload),
+    "UseProfile": (ProfileParameters, use_profile),
     "Stop": (StopParameters, stop),
 }
 """Methods that answer once."""

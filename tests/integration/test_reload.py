@@ -381,8 +381,24 @@ def test_the_end_of_its_terminal_stops_it(tmp_path: Path) -> None:
     assert live.read_until("0 added, 0 changed, 0 removed")
     os.close(terminal)
     assert live.wait() == 0
-    assert any("SIGHUP: stopping (draining)" in line for line in live.journal)
+    assert any("the terminal has been closed" in line for line in live.journal)
     assert live.leftovers() == []
+
+
+def test_nohup_holds(tmp_path: Path) -> None:
+    live = Live(tmp_path, TOP + RED)
+    terminal, inside = pty.openpty()
+
+    def begin() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    live.launch(stdin=inside, start_new_session=True, preexec_fn=begin)
+    os.close(inside)
+    assert live.read_until("listening on")
+    os.close(terminal)
+    assert live.read_until("0 added, 0 changed, 0 removed")  # a hang-up is a SIGHUP like any other
+    assert live.stop() == 0
 
 
 def test_reloads_under_load_lose_nobody(tmp_path: Path) -> None:
@@ -427,3 +443,33 @@ def replace(live: Live, text: str) -> None:
     new = live.config.with_suffix(".new")
     new.write_text(live.config.read_text().partition("\n")[0] + "\n" + text)
     new.replace(live.config)
+
+
+def test_a_profile_is_used_until_a_reload(tmp_path: Path) -> None:
+    profiles = (
+        "profiles: {day: {description: by day, pins: {main: blue, red: ~}}, night: {pins: {main: red}}}\n"
+    )
+    with daemon(tmp_path, profiles + TOP + RED + BLUE) as live:
+        assert live.chat("main", max_tokens=1)[0] == 404
+        listed = live.runnerctl("--no-json", "profile").stdout
+        assert "by day" in listed
+        assert "yes" not in listed
+        assert live.runnerctl("--no-json", "profile", "day").stdout == "profile day is in use\n"
+        assert live.chat("main", max_tokens=1)[0] == 200
+        assert live.chat("red", max_tokens=1)[0] == 404
+        assert [row["id"] for row in live.get("/v1/models")["data"]] == ["red", "blue", "main"]
+        told = json.loads(live.runnerctl("--json", "profile").stdout)
+        assert told == {"active": "day", "profiles": {"day": "by day", "night": ""}}
+        refused = live.runnerctl("--no-json", "profile", "noon")
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "runnerctl: no profile 'noon'; there are day, night\n",
+        )
+        assert live.runnerctl("profile", "day", "--none").returncode == 2
+        assert live.runnerctl("--no-json", "profile", "--none").stdout == "no profile is in use\n"
+        assert live.chat("red", max_tokens=1)[0] == 200
+        live.runnerctl("profile", "day")
+        change(live, "maxQueue: 99\n" + profiles + TOP + RED + BLUE)
+        assert live.runnerctl("reload").returncode == 0
+        assert live.chat("main", max_tokens=1)[0] == 404
+        assert pids(live).keys() >= {"red"}

@@ -242,21 +242,30 @@ selectors:
 # --- profiles ---------------------------------------------------------------------------------------------
 
 
-def test_profiles_are_read_and_said_to_be_without_use(tmp_path: Path) -> None:
-    config = read(
-        tmp_path,
-        """
-selectors: {warm: {strategy: warm, targets: [a]}}
+PROFILES = """
+selectors: {warm: {strategy: warm, targets: [b]}}
+peers: {box: {proxy: "http://x", models: [m1]}}
 profiles:
-  coding: {description: for code, pins: {llm: one, plan: warm, image: ~, b: ""}}
-""",
-    )
-    assert config.profiles == {
-        "coding": Profile("for code", {"llm": "one", "plan": "warm", "image": "", "b": ""})
-    }
-    assert [w.partition(": ")[2] for w in config.warnings] == [
-        "profiles: none is in use at start, and nothing switches to one yet"
-    ]
+  coding: {description: for code, pins: {llm: one, plan: warm, far: box/m1, image: ~, d: "", a: b, b: a}}
+"""
+
+
+def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
+    config = read(tmp_path, PROFILES)
+    pins = {"llm": "one", "plan": "warm", "far": "box/m1", "image": "", "d": "", "a": "b", "b": "a"}
+    assert config.profiles == {"coding": Profile("for code", pins)}
+    assert config.warnings == ()
+    catalog = Catalog(config)
+    names = ["llm", "plan", "far", "image", "d", "a", "b", "one"]
+    assert [catalog.target(name) for name in names] == names  # none is in use at start
+    assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm"]
+    catalog.profile = "coding"
+    assert [catalog.target(name) for name in names] == ["one", "b", "box/m1", "", "", "b", "a", "one"]
+    assert [catalog.resolve(catalog.target(name)) for name in names] == [
+        "a", "b", None, None, None, "b", "a", "a",
+    ]  # fmt: skip
+    assert catalog.resolve("llm") == "a"
+    assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm", "llm", "plan", "far"]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ class Streams:
         self.request = load.request_bytes(front, "m", chunks=int(seconds * CHUNKS_PER_S))
         self.count = count
         self.chunks = self.ended = self.errors = 0
+        self.said = ""
+        """The first error."""
         self.peers: dict[int, socket.socket] = {}
         self.epoll = select.epoll()
 
@@ -88,11 +90,13 @@ class Streams:
             data = b""
         self.chunks += data.count(b"data: ")
         whole = data.endswith(b"\r\n0\r\n\r\n") or data == b"0\r\n\r\n"
-        if data and not whole:
-            self.errors += data.startswith(b"HTTP/1.1") and not data.startswith(b"HTTP/1.1 200")
+        refused = data.startswith(b"HTTP/1.1") and not data.startswith(b"HTTP/1.1 200")
+        if data and not whole and not refused:
             return
+        if not whole:
+            self.errors += 1
+            self.said = self.said or data.decode("latin-1")
         self.ended += whole
-        self.errors += not whole
         self.epoll.unregister(fd)
         del self.peers[fd]
         sock.close()
@@ -157,7 +161,10 @@ def main() -> None:
     ):
         front = ("127.0.0.1", port)
         backend_port(Path(directory), front)
-        figures = Streams(front, options.streams, options.seconds).run(process.pid)
+        streams = Streams(front, options.streams, options.seconds)
+        figures = streams.run(process.pid)
+        if streams.said:
+            print(f"an error: {streams.said}", file=sys.stderr)
         if count:
             figures |= idle(front, process.pid, count)
         if options.json:

@@ -1,9 +1,9 @@
 """The fast backend of the benchmarks: a fixed answer, or a stream of chunks at a fixed rate, on one epoll.
 
-usage: python benchmarks/backend.py PORT
+usage: python benchmarks/backend.py PORT [CHUNKS_PER_S]
 
 It answers any POST with 1 KB of JSON. A body with `"stream": true` gets `max_tokens` server-sent events,
-200 a second. It is no general HTTP server: it trusts its client.
+200 a second unless told otherwise. It is no general HTTP server: it trusts its client.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ TOKENS = re.compile(rb'"max_tokens": ?(\d+)')
 class Backend:
     """All connections, and the streams that are under way."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, chunks_per_s: float = CHUNKS_PER_S) -> None:
         self.listener = listener
+        self.pause_s = 1 / chunks_per_s
         self.epoll = select.epoll()
         self.epoll.register(listener.fileno(), select.EPOLLIN)
         self.peers: dict[int, socket.socket] = {}
@@ -57,7 +58,7 @@ class Backend:
                     self.receive(fd)
             now = time.monotonic()
             if self.streams and now >= due:
-                due = max(due + 1 / CHUNKS_PER_S, now - 0.1)
+                due = max(due + self.pause_s, now - 0.1)
                 self.send_chunks()
 
     def accept(self) -> None:
@@ -117,7 +118,7 @@ def main() -> None:
     """Listen, say so, serve."""
     listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1024)
     print("listening on", listener.getsockname()[1], flush=True)
-    Backend(listener).run()
+    Backend(listener, float(sys.argv[2]) if len(sys.argv) > 2 else CHUNKS_PER_S).run()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import load  # noqa: E402
+from backend import CHUNKS_PER_S  # noqa: E402
 from bench_relay import measure, report, resident_mib  # noqa: E402
 
 SOAK_PARTS = 5
@@ -32,17 +33,24 @@ CONFIG = """\
 listen: 127.0.0.1:0
 models:
   m:
-    cmd: taskset -c {core} {python} {backend} ${{PORT}}
+    cmd: taskset -c {core} {python} {backend} ${{PORT}} {rate}
     memory: {{host: 64MiB}}
-    slots: 64
+    slots: {slots}
 """
 
 
 @contextmanager
-def daemon(directory: Path, core: int, backend_core: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A daemon on a core of its own: its process and its port."""
+def daemon(
+    directory: Path, core: int, backend_core: int, *, slots: int = 64, rate: int = CHUNKS_PER_S
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A daemon on a core of its own: its process and its port. Its runner has so many slots, and streams so
+    many chunks a second on each."""
     config = directory / "config.yaml"
-    config.write_text(CONFIG.format(core=backend_core, python=sys.executable, backend=HERE / "backend.py"))
+    config.write_text(
+        CONFIG.format(
+            core=backend_core, python=sys.executable, backend=HERE / "backend.py", slots=slots, rate=rate
+        )
+    )
     command = ["taskset", "-c", str(core), str(Path(sys.executable).parent / "runnerd"), "serve"]
     command += ["--config", str(config), "--log", str(directory / "events.db")]
     command += ["--socket", str(directory / "control.sock")]

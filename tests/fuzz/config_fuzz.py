@@ -17,6 +17,9 @@ from tests.fuzz.mutations import mutated
 
 ROOT = Path(__file__).parents[2]
 
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""The files are written there: a disk would be what takes most of the time."""
+
 LONGEST_S = 5.0
 """One file may take so long, on a machine that does other things, too; a whole example takes 10 ms."""
 
@@ -175,7 +178,7 @@ def fuzz(seed: int, count: int) -> tuple[int, int]:
     the reader raises, with a note that holds the file."""
     rng = random.Random(seed)
     loaded = refused = 0
-    with tempfile.TemporaryDirectory(prefix="runnerd-fuzz-") as directory:
+    with tempfile.TemporaryDirectory(prefix="runnerd-fuzz-", dir=MEMORY) as directory:
         path = Path(directory) / "c.yaml"
         keys, files = known_keys(Path(directory)), bases()
         small = files[:-1]

@@ -74,6 +74,8 @@ def _value(name: str, raw: msgspec.Raw, kind: str) -> Any:
         raise wrong(f'option "{name}" must be an array of strings')
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong(f'option "{name}" must be of type {kind}')
+    if kind == INTEGER and abs(value) >= 1 << 63:
+        raise wrong(f'option "{name}" does not fit into 64 bits')
     return int(value) if kind == INTEGER else value
 
 

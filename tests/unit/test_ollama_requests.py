@@ -317,6 +317,7 @@ def test_a_declared_option_is_the_schedulers() -> None:
     [
         ("temperature", "hot", 'option "temperature" must be of type number'),
         ("num_predict", True, 'option "num_predict" must be of type integer'),
+        ("num_predict", 1e300, 'option "num_predict" does not fit into 64 bits'),
         ("stop", [1], 'option "stop" must be an array of strings'),
         ("stop", {"a": 1}, 'option "stop" must be an array of strings'),
     ],

@@ -512,9 +512,25 @@ def config_changed(s: Scheduler, f: c.ConfigChanged, id: str) -> None:
         view = state.model(runner.model)
         if view is None or view.digest != runner.digest:
             s.retire(runner, "configuration", state.t + (view.unload_ns if view else f.view.unload_ns))
+    for model in list(state.models):
+        _reduce(s, model)
     for model in [model for model in state.wanted if state.model(model) is None]:
         s.dismiss(model, "unknown_model")
     place(s)
+
+
+def _reduce(s: Scheduler, model: str) -> None:
+    """Let a model's surplus instances go, of each launch spec: what loads first, then what is idle, then the
+    least busy, which end what they have; of equals the youngest."""
+    state, view = s.state, s.state.config.models.get(model)
+    mine = list(state.models.get(model, {}).values()) if view is not None else []
+    while view is not None and mine:
+        first = mine[0]
+        same = [r for r in mine if r.live and r.digest == first.digest and r.options == first.options]
+        mine = [r for r in mine if r.digest != first.digest or r.options != first.options]
+        same.sort(key=lambda runner: (runner.ready_t != NEVER, len(runner.held), -int(runner.id[1:])))
+        for runner in same[: max(0, len(same) - view.instances_max)]:
+            s.retire(runner, "configuration", 0)
 
 
 def stop_requested(s: Scheduler, f: c.StopRequested, id: str) -> None:

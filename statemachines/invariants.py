@@ -156,6 +156,7 @@ def check_all(state: State) -> None:
     _check_waiters(state)
     _check_memory(state)
     _check_claims(state)
+    _check_instances(state)
     ports = [port for runner in state.runners.values() for port in runner.ports]
     require(len(ports) == len(dict.fromkeys(ports)), "two runners lease one port")
     leased = {port: runner.id for runner in state.runners.values() for port in runner.ports}
@@ -164,6 +165,15 @@ def check_all(state: State) -> None:
     require(state.group_of == members_of(config), "the models' groups are wrong")
     scaled = [name for name, view in config.models.items() if view.instances_max > 1]
     require(list(state.scaled) == scaled, "the models with several instances are wrong")
+
+
+def _check_instances(state: State) -> None:
+    """No more runners of a launch spec serve, or will, than its configuration has."""
+    for model, view in state.config.models.items():
+        for runner in state.models.get(model, {}).values():
+            same = instances(state, model, view.digest, runner.options).values()
+            live = [other.id for other in same if other.live]
+            require(len(live) <= view.instances_max, f"{', '.join(live)} are too many of {model}")
 
 
 def _check_claims(state: State) -> None:

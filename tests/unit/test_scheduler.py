@@ -432,7 +432,7 @@ def test_an_instance_that_stayed_beside_another_expires_when_that_is_gone() -> N
 
 def test_an_instance_that_is_above_a_new_least_expires() -> None:
     core, _, _, idle = two_instances()
-    fewer = model(keep_alive_ns=60 * S)
+    fewer = model(instances_max=2, keep_alive_ns=60 * S)
     core.take(c.ConfigChanged(c.ConfigView(models={"a": fewer}, max_loaded=8)))
     assert of(core.passes(0), c.RunnerDrain) == [c.RunnerDrain(idle, "keep_alive")]
 

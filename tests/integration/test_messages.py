@@ -155,6 +155,8 @@ def test_an_address_in_use_exits_1(config: Path) -> None:
 
 
 def test_an_address_of_another_machine_exits_1(config: Path) -> None:
+    told(serve(config, listen="192.0.2.1:80"), 2, "192.0.2.1 can be reached from other machines", "apiKeys")
+    config.write_text(f"insecureListen: true\n{CONFIG}")
     told(serve(config, listen="192.0.2.1:80"), 1, "cannot listen on 192.0.2.1:80: Cannot assign requested")
 
 

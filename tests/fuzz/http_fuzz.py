@@ -14,9 +14,13 @@ import httptools
 import trio
 import trio.testing
 
+from daemon.figures import Figures
 from daemon.ports import Access, Address, Dispatched, Ended, LogBlocked
+from daemon.tally import Tally
 from events.catalogue import RequestArrived, UpstreamEnded
 from events.envelope import Record
+from events.histogram import Histogram
+from events.store import StoreStats
 from tests.fuzz import http_inputs as inputs
 from tests.fuzz.mutations import mutated
 from tests.integration.front_door_world import (
@@ -153,6 +157,11 @@ class FuzzDesk(FakeDesk):
 
     async def durable(self, seq: int) -> None:
         await trio.sleep_forever()
+
+    def figures(self) -> Figures:
+        log = StoreStats(*[0] * len(StoreStats.__struct_fields__))
+        tally, appended = Tally(self.state), Histogram((1,))
+        return Figures(0, tally, self.state, log, appended, refused=0, unready=(), connections={})
 
     def _settle(self, ticket: FuzzTicket) -> None:
         if ticket.over and ticket.ends == ticket.dispatched:

@@ -71,7 +71,8 @@ def describe(
     if reason == "load_failed" and cooling:
         retry_s = retry_s or -(-max(0, cooling.until_t - state.t) // S)
     text = sentence.format(model=model, detail=detail or "no further word", message=message)
-    return Ended(kind, reason, text, status, retry_s)
+    position = state.queued + 1 if reason == "queue_full" else 0
+    return Ended(kind, reason, text, status, retry_s, position)
 
 
 def is_local(caller: str) -> bool:

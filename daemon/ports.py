@@ -77,6 +77,8 @@ class Ended(msgspec.Struct, frozen=True):
     message: str
     status: int
     retry_after_s: int = 0
+    position: int = 0
+    """Where a full queue has refused it: what its place in it would have been."""
 
 
 class Ticket(Protocol):

@@ -29,7 +29,7 @@ PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 PREFLIGHT_S = 7200
 """How long a browser may remember a preflight's answer: the most that Chrome does."""
 
-EXPOSED = b"Access-Control-Expose-Headers: X-Runnerd-Request, Retry-After\r\n"
+EXPOSED = b"Access-Control-Expose-Headers: X-Runnerd-Request, X-Runnerd-Queue-Position, Retry-After\r\n"
 
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="runnerd", Basic realm="runnerd"'}
 

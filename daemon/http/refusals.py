@@ -12,6 +12,9 @@ from daemon.ports import Catalog, Ended
 REQUEST = "X-Runnerd-Request"
 """The request's id in the log, in every answer to one that the scheduler knows of."""
 
+POSITION = "X-Runnerd-Queue-Position"
+"""What the place of a request would have been for which the queue has no room."""
+
 FINAL = ("never_fits", "pinned", "preloaded", "operator", "unloaded", "load_failed")
 """Reasons that an attempt a moment later would meet again: OpenAI's clients, which try 5xx twice more by
 themselves, heed the header."""
@@ -50,6 +53,8 @@ def ended(end: Ended, request: str) -> Refusal:
     headers = {REQUEST: request}
     if end.retry_after_s > 0:
         headers["Retry-After"] = str(end.retry_after_s)
+    if end.position:
+        headers[POSITION] = str(end.position)
     if end.reason in FINAL:
         headers["X-Should-Retry"] = "false"
     return Refusal(end.status, end.reason, end.message, headers)

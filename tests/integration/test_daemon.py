@@ -136,6 +136,7 @@ def test_the_queue_has_a_limit(tmp_path: Path) -> None:
                 assert status == 503
                 assert "maximum pending requests exceeded" in body["error"]["message"]
                 assert int(headers["Retry-After"]) >= 1
+                assert headers["X-Runnerd-Queue-Position"] == "2"
         assert answers.get(timeout=PATIENCE_S)[0] == 200
 
 

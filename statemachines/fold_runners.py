@@ -8,6 +8,7 @@ from typing import Any
 from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import (
+    FOOTPRINTS,
     KILL_NS,
     KILLED_STATUSES,
     LEASE_TRIES,
@@ -241,10 +242,18 @@ def _ended_runner(trigger: str) -> Callable[[State, Event, Any], None]:
         check_ended(runner)
         runner_to(runner, trigger)
         if d.footprint_bytes:
-            state.footprints[spec_key(runner.digest, runner.options)] = d.footprint_bytes
+            _learn(state, spec_key(runner.digest, runner.options), d.footprint_bytes)
         _remove(state, runner)
 
     return ended
+
+
+def _learn(state: State, spec: str, footprint_bytes: dict[str, int]) -> None:
+    """Keep a footprint, and forget the oldest if there are too many."""
+    state.footprints.pop(spec, None)
+    state.footprints[spec] = footprint_bytes
+    if len(state.footprints) > FOOTPRINTS:
+        del state.footprints[next(iter(state.footprints))]
 
 
 def _lost(state: State, event: Event, d: c.RunnerLost) -> None:

@@ -10,7 +10,6 @@ from events.catalogue import NEVER, Event
 from events.limits import (
     FOOTPRINTS,
     KILL_NS,
-    KILLED_STATUSES,
     LEASE_TRIES,
     MEMORY_WORDS,
     PROBE_NS,
@@ -84,7 +83,7 @@ def _exited(state: State, event: Event, f: c.ProcessExited) -> None:
     if f.shard == 0:
         runner.status = f.status
     if known and runner.state is RunnerState.loading:
-        runner.short = f.status in KILLED_STATUSES or ran_short(f.output)
+        runner.short = f.oom_kill or ran_short(f.output)
     if not runner.processes:
         _gone(state, runner, "exited", f.output)
     elif known:

@@ -242,12 +242,14 @@ class ProcessExited(Fact, frozen=True, gc=False, tag="process.exited"):
     """No process of this shard is left. `status` is None where it cannot be known (an adopted process).
 
     `output` holds the last lines of a runner that never became ready, and is empty otherwise (RULES 8).
+    `oom_kill`: the process was killed, and since it began the kernel has killed for want of memory.
     """
 
     runner: str
     shard: int
     status: int | None
     output: str = ""
+    oom_kill: bool = False
 
 
 class LoadProgressed(Fact, frozen=True, gc=False, tag="load.progressed"):

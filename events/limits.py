@@ -122,6 +122,10 @@ MEMORY_WORDS = (
 """What the last lines of a server say, in any case, when its load ran out of memory: llama.cpp's backends
 (CUDA, HIP, Vulkan, Metal), PyTorch's, the C library's and the C++ run-time's words."""
 
+FOOTPRINTS = 2_000
+"""What is kept of what was learned of launch specs: two for each of CONFIG_MODELS. Clients choose options'
+values, so there is no end to them; what was learned longest ago is forgotten first."""
+
 KILLED_STATUSES = (-9, 137)
 """The exit status of what the kernel killed, itself and as a shell or a container tells it."""
 

@@ -8,8 +8,8 @@ from typing import Any
 from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import (
+    FOOTPRINTS,
     KILL_NS,
-    KILLED_STATUSES,
     LEASE_TRIES,
     MEMORY_WORDS,
     PROBE_NS,
@@ -93,7 +93,7 @@ def _exited(state: State, event: Event, f: c.ProcessExited) -> None:
     if f.shard == 0:
         runner.status = f.status
     if known and runner.state is RunnerState.loading:
-        runner.short = f.status in KILLED_STATUSES or ran_short(f.output)
+        runner.short = f.oom_kill or ran_short(f.output)
     if not runner.processes:
         _gone(state, runner, "exited", f.output)
     elif known:
@@ -251,10 +251,18 @@ def _ended_runner(trigger: str) -> Callable[[State, Event, Any], None]:
         check_ended(runner)
         runner_to(runner, trigger)
         if d.footprint_bytes:
-            state.footprints[spec_key(runner.digest, runner.options)] = d.footprint_bytes
+            _learn(state, spec_key(runner.digest, runner.options), d.footprint_bytes)
         _remove(state, runner)
 
     return ended
+
+
+def _learn(state: State, spec: str, footprint_bytes: dict[str, int]) -> None:
+    """Keep a footprint, and forget the oldest if there are too many."""
+    state.footprints.pop(spec, None)
+    state.footprints[spec] = footprint_bytes
+    if len(state.footprints) > FOOTPRINTS:
+        del state.footprints[next(iter(state.footprints))]
 
 
 def _lost(state: State, event: Event, d: c.RunnerLost) -> None:

@@ -6,7 +6,7 @@ load. What other programs hold now does not count: a load waits for that, and sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -21,7 +21,7 @@ def obstacles(state: State, models: Sequence[str]) -> list[str]:
     have to change. Empty: they can, as far as is known."""
     empty = _emptied(state)
     found: list[str] = []
-    needs: dict[str, Need] = {}
+    needs: list[tuple[str, Need]] = []
     short: dict[str, None] = {}
     for model in models:
         demand = Demand(model, model, {}, 0)
@@ -32,16 +32,28 @@ def obstacles(state: State, models: Sequence[str]) -> list[str]:
         if never := never_fits(empty, need):
             found.append(f"{model} can never fit: it {never}")
             continue
-        needs[model] = need
-        if Room(empty, demand, need).fits():
-            _load(empty, model, need)
-            continue
-        found += _rules(empty, model, need)
-        for device, size in need.bytes.items():
-            predicted = predicted_bytes(empty, device)
-            if predicted is not None and size > predicted:
-                short[device] = None
+        for each in _instances(empty, demand, need):
+            needs.append((model, each))
+            if Room(empty, demand, each).fits():
+                _load(empty, model, each)
+                continue
+            found += [rule for rule in _rules(empty, model, each) if rule not in found]
+            for device, size in each.bytes.items():
+                predicted = predicted_bytes(empty, device)
+                if predicted is not None and size > predicted:
+                    short[device] = None
     return found + [_shortage(empty, device, needs) for device in short]
+
+
+def _instances(state: State, demand: Demand, need: Need) -> Iterator[Need]:
+    """What each of a model's least number of instances needs, as they are loaded one by one. Further ones
+    only where there can be any: not of what is loaded alone, nor where a group has one runner at a time."""
+    yield need
+    for _ in range(1, 1 if need.alone else need.view.instances_min):
+        own = state.models.get(demand.model, {})
+        if any(id in own for id in in_the_way(state, demand.model)):
+            return
+        yield need_of(state, demand) or need
 
 
 def _emptied(state: State) -> State:
@@ -58,8 +70,9 @@ def _emptied(state: State) -> State:
 
 def _load(state: State, model: str, need: Need) -> None:
     view = need.view
+    mine = state.models.setdefault(model, {})
     runner = Runner(
-        id=model,
+        id=f"{model} ({len(mine) + 1})" if mine else model,
         model=model,
         digest=view.digest,
         options=need.options,
@@ -72,12 +85,11 @@ def _load(state: State, model: str, need: Need) -> None:
         alone=need.alone,
         load_t=0,
     )
-    state.runners[model] = runner
-    state.models[model] = {model: runner}
+    state.runners[runner.id] = mine[runner.id] = runner
     for port in runner.ports:
-        state.leased[port] = model
+        state.leased[port] = runner.id
     if need.alone:
-        state.alone[model] = None
+        state.alone[runner.id] = None
     for device, size in need.bytes.items():
         state.held[device] = state.held.get(device, 0) + size
 
@@ -108,11 +120,20 @@ def _rules(state: State, model: str, need: Need) -> list[str]:
     return found
 
 
-def _shortage(state: State, device: str, needs: dict[str, Need]) -> str:
+def _shortage(state: State, device: str, needs: Sequence[tuple[str, Need]]) -> str:
     """What all of them need on a device, and what there is."""
-    wanted = {model: need for model, need in needs.items() if need.bytes.get(device)}
-    each = ", ".join(f"{m} {mib(n.bytes[device])} ({ADVICE[n.source][0]})" for m, n in wanted.items())
-    total, headroom = sum(n.bytes[device] for n in wanted.values()), state.config.headroom_bytes
+    wanted: dict[str, list[Need]] = {}
+    for model, need in needs:
+        if need.bytes.get(device):
+            wanted.setdefault(model, []).append(need)
+    each = ", ".join(
+        f"{model} {f'{len(mine)} × ' if len(mine) > 1 else ''}{mib(mine[0].bytes[device])}"
+        f" ({ADVICE[mine[0].source][0]})"
+        for model, mine in wanted.items()
+    )
+    total = sum(need.bytes[device] for mine in wanted.values() for need in mine)
+    headroom = state.config.headroom_bytes
+    instances = " or keep fewer `instances`" if any(len(mine) > 1 for mine in wanted.values()) else ""
     budget = budget_bytes(state, device) or 0
     kept = f", of which {mib(headroom)} are headroom" if headroom else ""
     reading = state.readings.get(device)
@@ -120,6 +141,6 @@ def _shortage(state: State, device: str, needs: dict[str, Need]) -> str:
     there = f"{device} has {mib(budget)}" if all_there_is else f"the budget of {device} is {mib(budget)}"
     raised = "" if all_there_is else f", or raise the budget to {mib(total + headroom)}"
     return (
-        f"together they need {mib(total)} on {device}: {each}; {there}{kept}: preload fewer, "
+        f"together they need {mib(total)} on {device}: {each}; {there}{kept}: preload fewer{instances}, "
         f"give them less (a smaller context, `memory` if a figure is wrong){raised}"
     )

@@ -254,7 +254,8 @@ class State:
         self.quarantine: dict[str, int] = {}
         """Models whose requests breached an invariant at an earlier start, refused until then."""
         self.footprints: dict[str, dict[str, int]] = {}
-        """What an incarnation of a launch spec used at its peak, by `spec_key`."""
+        """What an incarnation of a launch spec used at its peak, by `spec_key`; what was learned longest ago
+        comes first, and is the first to be forgotten (FOOTPRINTS)."""
         self.load_cost_ns: dict[str, int] = {}
         """How long the model's last load took."""
         self.idle: dict[str, tuple[int, dict[str, Option]]] = {}
@@ -383,5 +384,6 @@ def canonical(state: State) -> bytes:
     plain["models"] = {model: list(runners) for model, runners in state.models.items()}
     plain["wanted"] = {model: list(demands) for model, demands in state.wanted.items()}
     plain["deadlines"] = sorted((due, kind, id) for (kind, id), due in state.deadlines.due.items())
+    plain["footprints"] = list(state.footprints.items())  # their order says which is forgotten
     plain["starving"] = [(*key, agenda.due) for key, agenda in state.starving.items()]
     return msgspec.json.encode(msgspec.to_builtins(plain, str_keys=True), order="deterministic")

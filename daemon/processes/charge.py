@@ -10,6 +10,7 @@ import trio
 
 from daemon.config.commands import Command
 from daemon.ports import Launch
+from daemon.processes import oom
 from events.catalogue import Process
 from events.limits import SHARD
 
@@ -28,6 +29,8 @@ class Part:
         """The process, where it is our child; an adopted one is not."""
         self.released = False
         """Whether it may run: its gate is open, or will be."""
+        self.oom_kills = oom.kills()
+        """How many the kernel had killed for want of memory when it began."""
         self.answer = ""
         """What its health check said last."""
         self.exited = trio.Event()

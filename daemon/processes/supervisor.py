@@ -25,7 +25,7 @@ import trio
 from daemon.config.commands import Command, ShardCommand
 from daemon.config.config import SpecChanged
 from daemon.ports import Address, Launch
-from daemon.processes import gate, identity, output, probe, progress
+from daemon.processes import gate, identity, oom, output, probe, progress
 from daemon.processes.charge import Charge, Part, kept_files
 from events.catalogue import (
     Fact,
@@ -39,6 +39,7 @@ from events.catalogue import (
 )
 from events.limits import (
     KILL_NS,
+    KILLED_STATUSES,
     LOAD_LOOKS,
     OUTPUT_LOOK_S,
     PROBE_LONGEST_S,
@@ -317,7 +318,8 @@ class Supervisor:
         part.exited.set()
         charge.broken.set()
         words = "" if charge.silent else output.last_words(part.log)
-        self._submit(ProcessExited(charge.runner, part.shard, status, words))
+        killed = status in KILLED_STATUSES and oom.more(part.oom_kills)
+        self._submit(ProcessExited(charge.runner, part.shard, status, words, killed))
 
     # --- health ------------------------------------------------------------------------------------------
 

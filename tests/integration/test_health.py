@@ -173,7 +173,8 @@ def test_not_ready_while_the_log_is_blocked(tmp_path: Path) -> None:
             assert live.chat("red")[0] == 503
             before = scrape(live)
             assert before["runnerd_ready",] == 0
-            assert before["runnerd_log_refused_requests_total",] == 1
+            # Another event may have met the lock before the one that waits, which is then refused, too.
+            assert before["runnerd_log_refused_requests_total",] in (1, 2)
             assert before["runnerd_log_blocked_seconds_total",] > 0
             other.execute("ROLLBACK")
         waiting.join(PATIENCE_S)

@@ -55,6 +55,22 @@ def test_a_machine_that_is_too_small_has_no_budget_to_raise() -> None:
     assert "raise" not in only
 
 
+def test_the_least_number_of_instances_counts() -> None:
+    views = {"a": model(3 * GIB, instances_min=2, instances_max=3), "b": model(2 * GIB)}
+    assert obstacles(machine(views), ["a"]) == []
+    (only,) = obstacles(machine(views), ["a", "b"])
+    assert only.startswith("together they need 8 GiB on host: a 2 × 3 GiB (as configured), b 2 GiB")
+    assert "preload fewer or keep fewer `instances`, give" in only
+    (only,) = obstacles(machine(views, max_loaded=1), ["a"])
+    assert only.startswith("a is one too many: `maxLoadedModels`")
+
+
+def test_an_instance_that_there_never_can_be_does_not_count() -> None:
+    views = {"a": model(5 * GIB, instances_min=2, instances_max=2)}
+    assert obstacles(machine(views, groups={"g": GroupView(("a",))}), ["a"]) == []
+    assert obstacles(machine({"b": model(instances_min=2, instances_max=2)}), ["b"]) == []
+
+
 def test_one_that_can_never_fit_is_told_alone() -> None:
     (only,) = obstacles(machine({"a": model(3 * GIB), "b": model(30 * GIB)}), ["a", "b"])
     assert only.startswith(

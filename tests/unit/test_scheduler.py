@@ -350,6 +350,19 @@ def test_a_request_that_queues_again_has_its_old_deadline() -> None:
 # --- what ends without those who wanted it ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("oom_kill", [False, True])
+def test_a_load_that_was_killed_ran_short_only_if_the_kernel_killed_for_that(oom_kill: bool) -> None:
+    """A person's SIGKILL says nothing of memory: the model cools down, and is not loaded alone."""
+    core = Core({"a": model(), "b": model()})
+    core.load("a")
+    core.arrive("a")
+    runner = only(core.take(c.RequestArrived("b", "chat")), c.RunnerLoad)
+    core.spawn(runner)
+    events = core.take(c.ProcessExited(runner, 0, -9, "loading", oom_kill), S) + core.measure()
+    assert bool(of(events, c.ModelCrowded)) is oom_kill
+    assert bool(of(events, c.ModelCooling)) is not oom_kill
+
+
 def runs_short(core: Core, name: str) -> list[c.Event]:
     """A request whose load runs out of memory: every event since it exited."""
     core.measure()

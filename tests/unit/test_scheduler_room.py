@@ -159,3 +159,16 @@ def test_a_load_gives_up_after_so_many_refused_ports() -> None:
     for port in range(5800, 5815):
         assert of(core.take(c.LeaseRefused(runner, port)), c.RunnerLeased)
     assert of(core.take(c.LeaseRefused(runner, 5815)), c.RunnerFailed)
+
+
+def test_what_was_learned_longest_ago_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients choose the values of options: each is a launch spec of its own."""
+    monkeypatch.setattr("statemachines.fold_runners.FOOTPRINTS", 2)
+    core = Core({"a": model(options={"num_ctx": 4096})})
+    for num_ctx in (1, 2, 1, 3):
+        runner = core.load("a", num_ctx=num_ctx)
+        core.measure(**{runner: {"host": num_ctx * GIB}})
+        core.take(c.UnloadRequested(runner=runner))
+        core.leaves(runner)
+        core.passes(2 * S)
+    assert list(core.state.footprints.values()) == [{"host": GIB}, {"host": 3 * GIB}]

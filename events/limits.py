@@ -440,6 +440,12 @@ CONFIG_SHOWN_CHARS = 80
 CONFIG_PROBLEMS_SHOWN = 50
 """Problems listed at once: a screenful; the rest are counted."""
 
+CONFIG_PROBLEMS = 500
+"""Problems after which reading ends: each may look for the nearest of a thousand names, which takes 15 ms."""
+
+NEAREST_LOOKED_AT = 64
+"""Names that are compared letter by letter with a mistyped one, of those with the most letters in common."""
+
 CONFIG_DURATION_MAX_S = 10 * 365 * 24 * 3600
 """Ten years: the longest duration. In nanoseconds it is far from the end of 64 bits."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from events.limits import CONFIG_PROBLEMS_SHOWN, CONFIG_SHOWN_CHARS
+from daemon.nearest import nearest as likeliest
+from events.limits import CONFIG_PROBLEMS, CONFIG_PROBLEMS_SHOWN, CONFIG_SHOWN_CHARS
 
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -56,8 +56,11 @@ class Problems:
         self.warnings: list[Problem] = []
 
     def add(self, line: int, path: str, text: str) -> None:
-        """An error; reading goes on, so that all of them are found at once."""
+        """An error; reading goes on, so that all of them are found at once. Raises Unusable where there are
+        so many that it is another kind of file."""
         self.errors.append(Problem(line, path, text))
+        if len(self.errors) >= CONFIG_PROBLEMS:
+            raise Unusable("too many problems")
 
     def warn(self, line: int, path: str, text: str) -> None:
         """Something that the user should know, and that does not prevent a start."""
@@ -93,7 +96,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     if len(word) > CONFIG_SHOWN_CHARS:
         return ""
     by_fold = {choice.casefold(): choice for choice in choices}
-    found = difflib.get_close_matches(word.casefold(), by_fold, 1)
+    found = likeliest(word.casefold(), by_fold, 1)
     return by_fold[found[0]] if found else ""
 
 

@@ -6,7 +6,6 @@ last of its replies is the one that does not continue.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from codecs import getincrementaldecoder
@@ -23,6 +22,7 @@ from daemon.control import views
 from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
 from daemon.logs import PROXY, UPSTREAM, Logs
+from daemon.nearest import nearest
 from daemon.ports import Ended
 from daemon.reload import Refused, Reloader
 from daemon.version import VERSION
@@ -161,7 +161,7 @@ class Service:
         known = [*config.models, *(alias for model in config.models.values() for alias in model.aliases)]
         lower = {each.lower(): each for each in reversed(known)}
         typed = name.lower()[:CONFIG_NAME_CHARS]
-        return [lower[each] for each in difflib.get_close_matches(typed, lower, n=3)]
+        return [lower[each] for each in nearest(typed, lower, 3)]
 
     def check_log(self) -> None:
         """Raises VarlinkError while the log cannot be written: nothing may become a fact then."""

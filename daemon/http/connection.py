@@ -59,7 +59,7 @@ class Connection:
     """From accept to close. Its own task runs `run`; the other methods may be called from any task."""
 
     __slots__ = (
-        "_body", "_caller", "_dialect", "_due", "_exchange", "_gone", "_handling", "_over",
+        "_access", "_body", "_caller", "_dialect", "_due", "_exchange", "_gone", "_handling", "_over",
         "_reading", "_request", "_shared", "_ticket", "_wire",
     )  # fmt: skip
 
@@ -67,6 +67,8 @@ class Connection:
         self._shared = shared
         self._wire = Wire(sock, shared.clock)
         self._caller = caller(sock)
+        self._access = shared.catalog.access
+        """Who may come in, when the last bytes of a head did."""
         self._body = Body(shared.held, shared.limits.body_memory_bytes)
         self._request = RequestReader(shared.limits, self._body)
         self._due: float | None = None
@@ -201,7 +203,8 @@ class Connection:
             data = await self._wire.recv()
             if not data:
                 return False
-            request.body_bytes = self._shared.guard.body_bytes
+            self._access = self._shared.catalog.access
+            request.body_bytes = self._access.body_bytes
             request.feed(data)
             if request.headed or request.refusal is not None:
                 self._due = None
@@ -218,7 +221,7 @@ class Connection:
         if request.refusal is not None:
             raise Refused.of(request.refusal)
         public = route is not None and route.public
-        self._shared.guard.admit(request, any_host=self._caller == UNIX, public=public)
+        self._shared.guard.admit(request, self._access, any_host=self._caller == UNIX, public=public)
         if request.preflight:
             return routes.PREFLIGHT
         if route is None:

@@ -13,9 +13,9 @@ from base64 import b64decode
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from daemon.http.head import CREDENTIALS, RequestReader, without
+from daemon.http.head import CREDENTIALS, Page, RequestReader, without
 from daemon.http.refusals import Refused
-from daemon.ports import Access, Catalog
+from daemon.ports import Access
 
 OWN_NAMES = ("localhost", "host.docker.internal", "host.containers.internal")
 """Names of this machine that no public DNS can give to a stranger; the last two are for its containers."""
@@ -40,12 +40,11 @@ SAME = (b"same-origin", b"none")
 class Guard:
     """Judges each request's head by the configuration as it is now."""
 
-    __slots__ = ("_access", "_any_origin", "_catalog", "_good", "_hosts", "_keys", "_machine", "_origins")
+    __slots__ = ("_access", "_any_origin", "_good", "_hosts", "_keys", "_machine", "_origins")
 
-    def __init__(self, catalog: Catalog, machine: str = "") -> None:
-        self._catalog = catalog
+    def __init__(self, access: Access, machine: str = "") -> None:
         self._machine = machine or socket.gethostname()
-        self._take(catalog.access)
+        self._take(access)
 
     def _take(self, access: Access) -> None:
         """Prepare what the configuration says."""
@@ -56,24 +55,20 @@ class Guard:
         self._origins = {origin.lower().rstrip("/").encode() for origin in access.origins}
         self._keys = [digest(key.encode()) for key in access.api_keys]
 
-    @property
-    def body_bytes(self) -> int:
-        """The largest request body."""
-        return self._catalog.access.body_bytes
-
-    def admit(self, request: RequestReader, *, any_host: bool, public: bool) -> None:
+    def admit(self, request: RequestReader, access: Access, *, any_host: bool, public: bool) -> None:
         """Let a request in, and note what its answer has to say to its browser. Raises Refused.
 
-        `any_host`: it came through a Unix socket, which no browser reaches. `public`: it needs no key.
+        `access`: what holds now. `any_host`: it came through a Unix socket, which no browser reaches.
+        `public`: it needs no key.
         """
-        if self._catalog.access is not self._access:
-            self._take(self._catalog.access)
+        if access is not self._access:
+            self._take(access)
         if request.host and request.host not in self._good and not any_host:
             self._check_host(request.host)
-        if request.origin or request.fetch_site:
-            self._check_origin(request)
+        if request.page is not None:
+            self._check_origin(request, request.page)
             if request.preflight and request.cors:
-                request.cors += preflight_lines(request)
+                request.cors += preflight_lines(request.page)
         if self._keys and not public and not request.preflight:
             self._check_key(request.credentials)
             request.lines = without(request.lines, CREDENTIALS)
@@ -87,14 +82,14 @@ class Guard:
         if len(self._good) < REMEMBERED:
             self._good.add(host)
 
-    def _check_origin(self, request: RequestReader) -> None:
+    def _check_origin(self, request: RequestReader, page: Page) -> None:
         """Refuse what a page of somebody else asks for. Without an Origin it can only be told where it cannot
         read the answer: an image, a link."""
-        origin = request.origin
+        origin = page.origin
         if self._any_origin:
             request.cors = b"Access-Control-Allow-Origin: *\r\n" + EXPOSED
         elif not origin:
-            if request.fetch_site not in SAME:
+            if page.fetch_site and page.fetch_site not in SAME:
                 text = (
                     "Pages of other sites may not ask for this. Open the address itself, or configure `cors`."
                 )
@@ -120,14 +115,14 @@ class Guard:
             raise Refused(401, "invalid_api_key", text, CHALLENGE)
 
 
-def preflight_lines(request: RequestReader) -> bytes:
+def preflight_lines(page: Page) -> bytes:
     """What the answer to a preflight says beside the origin: the headers that it asks for are allowed."""
     lines = b"Access-Control-Allow-Methods: %b\r\nAccess-Control-Max-Age: %d\r\n" % (
         PREFLIGHT_METHODS,
         PREFLIGHT_S,
     )
-    if request.asks_headers:
-        lines += b"Access-Control-Allow-Headers: %b\r\n" % request.asks_headers
+    if page.asks_headers:
+        lines += b"Access-Control-Allow-Headers: %b\r\n" % page.asks_headers
     return lines
 
 

@@ -34,26 +34,43 @@ UPGRADABLE = b"/upstream/"
 LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))
 """WSGI and CGI give both spellings one name. They are dropped, as nginx does."""
 
-CREDENTIALS = (b"authorization", b"x-api-key")
+CREDENTIALS = {b"authorization": b"Authorization: %b\r\n", b"x-api-key": b"X-Api-Key: %b\r\n"}
 """Where a key may be. They are the runner's where no key is configured."""
 
-BROWSERS = frozenset(
-    (b"origin", b"sec-fetch-site", b"access-control-request-method", b"access-control-request-headers")
-)
-"""What a browser says of the page that asks. It is judged here, and not passed on."""
+BROWSERS = {
+    b"origin": "origin",
+    b"sec-fetch-site": "fetch_site",
+    b"access-control-request-method": "asks_method",
+    b"access-control-request-headers": "asks_headers",
+}
+"""What a browser says of the page that asks (see Page). It is judged here, and not passed on."""
 
 PRIORITY = b"x-priority"
 """A whole number, added to the model's priority. It is passed on, too: the runner may be a scheduler."""
 
 PRIORITY_VALUE = re.compile(rb"[+-]?[0-9]{1,9}")
 
-NOTED = HOP_BY_HOP | REPLACED | LOOKALIKES | BROWSERS | {*CREDENTIALS, PRIORITY}
+NOTED = HOP_BY_HOP | REPLACED | LOOKALIKES | {*BROWSERS, *CREDENTIALS, PRIORITY}
 
 TARGET = re.compile(rb"\*|/[^#]*")
 """A path and a query. Absolute URLs are for proxies, `host:port` is for tunnels."""
 
 PERSISTENCE = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 """What Connection mostly says; the headers of these names are dropped anyway."""
+
+
+class Page:
+    """What a browser says of the page that asks."""
+
+    __slots__ = ("asks_headers", "asks_method", "fetch_site", "origin")
+
+    def __init__(self) -> None:
+        self.origin = b""
+        self.fetch_site = b""
+        """Where the page is from: `cross-site` and the like."""
+        self.asks_method = b""
+        """What a preflight asks for."""
+        self.asks_headers = b""
 
 
 class RequestReader:
@@ -63,10 +80,10 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_barren", "_fed", "_limits", "_named", "_offered", "_parser", "asks_headers", "asks_method",
-        "body", "body_bytes", "chunked", "cors", "credentials", "done", "excess", "expects_continue",
-        "fetch_site", "headed", "host", "hosts", "keep_alive", "length", "lines", "method", "origin",
-        "priority", "refusal", "upgrade", "url", "version",
+        "_barren", "_fed", "_limits", "_named", "_offered", "_parser", "body", "body_bytes",
+        "chunked", "cors", "credentials", "done", "excess", "expects_continue", "headed", "host",
+        "hosts", "keep_alive", "length", "lines", "method", "page", "priority", "refusal",
+        "upgrade", "url", "version",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, body: Body) -> None:
@@ -91,14 +108,10 @@ class RequestReader:
         self.upgrade = False
         """The client asks for a WebSocket, in due form: the parser has stopped behind the head."""
         self._offered = False
-        self.credentials: list[tuple[bytes, bytes]] = []
+        self.credentials: tuple[tuple[bytes, bytes], ...] = ()
         """Headers that may hold a key: their names in lower case, and their values."""
-        self.origin = b""
-        self.fetch_site = b""
-        """Sec-Fetch-Site, which comes from browsers alone."""
-        self.asks_method = b""
-        """What a preflight asks for."""
-        self.asks_headers = b""
+        self.page: Page | None = None
+        """The page that asks, if it comes from a browser."""
         self.cors = b""
         """Header lines for the answer, each with its CRLF: what its browser is to be told."""
         self.chunked = False
@@ -117,7 +130,8 @@ class RequestReader:
     @property
     def preflight(self) -> bool:
         """A browser asks whether a page may ask."""
-        return self.method == b"OPTIONS" and bool(self.origin and self.asks_method)
+        page = self.page
+        return page is not None and self.method == b"OPTIONS" and bool(page.origin and page.asks_method)
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent."""
@@ -209,10 +223,12 @@ class RequestReader:
         elif name == b"connection":
             self._named += connection_names(value)
         elif name in CREDENTIALS:
-            self.credentials.append((name, value))
-            self.lines.append(b"%b: %b\r\n" % (name.title(), value))
+            self.credentials += ((name, value),)
+            self.lines.append(CREDENTIALS[name] % value)
         elif name in BROWSERS:
-            self._note_browser(name, value)
+            if self.page is None:
+                self.page = Page()
+            setattr(self.page, BROWSERS[name], value)
         elif name == PRIORITY:
             self.lines.append(b"X-Priority: %b\r\n" % value)
             if PRIORITY_VALUE.fullmatch(value) and abs(int(value)) <= PRIORITY_MAX:
@@ -220,16 +236,6 @@ class RequestReader:
             else:
                 text = f"X-Priority must be a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}."
                 self._refuse(400, "invalid_priority", text)
-
-    def _note_browser(self, name: bytes, value: bytes) -> None:
-        if name == b"origin":
-            self.origin = value
-        elif name == b"sec-fetch-site":
-            self.fetch_site = value
-        elif name == b"access-control-request-method":
-            self.asks_method = value
-        else:
-            self.asks_headers = value
 
     def on_headers_complete(self) -> None:
         if self.headed:

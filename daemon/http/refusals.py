@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import msgspec
 
+from daemon.nearest import nearest
 from daemon.ports import Catalog, Ended
 
 REQUEST = "X-Runnerd-Request"
@@ -64,6 +64,6 @@ def unknown_model(name: str, catalog: Catalog) -> Refused:
     """404 for a model that is not configured, with the nearest that are."""
     name = name[:SHOWN_NAME_CHARS]
     known = [known for row in catalog.models() for known in (row.id, *row.aliases)]
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    near = nearest(name, known, 3, 0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else " GET /v1/models lists those that are."
     return Refused(404, "model_not_found", f"The model '{name}' is not configured.{hint}")

@@ -44,7 +44,7 @@ class FrontDoor:
         self._shared = Shared(
             desk=desk,
             catalog=catalog,
-            guard=Guard(catalog),
+            guard=Guard(catalog.access),
             local=Local(desk=desk, catalog=catalog, logs=logs, started_s=int(time.time())),
             limits=limits,
             clock=clock,

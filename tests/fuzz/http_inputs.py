@@ -123,6 +123,20 @@ BODIES = [
     b"--B--",
 ]
 
+ANSWERS = [
+    b"ok",
+    b"",
+    b'{"a": 1}',
+    b"data: x\n\n",
+    b"a" * 20_000,
+    b'{"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}',
+    b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: {"choices": []}\n\ndata: [DONE]\n\n',
+    b'{"data": [{"embedding": [0.5, 1e9], "index": 0}], "usage": {"prompt_tokens": 1}}',
+    b'{"error": {"message": "x", "type": "y", "code": 500}}',
+    b'{"choices": [{"text": 5}], "usage": null}',
+]
+"""Bodies of runners: plain ones, and what translations look for, right and wrong."""
+
 STATUSES = [b"200 OK", b"500 No", b"204 None", b"304 Same", b"200", b"999 What", b"000 X", b"101 Up"]
 
 WRONG_FRAMING = [
@@ -131,6 +145,17 @@ WRONG_FRAMING = [
     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
     b"X: y",
 ]
+
+OLLAMA = [
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": false}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "x", "images": ["%%%"]}], "format": 5}',
+    b'{"model": "mini:latest", "prompt": "x", "options": {"num_ctx": 4096, "top_k": "x"}, "keep_alive": 0}',
+    b'{"model": "tiny", "input": ["a", "b"], "truncate": 5}',
+    b'{"name": "tiny"}',
+    b'{"model": "tiny"}',
+]
+
+BODIES += OLLAMA * 2
 
 CHAT = b'{"model": "tiny", "messages": []}'
 
@@ -185,7 +210,7 @@ def chunked(rng: random.Random, body: bytes) -> bytes:
 
 def answer(rng: random.Random) -> bytes:
     """What a runner says: mostly right, and often enough not."""
-    body = rng.choice((b"ok", b"", b'{"a": 1}', b"data: x\n\n", b"a" * 20_000))
+    body = rng.choice(ANSWERS)
     status = rng.choice(
         (b"200 OK", b"200 OK", b"500 No", b"204 None", b"304 Same", b"200", b"999 What", b"000 X", b"101 Up")
     )

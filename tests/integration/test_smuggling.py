@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from front_door_world import Client, chat, once, read_request, request, world
+from front_door_world import Client, chat, echo, once, read_request, request, world
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -74,6 +74,29 @@ async def test_what_reaches_a_runner_is_one_request(tmp_path: Path) -> None:
             assert sent == body
             assert [line for line in lines if b"content" in line] == [b"content-length: %d" % len(body)]
             assert b"encoding" not in head.lower() and b"evil" not in head and b"upgrade" not in head.lower()
+
+
+async def test_a_tunnel_is_asked_for_in_due_form(tmp_path: Path) -> None:
+    """A proxy before us that does not know of it would take what follows for answers."""
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        for lines in (("Upgrade: websocket",), ("Upgrade: websocket", "Connection: keep-alive")):
+            answer = await client.ask("GET", "/upstream/tiny/ws", None, *lines)
+            assert answer.status == 200 and b"pgrade" not in answer.body
+        old = request("GET", "/upstream/tiny/ws", None, "Upgrade: websocket", "Connection: Upgrade")
+        await client.send(old.replace(b"GET", b"POST"))
+        answer = await client.answer()
+        assert answer.status == 200 and b"pgrade" not in answer.body
+
+
+async def test_many_names_in_connection(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        lines = [f"X-{number}: a" for number in range(100)]
+        names = ", ".join(f"x-{number}" for number in range(5000))
+        answer = await (await here.client()).chat(*lines, f"Connection: {names}", "Y: 1")
+        assert answer.status == 200 and b"X-" not in answer.body and b"\r\nY: 1\r\n" in answer.body
 
 
 # --- answers ------------------------------------------------------------------------------------------------

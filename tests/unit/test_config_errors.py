@@ -11,7 +11,7 @@ import pytest
 from daemon.config.check import check_main
 from daemon.config.errors import ConfigError
 from daemon.config.file import load
-from events.limits import CONFIG_MAX_BYTES, CONFIG_PROBLEMS_SHOWN
+from events.limits import CONFIG_MAX_BYTES, CONFIG_PROBLEMS, CONFIG_PROBLEMS_SHOWN
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,6 +206,18 @@ def test_very_many_problems_are_counted(tmp_path: Path) -> None:
     found = problems(tmp_path, "\n".join(f"key{i}: 1" for i in range(200)))
     assert len(found) == CONFIG_PROBLEMS_SHOWN + 1
     assert found[-1] == f"and {201 - CONFIG_PROBLEMS_SHOWN} more problems"
+
+
+def test_a_thousand_names_and_as_many_typos_take_no_minutes(tmp_path: Path) -> None:
+    names = [f"qwen2.5-coder-{i}b-instruct" for i in range(1000)]
+    models = "".join(f"  {name}: {{cmd: 's ${{PORT}}'}}\n" for name in names)
+    typos = ", ".join(f"qwen2.5-codar-{i}b-instruct" for i in range(1000))
+    path = tmp_path / "c.yaml"
+    path.write_text(f"models:\n{models}groups:\n  g: {{members: [{typos}]}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert len(caught.value.problems) == CONFIG_PROBLEMS
+    assert 'the nearest is "qwen2.5-coder-7b-instruct"' in str(caught.value)
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:

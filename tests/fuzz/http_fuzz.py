@@ -179,8 +179,9 @@ class Runners:
 
     async def serve(self, peer: Client) -> None:
         rng = self.rng
+        alone = True
         while True:
-            await self._read(peer)
+            await self._read(peer, alone)
             draw = rng.random()
             if draw < 0.04:
                 return  # closes without an answer
@@ -192,12 +193,15 @@ class Runners:
                 data = mutated(rng, data, inputs.TOKENS)
             elif draw < 0.18:
                 data = data[: rng.randrange(len(data))]
+            alone = alone and Answers().is_one(data)
             for piece in inputs.split(rng, data):
                 await peer.send(piece)
             if draw < 0.3:
                 return
 
-    async def _read(self, peer: Client) -> None:
+    async def _read(self, peer: Client, alone: bool) -> None:
+        """`alone`: nothing can be behind the request, as each before it had one answer. After two, the next
+        request may have been answered before it was read."""
         head = await peer.until(b"\r\n\r\n")
         lines = head[:-4].split(b"\r\n")
         names = [line.partition(b":")[0].lower() for line in lines[1:]]
@@ -208,7 +212,7 @@ class Runners:
         if private & set(names) or len(lengths) > 1:
             self.wrong.append(f"a runner was sent {head!r}")
         await peer.exactly(int(lengths[0].partition(b":")[2]) if lengths else 0)
-        if peer.rest and b"upgrade" not in names:
+        if peer.rest and alone and b"upgrade" not in names:
             self.wrong.append(f"behind {head!r} a runner was sent {peer.rest!r}")
 
 
@@ -221,6 +225,14 @@ class Answers:
 
     def on_headers_complete(self) -> None:
         self.count += self._parser.get_status_code() >= 200
+
+    def is_one(self, data: bytes) -> bool:
+        """Whether it is not more than one answer, as far as a parser can tell."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            return False
+        return self.count <= 1
 
     def check(self, sent: bytes, got: bytes) -> None:
         """Raises Wrong where it is no HTTP, or more answers than requests can have been."""

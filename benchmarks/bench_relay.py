@@ -80,7 +80,7 @@ def serve_front(backend_port: int) -> None:
             file.write("models: {m: {cmd: 'server ${PORT}'}}")
             file.flush()
             catalog = Catalog(load_config(Path(file.name)))
-        await FrontDoor(Desk(), catalog, Logs(Ring(), State, lambda runner: [])).serve([listener])
+        await FrontDoor(Desk(), catalog, Logs(Ring(), lambda: [])).serve([listener])
 
     trio.run(main)
 

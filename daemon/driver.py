@@ -148,9 +148,9 @@ class Driver:
         """Why the log cannot be written now; "" while it can."""
         return self._store.blocked_error
 
-    def outputs(self, runner: str) -> Sequence[Path]:
-        """The files that a runner's processes write to."""
-        return self.machinery.outputs(runner)
+    def outputs(self) -> Sequence[ports.Output]:
+        """The files that runners' processes write to."""
+        return self.machinery.outputs()
 
     def now(self) -> int:
         """Scheduler time, ns."""

@@ -26,5 +26,11 @@ LOG_RING_BYTES = 256 * 1024
 LOG_HISTORY_LINES = 200
 """What a reader of a runner's output is shown of the past."""
 
+LOG_LINE_BYTES = 4096
+"""What has come of a line is shown without its end when it is longer than this."""
+
+LOG_ENDED = 32
+"""Runners that have ended, each of another model, whose output is kept: a failure is looked for soon."""
+
 LOG_FOLLOW_S = 0.25
 """Between two looks at what runners print, while somebody watches: a file tells nobody that it has grown."""

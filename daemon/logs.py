@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import trio
 
-from daemon.limits import LOG_FOLLOW_S, LOG_HISTORY_LINES, LOG_RING_BYTES
+from daemon.limits import LOG_FOLLOW_S, LOG_HISTORY_LINES, LOG_LINE_BYTES, LOG_RING_BYTES
+from daemon.ports import Output
 from daemon.processes.output import last_lines
-from statemachines.state import State
 
 PROXY = "proxy"
 UPSTREAM = "upstream"
@@ -56,26 +56,28 @@ class Ring(logging.Handler):
 
 
 class Logs:
-    """See the module. `files` gives the files of a runner's processes."""
+    """See the module. `outputs` tells the files that there are, those of runners that have ended first."""
 
-    def __init__(
-        self, ring: Ring, state: Callable[[], State], files: Callable[[str], Sequence[Path]]
-    ) -> None:
+    def __init__(self, ring: Ring, outputs: Callable[[], Sequence[Output]]) -> None:
         self._ring = ring
-        self._state = state
-        self._files = files
+        self._outputs = outputs
 
     def history(self, source: str) -> bytes:
-        """The recent past of a source: PROXY, UPSTREAM, a model's id, or "" for everything."""
+        """The recent past of a source: PROXY, UPSTREAM, a model's id (that of its last runner, if none is
+        there), or "" for everything."""
         told = [self._ring.since(0)] if source in ("", PROXY) else []
-        for _, path in self._paths(source):
-            told += [line.encode() + b"\n" for line in last_lines(path, LOG_HISTORY_LINES)]
+        found = self._of(source)
+        if source not in ("", UPSTREAM):
+            found = [output for output in found if not output.ended] or found
+        for output in found:
+            for line in last_lines(output.path, LOG_HISTORY_LINES):
+                told.append(_mark(output, source) + line.encode() + b"\n")
         return b"".join(told)
 
     async def follow(self, source: str, *, history: bool = True) -> AsyncGenerator[bytes, None]:
-        """The past, if it is wanted, and then whatever comes, without end."""
+        """The past, if it is wanted, and then whatever comes, in whole lines, without end."""
         seen = self._ring.end
-        at = {path: _size(path) for _, path in self._paths(source)}
+        tails = {output.name: Tail(_size(output.path)) for output in self._of(source)}
         if history:
             yield self.history(source)
         while True:
@@ -84,22 +86,39 @@ class Logs:
             if source in ("", PROXY):
                 told.append(self._ring.since(seen))
                 seen = self._ring.end
-            current = [path for _, path in self._paths(source)]
-            at = {path: at.get(path, 0) for path in current}
-            for path in current:
-                data, at[path] = _read(path, at[path])
-                told.append(data)
+            current = self._of(source)
+            tails = {output.name: tails.get(output.name) or Tail(0) for output in current}
+            for output in current:
+                mark = _mark(output, source)
+                told += [mark + line for line in tails[output.name].lines(output.path)]
             if any(told):
                 yield b"".join(told)
 
-    def _paths(self, source: str) -> Iterator[tuple[str, Path]]:
-        """The files of the runners that a source means, and whose they are."""
-        if source == PROXY:
-            return
-        for runner in self._state().runners.values():
-            if source in ("", UPSTREAM, runner.model):
-                for path in self._files(runner.id):
-                    yield runner.id, path
+    def _of(self, source: str) -> list[Output]:
+        """The files that a source means."""
+        return [output for output in self._outputs() if source in ("", UPSTREAM, output.model)]
+
+
+class Tail:
+    """How far somebody has read one file."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._rest = b""
+
+    def lines(self, path: Path) -> list[bytes]:
+        """The lines that have been completed since, or have become too long to wait for their end."""
+        data, self._at = _read(path, self._at)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LOG_LINE_BYTES:  # a progress bar may be one endless line
+            lines.append(self._rest)
+            self._rest = b""
+        return [line + b"\n" for line in lines]
+
+
+def _mark(output: Output, source: str) -> bytes:
+    """Whose line it is, among those of several."""
+    return f"{output.model} {output.name}: ".encode() if source in ("", UPSTREAM) else b""
 
 
 def _size(path: Path) -> int:

@@ -199,9 +199,18 @@ class Machinery(Protocol):
         """The last lines of the runner's output."""
         ...
 
-    def outputs(self, runner: str) -> Sequence[Path]:
-        """The files that its processes write to."""
+    def outputs(self) -> Sequence[Output]:
+        """What runners print: first the last one of each model that has ended lately, then those that are."""
         ...
+
+
+class Output(msgspec.Struct, frozen=True):
+    """The file that one process of a runner's writes to. `name`: "r7", or "r7.1" for its shard 1."""
+
+    model: str
+    name: str
+    path: Path
+    ended: bool = False
 
 
 class Meter(Protocol):

@@ -166,7 +166,7 @@ class _Run:
     async def _open_doors(self, front: socket.socket, control: socket.socket) -> None:
         """Serve HTTP and the control socket, and reload; what asked for that before is heard now."""
         driver, catalog = self._driver, self._catalog
-        logs = Logs(self._options.ring, lambda: driver.state, driver.outputs)
+        logs = Logs(self._options.ring, driver.outputs)
         self._control = ControlServer(driver, catalog, self._reloader, logs)
         door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave

@@ -16,7 +16,7 @@ from daemon.cli.output import Column, Number, Output, age, as_json, duration, me
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE
 from daemon.control.client import ADVICE, CallFailed, Client, Unreachable
 from daemon.version import VERSION
-from events.limits import SOCKET_PATH_BYTES
+from events.limits import ORPHAN_GRACE_S, SOCKET_PATH_BYTES
 
 Row = dict[str, Any]
 STAGE = ("done", "state", "runner")
@@ -366,9 +366,18 @@ def _changes(reply: Row) -> list[str]:
 @click.argument("how", type=click.Choice(["drain", "now", "leave"]), default="drain")
 @click.pass_obj
 def stop(context: Context, how: str) -> None:
-    """Stop the daemon: let requests end, stop now, or leave the runners alive for the next start."""
-    context.client().call("Stop", how=how)
-    _done(context, f"stopping ({how})")
+    """Stop the daemon, and wait until it has: let requests end, stop now, or leave the runners alive for the
+    next start, which has a minute."""
+    client = context.client()
+    status = client.call("Status")
+    client.call("Stop", how=how)
+    if not context.output.machine:
+        running, queued = status["running"], status["queued"]
+        what = f": {running} running, {queued} queued" if running or queued else ""
+        context.output.text(f"stopping ({how}){what}")
+    client.until_closed()
+    lives = f"stopped; its runners live on for {ORPHAN_GRACE_S:.0f} s, for the next start"
+    _done(context, lives if how == "leave" and status["runners"] else "stopped")
 
 
 def _done(context: Context, text: str) -> None:
@@ -421,7 +430,7 @@ def logs(context: Context, model: str, follow: bool, daemon_only: bool) -> None:
     if rest:
         _log_line(context, rest)
     if not said and model:
-        click.echo(f"no runner of {model} is there now; runnerlog show {model} says what happened", err=True)
+        click.echo(f"{model} has printed nothing lately; runnerlog show {model} says what happened", err=True)
 
 
 def _log_line(context: Context, line: str) -> None:

@@ -70,6 +70,12 @@ class Client:
             if not reply.get("continues"):
                 return
 
+    def until_closed(self) -> None:
+        """Wait until the daemon closes the connection, as it does when it ends."""
+        with suppress(ConnectionResetError):
+            while self._socket.recv(65536):
+                pass
+
     def _message(self) -> bytes:
         while (end := self._buffer.find(b"\0")) < 0:
             try:

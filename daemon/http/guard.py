@@ -98,20 +98,22 @@ class Guard:
             request.cors = b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n%b" % (origin, EXPOSED)
         elif not request.host or origin.partition(b"://")[2].lower() != request.host.lower():
             shown = origin[:128].decode("ascii", "backslashreplace")
-            text = (
-                f"Pages of {shown} may not use this server. To let them, add that to `cors: {{origins: []}}`."
-            )
+            allow = f'cors: {{origins: ["{shown}"]}}'
+            text = f"Pages of {shown} may not use this server. To let them, configure `{allow}`."
             raise Refused(403, "origin_not_allowed", text)
 
     def _check_key(self, credentials: Iterable[tuple[bytes, bytes]]) -> None:
         """Compare every key with every configured one, always all of them: time tells nothing."""
-        good = False
+        good = given_any = False
         for name, value in credentials:
+            given_any = True
             given = digest(key_of(name, value))
             for key in self._keys:
                 good |= hmac.compare_digest(given, key)
         if not good:
             text = "This server needs an API key (`Authorization: Bearer …` or `X-Api-Key: …`)."
+            if given_any:
+                text = "The API key is none of this server's."
             raise Refused(401, "invalid_api_key", text, CHALLENGE)
 
 

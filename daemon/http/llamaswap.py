@@ -103,6 +103,8 @@ def _by(call: Call) -> str:
 async def upstream(call: Call) -> Answer | Ask:
     """Anything below /upstream/MODEL/ goes to a runner of the model, without that beginning of its path."""
     path, mark, query = call.url.removeprefix(b"/upstream/").partition(b"?")
+    if not path:
+        raise Refused(404, "missing_model", "The path goes on with a model's name: /upstream/MODEL/.")
     parts = path.split(b"/")
     catalog = call.local.catalog
     for count in range(min(len(parts), UPSTREAM_NAME_PARTS), 0, -1):

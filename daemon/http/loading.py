@@ -4,6 +4,7 @@ programs show as the model's thoughts, where it does not become a part of the an
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -66,12 +67,12 @@ class Words:
         demand = state.demands.get(request.demand) if request is not None else None
         if demand is None:
             return f"{self._model} has another turn soon"
-        words = f"Waiting for {self._model}: {cause(state, demand)}"
         loading = [r for r in state.models.get(demand.model, {}).values() if r.id in state.loading]
+        if not loading:
+            return f"Waiting for {self._model}: {cause(state, demand)}"
         cost_ns = state.load_cost_ns.get(demand.model)
-        if loading and cost_ns:
-            words += f", which took {cost_ns / S:.0f} s last time"
-        return words
+        last = f" (last time it took {cost_ns / S:.0f} s)" if cost_ns else ""
+        return f"{self._model} is loading{last}"
 
     async def _say(self, words: str) -> None:
         delta: dict[str, Any] = {"reasoning_content": words}
@@ -81,7 +82,7 @@ class Words:
         chunk = {
             "id": f"chatcmpl-{self._ticket.request}",
             "object": "chat.completion.chunk",
-            "created": 0,
+            "created": int(time.time()),
             "model": self._model,
             "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
         }
@@ -121,9 +122,5 @@ class AsItComes:
 
     def broken(self, message: str) -> bytes:
         """In OpenAI's shape."""
-        error = {
-            "message": f"The runner failed: {message}.",
-            "type": "server_error",
-            "code": "upstream_failed",
-        }
-        return event(msgspec.json.encode({"error": error | {"param": None}}))
+        error = {"message": message, "type": "server_error", "code": "upstream_failed", "param": None}
+        return event(msgspec.json.encode({"error": error}))

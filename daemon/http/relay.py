@@ -320,7 +320,7 @@ class Exchange:
             known = isinstance(failure, UpstreamFailed)
             reason = str(failure) if known else f"its answer is not as expected: {failure}"
             if self.started and not self._aborted:
-                await framed.end(translation.broken(reason))
+                await framed.end(translation.broken(f"the model server failed: {reason}"))
             raise UpstreamFailed(reason) from None
         self.keep_alive = framed.keep_alive
         return reply

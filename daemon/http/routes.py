@@ -41,7 +41,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 RELAYED = {
-    "chat": ("/v1/chat/completions",),
+    "chat": ("/v1/chat/completions", "/chat/completions"),
     "completion": ("/v1/completions", "/completion", "/completions"),
     "response": ("/v1/responses",),
     "embedding": ("/v1/embeddings", "/embedding", "/embeddings"),

@@ -24,7 +24,8 @@ import trio
 
 from daemon.config.commands import Command, ShardCommand
 from daemon.config.config import SpecChanged
-from daemon.ports import Address, Launch
+from daemon.limits import LOG_ENDED
+from daemon.ports import Address, Launch, Output
 from daemon.processes import gate, identity, oom, output, probe, progress
 from daemon.processes.charge import Charge, Part, kept_files
 from events.catalogue import (
@@ -60,6 +61,9 @@ CommandOf = Callable[[str, Launch, str], Command]
 
 T = TypeVar("T")
 
+ENDED = "ended-"
+"""How the names of files begin whose runner has ended."""
+
 
 class Supervisor:
     """See the module and `daemon.ports.Machinery`. An async context manager: its tasks live within it; the
@@ -80,12 +84,16 @@ class Supervisor:
         self._log_id = log_id
         self._boot_id = boot_id
         self._charges: dict[str, Charge] = {}
+        self._ended: dict[str, tuple[str, Path]] = {}
+        """By model, the runner that has ended last, and what it printed; the latest is the last."""
         self._stack = AsyncExitStack()
         self._nursery: trio.Nursery
 
     async def __aenter__(self) -> Supervisor:
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        for path in self._folder.glob(f"{ENDED}*"):
+            path.unlink(missing_ok=True)
         self._nursery = await self._stack.enter_async_context(trio.open_nursery())
         return self
 
@@ -147,8 +155,21 @@ class Supervisor:
         charge = self._charges.pop(runner, None)
         if charge is not None:
             charge.scope.cancel()
+            self._keep_output(charge)
         for path in kept_files(self._folder, runner):  # also of one that did not outlive an earlier daemon
             path.unlink(missing_ok=True)
+
+    def _keep_output(self, charge: Charge) -> None:
+        """Keep what it has printed until another runner of its model ends, or enough others have."""
+        model, kept = charge.launch.model, self._folder / f"{ENDED}{charge.runner}.log"
+        with suppress(OSError):
+            charge.log().rename(kept)
+            _, before = self._ended.pop(model, ("", None))
+            self._ended[model] = (charge.runner, kept)
+            oldest = next(iter(self._ended)) if len(self._ended) > LOG_ENDED else None
+            for path in (before, self._ended.pop(oldest)[1] if oldest is not None else None):
+                if path is not None:
+                    path.unlink(missing_ok=True)
 
     def tail(self, runner: str, lines: int) -> list[str]:
         """The last lines of the runner's output; those of its shards before them, each so many."""
@@ -159,12 +180,13 @@ class Supervisor:
         told = [f"shard {i}: {line}" for i in shards for line in output.last_lines(charge.log(i), lines)]
         return told + output.last_lines(charge.log(), lines)
 
-    def outputs(self, runner: str) -> Sequence[Path]:
-        """The files that its processes write to; that of its first process is the last."""
-        charge = self._charges.get(runner)
-        if charge is None:
-            return []
-        return [charge.log(shard) for shard in (*range(1, len(charge.launch.shard_ports) + 1), 0)]
+    def outputs(self) -> Sequence[Output]:
+        """What runners print: those that have ended first, and the shards of each before its first."""
+        found = [Output(model, runner, path, ended=True) for model, (runner, path) in self._ended.items()]
+        for charge in self._charges.values():
+            shards = [*range(1, len(charge.launch.shard_ports) + 1), SHARD]
+            found += [Output(charge.launch.model, charge.log(i).stem, charge.log(i)) for i in shards]
+        return found
 
     # --- a runner's task ---------------------------------------------------------------------------------
 

@@ -16,7 +16,18 @@ from daemon.config.filters import Filters
 from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
 from daemon.logs import Logs, Ring
-from daemon.ports import Access, Address, Card, Dispatched, Ended, LogBlocked, ModelRow, PeerModel, Ticket
+from daemon.ports import (
+    Access,
+    Address,
+    Card,
+    Dispatched,
+    Ended,
+    LogBlocked,
+    ModelRow,
+    Output,
+    PeerModel,
+    Ticket,
+)
 from daemon.readiness import Unready
 from events.catalogue import Event, Fact, Option, RequestArrived, UpstreamEnded
 from events.limits import HTTP_BODY_BYTES
@@ -293,9 +304,9 @@ class World:
         self.desk = desk or FakeDesk()
         self.catalog = FakeCatalog(access)
         self.ring = Ring()
-        logs = Logs(self.ring, lambda: self.desk.state, lambda runner: self.outputs.get(runner, []))
-        self.outputs: dict[str, list[Path]] = {}
-        """The files of each runner."""
+        self.outputs: list[Output] = []
+        """The files of runners."""
+        logs = Logs(self.ring, lambda: self.outputs)
         self.door = FrontDoor(self.desk, self.catalog, logs, limits=limits)
         self.listeners = listeners
         self.serving = trio.CancelScope()

@@ -71,7 +71,7 @@ async def served(path: Path) -> AsyncIterator[FakeDriver]:
     sock = listen(path / "control.sock")
     (path / "config.yaml").write_text("models: {m: {cmd: 'server --port ${PORT}'}}")
     catalog = Catalog(load(path / "config.yaml"))
-    logs = Logs(Ring(), State, lambda runner: [])
+    logs = Logs(Ring(), lambda: [])
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
             reloader = Reloader(cast(Driver, driver), catalog, b"")

@@ -13,7 +13,7 @@ import trio
 from front_door_world import Client, World, echo, read_request, request, world
 
 from daemon.http import routes
-from daemon.ports import Address, Ended
+from daemon.ports import Address, Ended, Output
 from events.catalogue import CancelRequested, UnloadRequested
 from events.envelope import Record
 from events.reader import CursorPruned
@@ -286,47 +286,64 @@ def say(here: World, message: str) -> None:
 
 async def test_logs_of_the_past_and_the_future(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
-        await here.runner("r1", echo())
         output = tmp_path / "r1.log"
         output.write_text("loading tensors\n")
-        here.outputs["r1"] = [output]
+        here.outputs = [Output("tiny", "r1", output)]
         say(here, "listening")
         client = await here.client()
         said = (await client.ask("GET", "/logs")).body
-        assert b" I listening\n" in said and b"loading tensors\n" in said
-        for path, past, there in (
-            ("/logs/stream", b"loading tensors\n", True),
-            ("/logs/stream/proxy", b"listening\n", True),
-            ("/logs/stream/upstream", b"loading tensors\n", True),
-            ("/logs/stream/tiny", b"loading tensors\n", True),
-            ("/logs/stream/tiny?no-history", b"loading tensors\n", False),
+        assert b" I listening\n" in said and b"\ntiny r1: loading tensors\n" in said
+        for path, past, mark in (
+            ("/logs/stream", b"loading tensors\n", b"tiny r1: "),
+            ("/logs/stream/proxy", b"listening\n", b""),
+            ("/logs/stream/upstream", b"loading tensors\n", b"tiny r1: "),
+            ("/logs/stream/tiny", b"loading tensors\n", b""),
+            ("/logs/stream/tiny?no-history", b"", b""),
         ):
             follower = await here.client()
             await follower.send(request("GET", path))
             assert (await follower.head()).status == 200
-            if there:
-                await follower.until(past)
+            if past:
+                await follower.until(mark + past)
             if "proxy" not in path:
                 with output.open("a") as file:
-                    file.write("ready\n")
-                assert past not in await follower.until(b"ready\n")
+                    file.write("re")
+                with output.open("a") as file:
+                    file.write("ady\n")
+                came = await follower.until(mark + b"ready\n")
+                assert b"loading" not in came
             else:
                 say(here, "unloading")
                 await follower.until(b"unloading\n")
         assert (await client.ask("GET", "/logs/stream/none")).status == 404
 
 
+async def test_the_last_words_of_a_runner_that_has_ended(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        ended, output = tmp_path / "ended-r1.log", tmp_path / "r2.log"
+        ended.write_text("out of memory\n")
+        output.write_text("loading\n")
+        here.outputs = [Output("tiny", "r1", ended, ended=True)]
+        client, follower = await here.client(), await here.client()
+        await follower.send(request("GET", "/logs/stream/tiny"))
+        await follower.until(b"out of memory\n")
+        here.outputs.append(Output("tiny", "r2", output))
+        await follower.until(b"loading\n")
+        assert b"tiny r1: out of memory\ntiny r2: loading\n" in (await client.ask("GET", "/logs")).body
+
+
 async def test_a_file_that_was_cut_is_followed_from_its_beginning(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
-        await here.runner("r1", echo())
         output = tmp_path / "r1.log"
         output.write_text("x" * 1000)
-        here.outputs["r1"] = [output]
+        here.outputs = [Output("tiny", "r1", output)]
         follower = await here.client()
         await follower.send(request("GET", "/logs/stream/upstream?no-history"))
         await follower.head()
         output.write_text("cut\n")
-        await follower.until(b"cut\n")
+        await follower.until(b"tiny r1: cut\n")
+        output.write_text("y" * 5000)  # a line without an end
+        await follower.until(b"yyy")
 
 
 async def test_the_ring_forgets_the_oldest(tmp_path: Path) -> None:

@@ -259,7 +259,9 @@ def test_cancelling_a_queued_and_a_running_request(live: Live) -> None:
 
 def test_stopping(tmp_path: Path) -> None:
     with daemon(tmp_path, CONFIG) as live:
-        assert screen(live, "stop").lines[0] == "stopping (drain)"
+        rows(live, "load", "red")
+        assert screen(live, "stop").lines[:2] == ["stopping (drain)", "stopped"]
+        assert live.process.wait(PATIENCE_S) == 0, "it has stopped, or is about to exit"
         assert live.wait() == 0
         done = live.runnerctl("status")
         assert done.returncode == 3
@@ -480,13 +482,14 @@ def test_it_brings_nothing_along_that_is_slow() -> None:
 
 
 def test_logs_of_the_daemon_and_of_a_model(live: Live) -> None:
-    assert live.runnerctl("logs", "red").stderr.startswith("no runner of red is there now")
     rows(live, "load", "red")
     lines = [row["line"] for row in rows(live, "logs", "rouge")]
     assert any("load: 100" in line for line in lines) and not any("listening on" in line for line in lines)
     assert any("listening on" in row["line"] for row in rows(live, "logs", "--daemon"))
     everything = screen(live, "logs").text
     assert "listening on" in everything and "load: 100" in everything
+    rows(live, "unload", "red")
+    assert any("load: 100" in row["line"] for row in rows(live, "logs", "red")), "of what has ended"
     rows(live, "logs", "no-such-model", code=1)
     rows(live, "logs", "red", "--daemon", code=2)
 

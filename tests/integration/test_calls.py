@@ -151,7 +151,7 @@ async def test_an_answer_that_breaks_off_ends_with_last_words(
         await client.until(b"ABC")
         go.set()
         said = await client.until(b"0\r\n\r\n")
-                assert b"BROKEN: the model server failed: " in said
+        assert b"BROKEN: the model server failed: " in said
         assert (b"its answer is not as expected: a question" if rest else b"it closed") in said
         await here.desk.until(lambda: here.desk.facts)
         assert not here.desk.facts[0].complete

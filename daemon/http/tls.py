@@ -44,6 +44,10 @@ class TlsUpstream(Upstream):
             raise OSError(0, f"no secure connection: {reason}") from None
         self.waiting_since = None
 
+    def is_silent(self) -> bool:
+        """What comes may be a session's ticket: it says nothing."""
+        return True
+
     async def recv(self) -> bytes:
         """As Wire has it."""
         try:

@@ -190,6 +190,16 @@ class Upstream(Wire):
         """It has carried an exchange before, so that it may have been closed at the other end since."""
         self.idle_since = 0.0
 
+    def is_silent(self) -> bool:
+        """Nothing has come that was not read."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def close(self) -> None:
         """Close it, and wake the task that waits on it."""
         if not self.closed:
@@ -231,11 +241,12 @@ class Pool:
         self._closed = False
 
     def take(self) -> Upstream | None:
-        """The connection that was used last, if it is young enough."""
+        """The connection that was used last, if it is young enough, and silent: what has come on it since is
+        its end, or an answer that nobody asked for."""
         idle = self._idle
         while idle:
             upstream = idle.pop()
-            if self._clock.now - upstream.idle_since <= self._idle_s:
+            if self._clock.now - upstream.idle_since <= self._idle_s and upstream.is_silent():
                 return upstream
             upstream.close()
         return None

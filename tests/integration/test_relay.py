@@ -265,6 +265,31 @@ async def test_a_dead_idle_connection_is_no_failure(tmp_path: Path, how: str) ->
         assert len(connections) == 2
 
 
+async def test_an_answer_that_nobody_asked_for_is_nobodys(tmp_path: Path) -> None:
+    connections = []
+    sent = trio.Event()
+
+    async def serve(peer: Client) -> None:
+        connections.append(peer)
+        await once(OK)(peer)
+        if len(connections) == 1:
+            await answered.wait()
+            await peer.send(OK.replace(b"ok", b"no"))
+            sent.set()
+        await peer.to_the_end()
+
+    async with world(tmp_path) as here:
+        answered = trio.Event()
+        here.desk.dispatch_to(await here.runner("r1", serve))
+        client = await here.client()
+        assert (await client.chat()).body == b"ok"
+        await here.desk.until(lambda: here.desk.facts)
+        answered.set()
+        await sent.wait()
+        assert (await client.chat()).body == b"ok"
+        assert len(connections) == 2
+
+
 async def test_refused_then_served_elsewhere(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml.c")
+
+# Whoever runs the tests in the background (`nohup`, `&`) has some signals ignored, and every process that
+# they start would inherit that: none could be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for ignored in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(ignored, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ async def test_a_survivor_is_adopted(yard: Yard) -> None:
         assert await yard.fact(ProcessExited) == ProcessExited("r7", 0, None, "")
         assert in_group(process.pid) == []
         second.forget("r7")
-        assert yard.files() == []
+        assert yard.files() == ["ended-r7.log"]
 
 
 async def test_a_survivor_whose_specification_changed_is_adopted_to_be_stopped(yard: Yard) -> None:

@@ -107,7 +107,7 @@ async def test_the_first_process_starts_when_the_shards_that_are_asked_are_up(
         assert await exits(yard, 3) == dict.fromkeys(range(3), -signal.SIGTERM)
         assert not any(is_alive(process.pid) for process in processes)
         supervisor.forget("r7")
-        assert yard.files() == ["go", "it-ran"]
+        assert yard.files() == ["ended-r7.log", "go", "it-ran"]
     assert len(yard.facts) == 7
 
 
@@ -192,7 +192,7 @@ async def test_a_whole_runner_is_adopted_and_of_a_broken_one_what_is_left(yard: 
         third.stop("r7")
         assert await exits(yard, 1) == {0: None}
         third.forget("r7")
-        assert yard.files() == []
+        assert yard.files() == ["ended-r7.log"]
     assert first_process.boot_id == BOOT
 
 

@@ -35,16 +35,24 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         (name, ask), keep_alive_ns = await _named_elsewhere(call, route), None
     catalog = call.local.catalog
     target = catalog.target(name)
-    if is_json and await filtered(call, target):
+    if is_json and catalog.filters(target) is not None:
+        await filtered(call, target)
         _, keep_alive_ns = await call.look(look)
+    if route.strip:
+        ask = Ask("", "", target=call.url[len(route.strip) :])
     model = catalog.resolve(target)
     if model is None:
         peer = catalog.peer(target)
         if peer is None:
             raise unknown_model(name, catalog)
-        return ToPeer(peer, _stripped(call, route) or ask)
-    if is_json:
-        ask = _stripped(call, route) or await _told(call, route, model) or ask
+        return ToPeer(peer, ask)
+    if (
+        ask is AS_COMES
+        and route.kind == "chat"
+        and catalog.tells_loading(model)
+        and await call.look(asked.streams)
+    ):
+        ask = Ask("", "", translation=AsItComes(), tells=True)
     declared = catalog.launch_options(model)
     options: dict[str, Option] = {}
     if declared and is_json:
@@ -60,25 +68,12 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
     return arrival, ask
 
 
-async def filtered(call: Call, target: str) -> bool:
-    """Put the body through the filters of the model's, by the name that is asked for. Whether it has any."""
+async def filtered(call: Call, target: str) -> None:
+    """Put the body through the filters of the model's, by the name that is asked for."""
     filters = call.local.catalog.filters(target)
     if filters is None:
-        return False
+        return
     await call.change_body(partial(apply, filters))
-    return True
-
-
-def _stripped(call: Call, route: Route) -> Ask | None:
-    """How it is relayed where a part of its path is not passed on."""
-    return Ask("", "", target=call.url[len(route.strip) :]) if route.strip else None
-
-
-async def _told(call: Call, route: Route, model: str) -> Ask | None:
-    """How it is relayed where its client is told what it waits for."""
-    if route.kind != "chat" or not call.local.catalog.tells_loading(model):
-        return None
-    return Ask("", "", translation=AsItComes(), tells=True) if await call.look(asked.streams) else None
 
 
 async def _named_elsewhere(call: Call, route: Route) -> tuple[str, Ask]:

@@ -93,16 +93,19 @@ class Local(msgspec.Struct, frozen=True):
 class Call:
     """One request, received whole."""
 
-    __slots__ = ("_body", "_request", "caller", "local", "path")
+    __slots__ = ("_body", "_request", "caller", "local")
 
     def __init__(self, request: RequestReader, body: Body, caller: str, local: Local) -> None:
         self._request = request
         self._body = body
-        self.path = request.url.partition(b"?")[0].decode("latin-1")
-        """As it was sent: percent signs and all."""
         self.caller = caller
         """The client's address, without a port."""
         self.local = local
+
+    @property
+    def path(self) -> str:
+        """As it was sent: percent signs and all."""
+        return self._request.url.partition(b"?")[0].decode("latin-1")
 
     @property
     def method(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 
-from daemon.config.errors import Problems, did_you_mean, join_path
+from daemon.config.errors import Problems, did_you_mean, join_path, shown
 from daemon.config.yaml_source import Mapping as MappingNode
 from daemon.config.yaml_source import Node, Scalar, Sequence, resolve_plain
 from events.limits import CONFIG_EXPANDED_CHARS, CONFIG_MACRO_NAME_CHARS, CONFIG_MACROS
@@ -97,7 +97,8 @@ class Expander:
             return scalar
         for name in sorted(set(names)):
             if name not in self._environ:
-                text = f"expected the environment variable {name}, which is not set"
+                named = name if MACRO_NAME.fullmatch(name) else shown(name)
+                text = f"expected the environment variable {named}, which is not set"
                 self._problems.add(scalar.line, path, text + did_you_mean(name, self._environ))
         text = self._substitute(_ENV, scalar, path, lambda name: self._environ.get(name, ""))
         return Scalar(

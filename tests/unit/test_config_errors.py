@@ -90,6 +90,7 @@ def test_all_problems_are_told_together_with_line_and_path(tmp_path: Path) -> No
         ("macros: {a: [1]}", "macros.a: expected text, a number or a boolean"),
         ("macros: {a: 'x ${a}'}", "does not use the macro itself"),
         ("listen: ${env.NOTHERE}", "expected the environment variable NOTHERE, which is not set"),
+        ('listen: "${env.NOT\\there}"', 'expected the environment variable "NOT\\there", which is not set'),
         ("listen: ${PORT}", "expected a macro that has a value here, found ${PORT}"),
     ],
 )

@@ -170,6 +170,8 @@ class FakeCatalog:
     filtered: Mapping[str, Filters] = {}
     ignored = r"\.ico$"
 
+    plain: Mapping[str, str] = {}
+
     def target(self, name: str) -> str:
         return "mini" if name == "any" else name
 

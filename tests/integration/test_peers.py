@@ -38,6 +38,23 @@ async def test_filters_change_what_the_runner_gets(tmp_path: Path) -> None:
         assert got == {"model": "mini", "temperature": 1}
 
 
+async def test_a_plain_request_is_relayed_as_it_comes(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.catalog.plain = {"mini": "small"}
+        here.catalog.filtered = {"mini": Filters((), {"never": "looked at"})}
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        _, got = said((await client.chat("X-Priority: 3", model="mini", keep_alive="5m", num_ctx=1)).body)
+        assert got == {"model": "mini", "keep_alive": "5m", "num_ctx": 1}
+        arrival = here.desk.tickets[0].arrival
+        assert (arrival.model, arrival.kind, arrival.priority) == ("small", "chat", 3)
+        assert (arrival.options, arrival.keep_alive_ns) == ({}, 300 * 10**9)
+        assert (await client.chat(model="none")).status == 404
+        assert (await client.ask("POST", "/v1/chat/completions", b"{")).json()["error"][
+            "code"
+        ] == "invalid_json"
+
+
 async def test_a_selectors_target_is_served(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         here.catalog.filtered = {"mini": Filters((), {"a": 1})}

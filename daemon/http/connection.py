@@ -155,11 +155,11 @@ class Connection:
             arrival, ask = self._plain(route), AS_COMES
             if arrival is None:
                 read = await arrivals.read(self._call(), route, self._request.priority)
-                if self._gone:
-                    return False
                 if isinstance(read, ToPeer):
                     return await self._to_peer(read)
                 arrival, ask = read
+            if self._gone:  # nobody would tell the scheduler: that has been noticed before there was a ticket
+                return False
             ticket = self._shared.desk.arrive(arrival)
         except Refused as refused:
             return await self._refuse(refused.refusal)
@@ -186,6 +186,8 @@ class Connection:
         if made.body is not None:
             self._body.replace([made.body])
             await arrivals.filtered(call, made.name or made.model)
+            if self._gone:
+                return False
         arrival = RequestArrived(
             model=made.model,
             kind=made.kind,

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+import trio.testing
 from front_door_world import Client, World, chat, echo, read_request, request, world
 
 from daemon.config.filters import Filters
@@ -53,6 +54,21 @@ async def test_a_plain_request_is_relayed_as_it_comes(tmp_path: Path) -> None:
         assert (await client.ask("POST", "/v1/chat/completions", b"{")).json()["error"][
             "code"
         ] == "invalid_json"
+
+
+@pytest.mark.parametrize("plain", [{"tiny": "tiny"}, {}])
+async def test_whoever_leaves_at_once_is_missed(tmp_path: Path, plain: dict[str, str]) -> None:
+    async with world(tmp_path) as here:
+        here.catalog.plain = plain
+        clients = [await here.client() for _ in range(100)]
+        for client in clients:
+            await client.ask("GET", "/health")
+        for client in clients:
+            await client.send(chat())
+            client.stream.socket.close()
+        while here.door.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(here.desk.gones) == len(here.desk.tickets)
 
 
 async def test_a_selectors_target_is_served(tmp_path: Path) -> None:

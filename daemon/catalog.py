@@ -28,8 +28,6 @@ class Catalog:
         """The name of the profile in use; "": none, as at start and after a reload."""
         self._access = Access()
         self._access_of: Config | None = None
-        self._plain: dict[str, str] = {}
-        self._plain_of: tuple[Config | None, str] = (None, "")
 
     @property
     def access(self) -> Access:
@@ -38,14 +36,6 @@ class Catalog:
             self._access_of = self.config
             self._access = access(self.config)
         return self._access
-
-    @property
-    def plain(self) -> Mapping[str, str]:
-        """See `daemon.ports.Catalog`; made once for each configuration and profile."""
-        made_of = (self.config, self.profile)
-        if self._plain_of[0] is not made_of[0] or self._plain_of[1] != made_of[1]:
-            self._plain_of, self._plain = made_of, plain_names(self.config, self.profile)
-        return self._plain
 
     def target(self, name: str) -> str:
         """What a name stands for now: what the profile in use says ("": nothing), a selector's target, or the
@@ -158,21 +148,6 @@ class Catalog:
         if spec is None:
             return dict(options)
         return bounded(options, spec.options, spec.estimate, spec.slots)
-
-
-def plain_names(config: Config, profile: str) -> dict[str, str]:
-    """The names for `Catalog.plain`."""
-    used = config.profiles.get(profile)
-    other = {*config.selectors, *(used.pins if used is not None else ())}
-    ids = {name: id for name in (*config.models, *config.aliases) if (id := config.resolve(name)) is not None}
-    return {
-        name: id
-        for name, id in ids.items()
-        if name not in other
-        and not config.models[id].options
-        and not config.models[id].send_loading_state
-        and config.filters(name) is None
-    }
 
 
 def access(config: Config) -> Access:

@@ -287,12 +287,6 @@ class Card(msgspec.Struct, frozen=True):
 class Catalog(Protocol):
     """What the front door needs of the configuration. It may change between two calls."""
 
-    @property
-    def plain(self) -> Mapping[str, str]:
-        """The ids of the models, by id or alias, whose requests are relayed with nothing but a look at the
-        model's name: without launch options, filters, words while they wait, or a name's other meaning."""
-        ...
-
     def target(self, name: str) -> str:
         """What a name stands for now, for this request: a selector's target, mostly the name itself."""
         ...

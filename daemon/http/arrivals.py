@@ -8,13 +8,12 @@ import msgspec
 
 from daemon.config.filters import apply
 from daemon.http import asked, forms
-from daemon.http.asked import Buffer
 from daemon.http.calls import Ask, Call
 from daemon.http.loading import AsItComes
 from daemon.http.refusals import Refused, unknown_model
 from daemon.http.relay import AS_COMES
 from daemon.http.routes import Route
-from daemon.ports import Catalog, PeerModel
+from daemon.ports import PeerModel
 from events.catalogue import Option, RequestArrived
 
 
@@ -23,25 +22,6 @@ class ToPeer(msgspec.Struct, frozen=True):
 
     peer: PeerModel
     ask: Ask
-
-
-def plain(route: Route, view: Buffer, catalog: Catalog, priority: int, caller: str) -> RequestArrived | None:
-    """The fact, where the body is JSON and is relayed as it comes to a model that asks for no more than that;
-    None: `read` it. Raises Refused."""
-    if route.names != "body" or route.strip:
-        return None
-    name, keep_alive_ns = asked.model_and_keep_alive(view)
-    model = catalog.plain.get(name)
-    if model is None:
-        return None
-    return RequestArrived(
-        model=model,
-        kind=route.kind,
-        options={},
-        priority=priority,
-        keep_alive_ns=keep_alive_ns,
-        caller=caller,
-    )
 
 
 async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived, Ask] | ToPeer:

@@ -152,14 +152,12 @@ class Connection:
                 await self._receive_body()
             if route.handle is not None:
                 return await self._handle(route.handle)
-            arrival, ask = self._plain(route), AS_COMES
-            if arrival is None:
-                read = await arrivals.read(self._call(), route, self._request.priority)
-                if isinstance(read, ToPeer):
-                    return await self._to_peer(read)
-                arrival, ask = read
+            read = await arrivals.read(self._call(), route, self._request.priority)
             if self._gone:  # nobody would tell the scheduler: that has been noticed before there was a ticket
                 return False
+            if isinstance(read, ToPeer):
+                return await self._to_peer(read)
+            arrival, ask = read
             ticket = self._shared.desk.arrive(arrival)
         except Refused as refused:
             return await self._refuse(refused.refusal)
@@ -262,13 +260,6 @@ class Connection:
         if self._body.in_file:
             return await trio.to_thread.run_sync(at, view, *arguments)
         return at(view, *arguments)
-
-    def _plain(self, route: Route) -> RequestArrived | None:
-        """What most requests are, without more ado: this is the hot path."""
-        if self._body.in_file:
-            return None
-        view, catalog = self._body.view(), self._shared.catalog
-        return arrivals.plain(route, view, catalog, self._request.priority, self._caller)
 
     def _call(self) -> Call:
         return Call(self._request, self._body, self._caller, self._shared.local)

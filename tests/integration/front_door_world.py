@@ -170,8 +170,6 @@ class FakeCatalog:
     filtered: Mapping[str, Filters] = {}
     ignored = r"\.ico$"
 
-    plain: Mapping[str, str] = {}
-
     def target(self, name: str) -> str:
         return "mini" if name == "any" else name
 

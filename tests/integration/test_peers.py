@@ -41,8 +41,7 @@ async def test_filters_change_what_the_runner_gets(tmp_path: Path) -> None:
 
 async def test_a_plain_request_is_relayed_as_it_comes(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
-        here.catalog.plain = {"mini": "small"}
-        here.catalog.filtered = {"mini": Filters((), {"never": "looked at"})}
+        here.catalog.options = {}
         here.desk.dispatch_to(await here.runner("r1", echo()))
         client = await here.client()
         _, got = said((await client.chat("X-Priority: 3", model="mini", keep_alive="5m", num_ctx=1)).body)
@@ -56,10 +55,8 @@ async def test_a_plain_request_is_relayed_as_it_comes(tmp_path: Path) -> None:
         ] == "invalid_json"
 
 
-@pytest.mark.parametrize("plain", [{"tiny": "tiny"}, {}])
-async def test_whoever_leaves_at_once_is_missed(tmp_path: Path, plain: dict[str, str]) -> None:
+async def test_whoever_leaves_at_once_is_missed(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
-        here.catalog.plain = plain
         clients = [await here.client() for _ in range(100)]
         for client in clients:
             await client.ask("GET", "/health")

@@ -343,21 +343,3 @@ models:
         "models.b.timeouts: connect, keepalive has no effect: "
         "connections to runners are local, and nothing of them is configured"
     ]
-
-
-def test_plain_names_are_those_that_ask_for_no_more_than_a_look(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("""
-models:
-  a: {cmd: 's ${PORT}', aliases: [one, two]}
-  b: {cmd: 's ${PORT} ${num_ctx}', options: {num_ctx: 4096}}
-  c: {cmd: 's ${PORT}', sendLoadingState: true}
-  d: {cmd: 's ${PORT}', filters: {setParamsByID: {"d:hot": {temperature: 2}}}}
-  e: {cmd: 's ${PORT}', filters: {stripParams: [top_p]}}
-selectors: {s: {strategy: pin, targets: [a]}}
-profiles: {p: {pins: {two: e}}}
-""")
-    catalog = Catalog(load(path))
-    assert catalog.plain == {"a": "a", "one": "a", "two": "a", "d": "d"}
-    catalog.profile = "p"
-    assert catalog.plain == {"a": "a", "one": "a", "d": "d"}

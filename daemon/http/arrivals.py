@@ -35,8 +35,7 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         (name, ask), keep_alive_ns = await _named_elsewhere(call, route), None
     catalog = call.local.catalog
     target = catalog.target(name)
-    if is_json and catalog.filters(target) is not None:
-        await filtered(call, target)
+    if is_json and await filtered(call, target):
         _, keep_alive_ns = await call.look(look)
     if route.strip:
         ask = Ask("", "", target=call.url[len(route.strip) :])
@@ -68,12 +67,13 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
     return arrival, ask
 
 
-async def filtered(call: Call, target: str) -> None:
-    """Put the body through the filters of the model's, by the name that is asked for."""
+async def filtered(call: Call, target: str) -> bool:
+    """Put the body through the filters of the model's, by the name that is asked for. Whether it has any."""
     filters = call.local.catalog.filters(target)
     if filters is None:
-        return
+        return False
     await call.change_body(partial(apply, filters))
+    return True
 
 
 async def _named_elsewhere(call: Call, route: Route) -> tuple[str, Ask]:

@@ -149,6 +149,10 @@ class Call:
         """From now on, what `change` makes of the body is the body."""
         await self.look(lambda body: self._body.replace(change(body)))
 
+    async def rename(self, renamed: Callable[[Buffer, str], Pieces], name: str) -> None:
+        """Give the body another model's name."""
+        await self.change_body(lambda body: renamed(body, name))
+
     async def look(self, at: Callable[..., T], *arguments: object) -> T:
         """`at(body, *arguments)`: in another thread where the body is so large that everybody would wait."""
         if self._body.in_file:

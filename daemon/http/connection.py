@@ -14,8 +14,7 @@ import trio
 from daemon.http import arrivals, refusals, routes
 from daemon.http.answers import Answer, Stream
 from daemon.http.arrivals import ToPeer
-from daemon.http.asked import Buffer
-from daemon.http.body import Body, Held, Pieces
+from daemon.http.body import Body, Held
 from daemon.http.calls import Ask, Call, Local
 from daemon.http.dialects import Dialect, openai
 from daemon.http.framed import Framed
@@ -153,17 +152,20 @@ class Connection:
             if route.handle is not None:
                 return await self._handle(route.handle)
             read = await arrivals.read(self._call(), route, self._request.priority)
-            if self._gone:  # nobody would tell the scheduler: that has been noticed before there was a ticket
-                return False
             if isinstance(read, ToPeer):
                 return await self._to_peer(read)
-            arrival, ask = read
-            ticket = self._shared.desk.arrive(arrival)
+            return await self._schedule(*read)
         except Refused as refused:
             return await self._refuse(refused.refusal)
         except LogBlocked as blocked:
             return await self._refuse(Refusal(503, "log_blocked", str(blocked), {"Retry-After": "1"}))
-        return await self._take_turns(ticket, ask, arrival.model)
+
+    async def _schedule(self, arrival: RequestArrived, ask: Ask) -> bool:
+        """Have a request scheduled, unless its client has gone: that was noticed before there was a ticket,
+        so nobody would tell the scheduler. Raises LogBlocked."""
+        if self._gone:
+            return False
+        return await self._take_turns(self._shared.desk.arrive(arrival), ask, arrival.model)
 
     async def _handle(self, handle: routes.Handler) -> bool:
         """A request that is not just relayed: it is answered here, or made into another. Raises Refused,
@@ -179,13 +181,11 @@ class Connection:
             if isinstance(made, Stream):
                 return await self._stream(made)
         self._handling = None
-        if not isinstance(made, Ask) or self._gone:
+        if not isinstance(made, Ask):
             return False
         if made.body is not None:
             self._body.replace([made.body])
             await arrivals.filtered(call, made.name or made.model)
-            if self._gone:
-                return False
         arrival = RequestArrived(
             model=made.model,
             kind=made.kind,
@@ -194,7 +194,7 @@ class Connection:
             keep_alive_ns=made.keep_alive_ns,
             caller=self._caller,
         )
-        return await self._take_turns(self._shared.desk.arrive(arrival), made, made.model)
+        return await self._schedule(arrival, made)
 
     async def _receive_head(self) -> bool:
         """Read until the head is whole or refused. False: the client closed without one."""
@@ -251,16 +251,6 @@ class Connection:
         if request.refusal is not None:
             raise Refused.of(request.refusal)
 
-    def _rename(self, view: Buffer, renamed: Callable[[Buffer, str], Pieces], name: str) -> None:
-        self._body.replace(renamed(view, name))
-
-    async def _look(self, at: Callable[..., T], *arguments: object) -> T:
-        """Look at the body: in another thread where it is so large that everybody would wait."""
-        view = self._body.view()
-        if self._body.in_file:
-            return await trio.to_thread.run_sync(at, view, *arguments)
-        return at(view, *arguments)
-
     def _call(self) -> Call:
         return Call(self._request, self._body, self._caller, self._shared.local)
 
@@ -315,7 +305,7 @@ class Connection:
         try:
             if not (self._gone or self._over):
                 if address.model_name and ask.renamed is not None:
-                    await self._look(self._rename, ask.renamed, address.model_name)
+                    await self._call().rename(ask.renamed, address.model_name)
                 await exchange.run()
         finally:
             if exchange.client_lost:
@@ -331,9 +321,9 @@ class Connection:
         request = self._request
         if peer.api_key:
             key = b"Authorization: Bearer %b\r\n" % peer.api_key.encode()
-            request.lines = [*without(request.lines, list(CREDENTIALS)), key]
+            request.lines = [*without(request.lines, CREDENTIALS), key]
         if ask.renamed is not None:
-            await self._look(self._rename, ask.renamed, peer.model)
+            await self._call().rename(ask.renamed, peer.model)
         due = self._shared.clock.now + peer.first_byte_s if peer.first_byte_s else math.inf
         pool = self._shared.pools.of_peer(peer.id, peer.url)
         exchange = self._exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)

@@ -37,6 +37,10 @@ of SQLite's default writes half as much WAL."""
 READ_PAGE_ROWS = 1000
 """Rows that a reader takes in one transaction: a few milliseconds, so that it never holds up a checkpoint."""
 
+FOLLOW_S = 0.2
+"""How often a reader that follows a log looks for more: a person takes less for at once, and a look is one
+page's read."""
+
 LOCK_S = 5.0
 """How long opening or reading a log waits for SQLite's locks: only the recovery of a crashed writer's WAL
 takes one against readers, and for less."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from struct import error as StructError
@@ -19,7 +20,7 @@ import msgspec
 from events import schema
 from events.catalogue import Event
 from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode, first_hash
-from events.limits import LOCK_S, READ_PAGE_ROWS
+from events.limits import FOLLOW_S, LOCK_S, READ_PAGE_ROWS
 
 COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
 
@@ -146,6 +147,25 @@ class Reader:
     def of(self, subject: str) -> Iterator[Record]:
         """What the log says about a request, a runner, an operation or a model, in order."""
         return self._pages(0, _OF_SUBJECT, {"subject": subject})
+
+    def last_at(self, at_ns: int) -> int:
+        """The number of the last event up to a time of day (UTC, ns); 0 where there is none."""
+        row = self._connection.execute("SELECT max(seq) FROM events WHERE at <= ?", (at_ns,)).fetchone()
+        return int(row[0] or 0)
+
+    def first_at(self, at_ns: int) -> int:
+        """The number of the first event from a time of day (UTC, ns) on; one more than the last, where none
+        is as late."""
+        row = self._connection.execute("SELECT min(seq) FROM events WHERE at >= ?", (at_ns,)).fetchone()
+        return self.head().seq + 1 if row[0] is None else int(row[0])
+
+    def following(self, after: int = 0) -> Iterator[Record]:
+        """As `records`, and then whatever is appended, as it is: without end."""
+        while True:
+            for record in self.records(after):
+                after = record.seq
+                yield record
+            time.sleep(FOLLOW_S)
 
     def seq_at(self, text: str) -> int:
         """The number of the event that a cursor names. Raises CursorLost or CursorPruned."""

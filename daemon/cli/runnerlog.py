@@ -5,84 +5,32 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import sqlite3
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from daemon.cli.logfile import UNFOLDABLE, Facts, Settings
+from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
-from daemon.cli.runnerd import EXIT_UNREACHABLE, default_log
+from daemon.cli.runnerd import default_log
 from daemon.cli.select import selected
 from daemon.version import VERSION
-from events.catalogue import Event, Fact
-from events.envelope import EventUnreadable, LogError, Record, decode
-from events.reader import CursorPruned, Reader
+from events.envelope import EventUnreadable, Record
 from events.upcast import CLASSES
-from statemachines.fold import apply
-from statemachines.invariants import Breach
-from statemachines.machine import IllegalTransition
-from statemachines.replay import Divergence
 from statemachines.replay import verify as rederive
 from statemachines.request import RequestState
 from statemachines.state import State, canonical
-
-UNFOLDABLE = (Breach, IllegalTransition, LookupError, ArithmeticError, AssertionError)
-"""What folding a log raises that no runnerd has written, though its chain may be in order."""
 
 RUNNER_STORY = (
     "runner.", "process.", "spawn.", "lease.", "probe.", "model.", "claim.", "turn.", "daemon.", "operat"
 )  # fmt: skip
 """The types that tell what became of the runners, without each request."""
-
-ANOTHER = "--log PATH names another; runnerctl status says where a running daemon has its own"
-
-
-class Settings:
-    """What the options before the command say."""
-
-    def __init__(self, path: Path, as_json: bool | None) -> None:
-        self.path = path
-        self.output = Output(as_json)
-
-    @contextmanager
-    def open(self) -> Iterator[Reader]:
-        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged."""
-        try:
-            reader = Reader(self.path)
-        except (LogError, OSError, sqlite3.Error) as error:
-            self._say(f"{self._obstacle(error)}. {ANOTHER}")
-            raise SystemExit(EXIT_UNREACHABLE) from None
-        with reader:
-            try:
-                yield reader
-            except CursorPruned as error:
-                raise click.UsageError(f"{error}: begin there") from None
-            except (LogError, sqlite3.Error, Divergence) as error:
-                failing(self.output, seq=getattr(error, "seq", 0), error=str(error))
-
-    def _obstacle(self, error: Exception) -> str:
-        """Why the log cannot be opened."""
-        if os.path.isdir(self.path):
-            return f"{self.path} is a directory"
-        if isinstance(error, FileNotFoundError):
-            return str(error)
-        if isinstance(error, PermissionError) or not os.access(self.path, os.R_OK):
-            return f"this user may not read {self.path}"
-        if not self.path.stat().st_size:
-            return f"{self.path} is empty"
-        return f"cannot open {self.path}: {error}"
-
-    def _say(self, words: str) -> None:
-        if self.output.machine:
-            self.output.line({"ok": False, "error": words})
-        click.echo(f"runnerlog: {words}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,6 +55,9 @@ def _types(context: click.Context, option: click.Parameter, given: tuple[str, ..
 @cli.command()
 @click.option("--after", type=Number(0), default=0, metavar="SEQ", help="Begin after this event.")
 @click.option("--upto", type=Number(0), metavar="SEQ", help="End with this event.")
+@click.option("--since", type=Moment(), help=f"Begin at this moment: {FORMS}.")
+@click.option("--until", type=Moment(), help="End at this moment.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is appended, until interrupted.")
 @click.option(
     "--type",
     "types",
@@ -124,6 +75,9 @@ def show(
     settings: Settings,
     after: int,
     upto: int | None,
+    since: int | Past | None,
+    until: int | Past | None,
+    follow: bool,
     types: tuple[str, ...],
     runners: bool,
     limit: int | None,
@@ -132,13 +86,25 @@ def show(
 ) -> None:
     """Print events, oldest first; with SUBJECTS (q12, r17, a model's name) only theirs."""
     wanted = types + (RUNNER_STORY if runners else ())
+    if follow and (upto is not None or until is not None):
+        raise click.UsageError("--follow has no end: leave out --upto and --until")
     with settings.open() as reader:
-        records: Iterable[Record] = selected(reader, subjects, after, upto)
-        if wanted:
-            records = (record for record in records if record.type.startswith(wanted))
-        records = islice(records, limit)
+        if since is not None:
+            after = max(after, first_by(reader, since) - 1)
+        if until is not None:
+            upto = min(last_by(reader, until), reader.head().seq if upto is None else upto)
+        head = reader.head().seq if upto is None else upto
+
+        def chosen(after: int, upto: int | None, follow: bool = False) -> Iterable[Record]:
+            records = selected(reader, subjects, after, upto, follow)
+            return (record for record in records if record.type.startswith(wanted or ("",)))
+
+        records: Iterable[Record] = islice(chosen(after, upto, follow and last is None), limit)
+        if last is not None:
+            records = deque(chosen(after, head), last)
+            records = chain(records, chosen(head, None, True)) if follow else records
         shown = 0
-        for record in records if last is None else deque(records, last):
+        for record in records:
             _print_event(settings.output, record)
             shown += 1
         if not shown and not settings.output.machine:
@@ -159,23 +125,6 @@ def _print_event(output: Output, record: Record) -> None:
         output.line({**numbers, **about, "payload": payload})
     else:
         output.event(record.at, record.seq, record.subject, payload, decided=record.cause > 0)
-
-
-class Facts:
-    """Events on their way to who takes them by steps, and so reads one fact ahead."""
-
-    def __init__(self, events: Iterable[Event]) -> None:
-        self._events = events
-        self.stepped = 0
-        """The fact of the step that is being taken."""
-
-    def __iter__(self) -> Iterator[Event]:
-        ahead = 0
-        for event in self._events:
-            if isinstance(event.body, Fact):
-                self.stepped, ahead = ahead, event.seq
-            yield event
-        self.stepped = ahead
 
 
 @cli.command()
@@ -203,25 +152,12 @@ def verify(settings: Settings) -> None:
 
 
 @cli.command()
-@click.option(
-    "--at",
-    "upto",
-    type=Number(0),
-    metavar="SEQ",
-    help="The state after this event (default: the last).",
-)
+@click.option("--at", type=Moment(), help="The state at this moment (default: now), after its last event.")
 @click.pass_obj
-def state(settings: Settings, upto: int | None) -> None:
+def state(settings: Settings, at: int | Past | None) -> None:
     """What the log folds to: runners, requests, memory."""
-    folded = State()
     with settings.open() as reader:
-        if upto is not None and upto > (head := reader.head().seq):
-            raise click.BadParameter(f"the log ends at event {head}", param_hint="'--at'")
-        for record in reader.records(0, upto):
-            try:
-                apply(folded, decode(record))
-            except UNFOLDABLE as error:
-                failing(settings.output, seq=record.seq, error=f"event {record.seq} cannot follow: {error}")
+        folded = settings.fold(reader, None if at is None else last_by(reader, at))
     if settings.output.machine:
         settings.output.raw(canonical(folded).decode())
     else:

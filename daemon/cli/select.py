@@ -15,30 +15,43 @@ from events.reader import Reader
 _ID = re.compile(r"[qro][0-9]+")
 
 
+class _Process(msgspec.Struct, frozen=True):
+    """The process that a payload is about."""
+
+    runner: str = ""
+
+
 class _About(msgspec.Struct):
     """What of a payload tells which model it is about."""
 
     model: str = ""
     demand: str = ""
+    request: str = ""
+    runner: str = ""
+    process: _Process = _Process()
 
 
 _about = msgspec.json.Decoder(_About).decode
 
 
-def selected(reader: Reader, subjects: tuple[str, ...], after: int, upto: int | None) -> Iterator[Record]:
+def selected(
+    reader: Reader, subjects: tuple[str, ...], after: int, upto: int | None, follow: bool = False
+) -> Iterator[Record]:
     """The events after number `after`, up to number `upto`, of any of the subjects; of all, where there are
-    none."""
+    none. With `follow` they go on with what is appended, without end."""
     if not subjects:
-        yield from reader.records(after, upto)
+        yield from reader.following(after) if follow else reader.records(after, upto)
         return
     known: dict[int, Record] = {}
-    models = set()
+    ids, models = set[str](), set[str]()
     for subject in subjects:
         theirs = {record.seq: record for record in reader.of(subject)} if _ID.fullmatch(subject) else {}
         known |= theirs
-        if not theirs:  # a model can have any name
-            models.add(subject)
-    of_models = _of_models(reader, models, upto) if models else ()
+        (ids if theirs else models).add(subject)  # a model can have any name
+    if follow:
+        yield from (record for record in _of_models(reader.following(), models, ids) if record.seq > after)
+        return
+    of_models = _of_models(reader.records(0, upto), models, set()) if models else ()
     last = after
     for record in merge((known[seq] for seq in sorted(known)), of_models, key=attrgetter("seq")):
         if record.seq > last and (upto is None or record.seq <= upto):
@@ -46,16 +59,18 @@ def selected(reader: Reader, subjects: tuple[str, ...], after: int, upto: int | 
             yield record
 
 
-def _of_models(reader: Reader, models: set[str], upto: int | None) -> Iterator[Record]:
-    """A model's events: its own, and those of its runners, its requests, and what operators asked of it. No
-    index has them: the whole log is read."""
-    theirs = set(models)
-    for record in reader.records(0, upto):
+def _of_models(records: Iterator[Record], models: set[str], ids: set[str]) -> Iterator[Record]:
+    """Of these records, which begin with the log's first, those of the ids, and a model's: its own, those of
+    its runners, its requests, and what operators asked of it. No index has them."""
+    theirs = models | ids
+    for record in records:
         try:
             about = _about(record.payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise EventUnreadable(record.seq, "its payload is damaged") from None
         if about.model in models and record.subject:
             theirs.add(record.subject)
-        if record.subject in theirs or {about.model, about.demand.partition("?")[0]} & models:
+        named = {about.request, about.runner or about.process.runner} & ids
+        named |= {about.model, about.demand.partition("?")[0]} & models
+        if named or record.subject in theirs:
             yield record

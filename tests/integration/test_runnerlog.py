@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from daemon.cli import runnerlog
+from daemon.cli import logfile, runnerlog
+from daemon.cli.moments import parsed
 from events import catalogue as c
 from events.catalogue import Event
 from events.envelope import decode
@@ -298,7 +300,7 @@ def test_a_log_that_may_not_be_read_exits_3(log: Path, monkeypatch: pytest.Monke
     def refuse(path: Path) -> Reader:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(runnerlog, "Reader", refuse)
+    monkeypatch.setattr(logfile, "Reader", refuse)
     result = CliRunner().invoke(runnerlog.cli, ["--log", str(log), "show"])
     assert result.exit_code == 3
     assert f"this user may not read {log}" in result.output
@@ -444,3 +446,98 @@ def test_a_log_while_its_daemon_lives(tmp_path: Path) -> None:
             )
             assert "red" in screen(live.log, "state").plain
         assert live.chat("red")[0] == 200
+
+
+# --- moments ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-20 03:12:05", "2026-11-20 03:12:05"),
+        ("2026-11-20T03:12", "2026-11-20 03:12:00"),
+        ("2026-11-20", "2026-11-20 00:00:00"),
+        ("03:12", "2026-11-21 03:12:00"),
+        ("14:00:01.5", "2026-11-20 14:00:01.500"),  # today it is yet to come
+        ("yesterday", "2026-11-20 00:00:00"),
+        ("yesterday 3:12", "2026-11-20 03:12:00"),
+        ("-10min", "2026-11-21 11:50:00"),
+        ("-2 h", "2026-11-21 10:00:00"),
+        ("now", "2026-11-21 12:00:00"),
+    ],
+)
+def test_a_moment_in_words(text: str, expected: str) -> None:
+    def ns(words: str) -> int:
+        return round(datetime.fromisoformat(words).timestamp() * 1000) * 1_000_000
+
+    assert parsed(text, ns("2026-11-21 12:00:00")) == ns(expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "25:00", "03:60", "-10 fortnights", "today 3", "2026-13-01", "٣"]
+)
+def test_what_is_no_moment_is_refused_with_the_forms(log: Path, text: str) -> None:
+    assert parsed(text, AT) is None
+    done = run(log, "state", "--at", text)
+    assert (done.returncode, "an event's number, 03:12" in done.stderr) == (2, True)
+
+
+def test_moments_choose_events(log: Path) -> None:
+    """Between two times of day, which each event has, local."""
+    story_ = story()
+    first, last = story_[9], story_[19]
+
+    def time_of(event: Event) -> str:
+        at = AT + event.t
+        return f"{datetime.fromtimestamp(at // 10**9).isoformat(' ')}.{at % 10**9 // 1000:06d}"
+
+    expected = [
+        e.seq for e in story_ if first.t // 1000 * 1000 <= e.t <= last.t // 1000 * 1000
+    ]  # a time has microseconds
+    assert expected
+    assert seqs(log, "--since", time_of(first), "--until", time_of(last)) == expected
+    assert seqs(log, "--since", "10", "--until", "20") == list(range(10, 21))
+    assert seqs(log, "--since", "now") == []
+    (state,) = rows(log, "state", "--at", time_of(last))
+    assert state["seq"] == expected[-1]
+    assert run(log, "state", "--at", "999999").returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["blue"], ["blue", "r6"], ["--last", "1"], ["--runners"]])
+async def test_following_goes_on_with_what_is_appended(tmp_path: Path, arguments: list[str]) -> None:
+    """The first events are there before it looks, the others are written while it does."""
+    path = tmp_path / "events.db"
+    events = story()
+    async with open_store(path) as store:
+        for event in events[:20]:
+            store.append([event], AT + event.t)
+        await store.wait(20)
+        expected = seqs(path, *arguments)
+        command = [str(BIN / "runnerlog"), "--log", str(path), "show", "--follow", *arguments]
+        process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+        seen: list[int] = []
+        rest = b""
+        with trio.fail_after(PATIENCE_S):
+            async for chunk in process.stdout:
+                if not seen:
+                    for event in events[20:]:
+                        store.append([event], AT + event.t)
+                    await store.wait(len(events))
+                    later = [
+                        seq
+                        for seq in seqs(path, *(a for a in arguments if a not in ("--last", "1")))
+                        if seq > 20
+                    ]
+                    expected += later
+                *lines, rest = (rest + chunk).split(b"\n")
+                seen += [json.loads(line)["seq"] for line in lines]
+                if len(seen) >= len(expected):
+                    break
+        process.terminate()
+        await process.wait()
+    assert seen == expected
+    assert seen[-1] > 20
+
+
+def test_following_has_no_end(log: Path) -> None:
+    assert run(log, "show", "--follow", "--until", "now").returncode == 2

@@ -1,0 +1,95 @@
+"""The log that a `runnerlog` command works on: opened for reading, folded up to a moment."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from daemon.cli.output import Output, failing
+from daemon.cli.runnerd import EXIT_UNREACHABLE
+from events.catalogue import Event, Fact
+from events.envelope import LogError, decode
+from events.reader import CursorPruned, Reader
+from statemachines.fold import apply
+from statemachines.invariants import Breach
+from statemachines.machine import IllegalTransition
+from statemachines.replay import Divergence
+from statemachines.state import State
+
+UNFOLDABLE = (Breach, IllegalTransition, LookupError, ArithmeticError, AssertionError)
+"""What folding a log raises that no runnerd has written, though its chain may be in order."""
+
+ANOTHER = "--log PATH names another; runnerctl status says where a running daemon has its own"
+
+
+class Settings:
+    """What the options before the command say."""
+
+    def __init__(self, path: Path, as_json: bool | None) -> None:
+        self.path = path
+        self.output = Output(as_json)
+
+    @contextmanager
+    def open(self) -> Iterator[Reader]:
+        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged."""
+        try:
+            reader = Reader(self.path)
+        except (LogError, OSError, sqlite3.Error) as error:
+            self._say(f"{self._obstacle(error)}. {ANOTHER}")
+            raise SystemExit(EXIT_UNREACHABLE) from None
+        with reader:
+            try:
+                yield reader
+            except CursorPruned as error:
+                raise click.UsageError(f"{error}: begin there") from None
+            except (LogError, sqlite3.Error, Divergence) as error:
+                failing(self.output, seq=getattr(error, "seq", 0), error=str(error))
+
+    def fold(self, reader: Reader, upto: int | None = None) -> State:
+        """The state after event `upto` (None: the last). Exits with 1 where the log cannot be folded."""
+        folded = State()
+        for record in reader.records(0, upto):
+            try:
+                apply(folded, decode(record))
+            except UNFOLDABLE as error:
+                failing(self.output, seq=record.seq, error=f"event {record.seq} cannot follow: {error}")
+        return folded
+
+    def _obstacle(self, error: Exception) -> str:
+        """Why the log cannot be opened."""
+        if os.path.isdir(self.path):
+            return f"{self.path} is a directory"
+        if isinstance(error, FileNotFoundError):
+            return str(error)
+        if isinstance(error, PermissionError) or not os.access(self.path, os.R_OK):
+            return f"this user may not read {self.path}"
+        if not self.path.stat().st_size:
+            return f"{self.path} is empty"
+        return f"cannot open {self.path}: {error}"
+
+    def _say(self, words: str) -> None:
+        if self.output.machine:
+            self.output.line({"ok": False, "error": words})
+        click.echo(f"runnerlog: {words}", err=True)
+
+
+class Facts:
+    """Events on their way to who takes them by steps, and so reads one fact ahead."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._events = events
+        self.stepped = 0
+        """The fact of the step that is being taken."""
+
+    def __iter__(self) -> Iterator[Event]:
+        ahead = 0
+        for event in self._events:
+            if isinstance(event.body, Fact):
+                self.stepped, ahead = ahead, event.seq
+            yield event
+        self.stepped = ahead

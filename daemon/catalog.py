@@ -10,7 +10,7 @@ from daemon.config.config import Config
 from daemon.config.filters import Filters
 from daemon.config.selectors import Look, choose
 from daemon.estimates import bounded
-from daemon.ports import Access, Card, ModelRow, PeerModel
+from daemon.ports import Access, Card, ModelRow, PeerModel, Served
 from events.catalogue import Option
 from events.limits import S
 from statemachines.runner import RunnerState
@@ -27,15 +27,30 @@ class Catalog:
         self.profile = ""
         """The name of the profile in use; "": none, as at start and after a reload."""
         self._access = Access()
-        self._access_of: Config | None = None
+        self._served: dict[str, Served] = {}
+        self._prepared: Config | None = None
 
     @property
     def access(self) -> Access:
-        """Who may come in. It is asked for with every request, so it is made once for each configuration."""
-        if self._access_of is not self.config:
-            self._access_of = self.config
-            self._access = access(self.config)
+        """Who may come in."""
+        if self._prepared is not self.config:
+            self._prepare()
         return self._access
+
+    def served(self, target: str) -> Served | None:
+        """What is known of requests for a target that is a model here, by id or alias; None: it is none."""
+        if self._prepared is not self.config:
+            self._prepare()
+        return self._served.get(target)
+
+    def _prepare(self) -> None:
+        """What every request asks for is made once for each configuration."""
+        config = self._prepared = self.config
+        self._access = access(config)
+        self._served = {}
+        for name, id in {**config.aliases, **{id: id for id in config.models}}.items():
+            spec = config.models[id]
+            self._served[name] = Served(id, spec.options, spec.filters.of(name), spec.send_loading_state)
 
     def target(self, name: str) -> str:
         """What a name stands for now: what the profile in use says ("": nothing), a selector's target, or the
@@ -119,11 +134,6 @@ class Catalog:
         """The launch options that a request may fix, with their defaults, which give their types."""
         spec = self.config.models.get(model)
         return spec.options if spec is not None else {}
-
-    def tells_loading(self, model: str) -> bool:
-        """Whether who waits for a stream of the model is told so in it."""
-        spec = self.config.models.get(model)
-        return spec is not None and spec.send_loading_state
 
     def peer(self, name: str) -> PeerModel | None:
         """The model of a peer that a target is."""

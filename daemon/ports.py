@@ -252,6 +252,18 @@ class Access(msgspec.Struct, frozen=True):
         return f"Access({len(self.api_keys)} keys, hosts={self.hosts}, origins={self.origins})"
 
 
+class Served(msgspec.Struct, frozen=True):
+    """What is known beforehand of the requests for one of the models, by the name that they have."""
+
+    model: str
+    options: Mapping[str, Option]
+    """The launch options that they may fix, with their defaults."""
+    filters: Filters | None
+    """What is done to their bodies; None: nothing."""
+    tells_loading: bool
+    """Who waits for a stream is told so in it."""
+
+
 class PeerModel(msgspec.Struct, frozen=True):
     """A model of another server: `model` is what it is called there. `url` is without a slash at its end."""
 
@@ -291,6 +303,10 @@ class Catalog(Protocol):
         """What a name stands for now, for this request: a selector's target, mostly the name itself."""
         ...
 
+    def served(self, target: str) -> Served | None:
+        """What is known of requests for a target that is a model here, by id or alias; None: it is none."""
+        ...
+
     def filters(self, name: str) -> Filters | None:
         """What is done to the body of a request for a target; None: nothing."""
         ...
@@ -326,10 +342,6 @@ class Catalog(Protocol):
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
         """The launch options that a request may fix, with their defaults, which give their types."""
-        ...
-
-    def tells_loading(self, model: str) -> bool:
-        """Whether who waits for a stream of the model is told so in it."""
         ...
 
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:

@@ -35,36 +35,31 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         (name, ask), keep_alive_ns = await _named_elsewhere(call, route), None
     catalog = call.local.catalog
     target = catalog.target(name)
-    if is_json and await filtered(call, target):
+    served = catalog.served(target)
+    if (served is None or served.filters is not None) and is_json and await filtered(call, target):
         _, keep_alive_ns = await call.look(look)
     if route.strip:
         ask = Ask("", "", target=call.url[len(route.strip) :])
-    model = catalog.resolve(target)
-    if model is None:
+    if served is None:
         peer = catalog.peer(target)
         if peer is None:
             raise unknown_model(name, catalog)
         return ToPeer(peer, ask)
-    if (
-        ask is AS_COMES
-        and route.kind == "chat"
-        and catalog.tells_loading(model)
-        and await call.look(asked.streams)
-    ):
+    if served.tells_loading and ask is AS_COMES and route.kind == "chat" and await call.look(asked.streams):
         ask = Ask("", "", translation=AsItComes(), tells=True)
-    declared = catalog.launch_options(model)
     options: dict[str, Option] = {}
-    if declared and is_json:
-        options = await call.look(asked.launch_options, declared)
-    arrival = RequestArrived(
-        model=model,
+    if served.options and is_json:
+        options = await call.look(asked.launch_options, served.options)
+        if options:
+            options = catalog.bounded(served.model, options)
+    return RequestArrived(
+        model=served.model,
         kind=route.kind,
-        options=catalog.bounded(model, options) if options else options,
+        options=options,
         priority=priority,
         keep_alive_ns=keep_alive_ns,
         caller=call.caller,
-    )
-    return arrival, ask
+    ), ask
 
 
 async def filtered(call: Call, target: str) -> bool:

@@ -154,18 +154,11 @@ class Connection:
             read = await arrivals.read(self._call(), route, self._request.priority)
             if isinstance(read, ToPeer):
                 return await self._to_peer(read)
-            return await self._schedule(*read)
+            return await self._take_turns(*read)
         except Refused as refused:
             return await self._refuse(refused.refusal)
         except LogBlocked as blocked:
             return await self._refuse(Refusal(503, "log_blocked", str(blocked), {"Retry-After": "1"}))
-
-    async def _schedule(self, arrival: RequestArrived, ask: Ask) -> bool:
-        """Have a request scheduled, unless its client has gone: that was noticed before there was a ticket,
-        so nobody would tell the scheduler. Raises LogBlocked."""
-        if self._gone:
-            return False
-        return await self._take_turns(self._shared.desk.arrive(arrival), ask, arrival.model)
 
     async def _handle(self, handle: routes.Handler) -> bool:
         """A request that is not just relayed: it is answered here, or made into another. Raises Refused,
@@ -194,7 +187,7 @@ class Connection:
             keep_alive_ns=made.keep_alive_ns,
             caller=self._caller,
         )
-        return await self._schedule(arrival, made)
+        return await self._take_turns(arrival, made)
 
     async def _receive_head(self) -> bool:
         """Read until the head is whole or refused. False: the client closed without one."""
@@ -254,12 +247,15 @@ class Connection:
     def _call(self) -> Call:
         return Call(self._request, self._body, self._caller, self._shared.local)
 
-    async def _take_turns(self, ticket: Ticket, ask: Ask, model: str) -> bool:
-        """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen."""
-        self._ticket = ticket
+    async def _take_turns(self, arrival: RequestArrived, ask: Ask) -> bool:
+        """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen.
+        Raises LogBlocked."""
+        if self._gone:  # noticed before there was a ticket, so nobody would tell the scheduler
+            return False
+        ticket = self._ticket = self._shared.desk.arrive(arrival)
         self._over = False
         ticket.on_end = self._request_ended
-        words = self._words(ticket, model) if ask.tells else None
+        words = self._words(ticket, arrival.model) if ask.tells else None
         while True:
             turn = await (ticket.turn() if words is None else words.turn())
             if isinstance(turn, Ended):

@@ -52,9 +52,6 @@ PRIORITY_VALUE = re.compile(rb"[+-]?[0-9]{1,9}")
 
 NOTED = HOP_BY_HOP | REPLACED | LOOKALIKES | {*BROWSERS, *CREDENTIALS, PRIORITY}
 
-TARGET = re.compile(rb"\*|/[^#]*")
-"""A path and a query. Absolute URLs are for proxies, `host:port` is for tunnels."""
-
 PERSISTENCE = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 """What Connection mostly says; the headers of these names are dropped anyway."""
 
@@ -255,7 +252,7 @@ class RequestReader:
             self._refuse(400, "malformed_request", "A request has exactly one Host header.")
         elif self.chunked and self.version == "1.0":
             self._refuse(400, "malformed_request", "HTTP/1.0 has no Transfer-Encoding.")
-        elif not TARGET.fullmatch(self.url):
+        elif b"#" in self.url or (self.url[:1] != b"/" and self.url != b"*"):
             self._refuse(400, "malformed_request", "The target of a request is a path, such as /v1/models.")
         elif len(self.url) > limits.url_bytes:
             self._refuse(414, "url_too_long", f"The URL is longer than {limits.url_bytes} bytes.")

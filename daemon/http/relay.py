@@ -405,8 +405,9 @@ def end_of_head(taken: bytes, interim: int) -> int:
     """Where the head of an answer ends, behind `interim` others. The parser has read them: they are there."""
     end = 0
     for _ in range(interim + 1):
-        blank = BLANK.match(taken, end)
-        end = taken.index(END_OF_HEAD, blank.end() if blank else end) + 4
+        if taken[end] in b"\r\n" and (blank := BLANK.match(taken, end)):
+            end = blank.end()
+        end = taken.index(END_OF_HEAD, end) + 4
     return end
 
 

@@ -26,6 +26,7 @@ from daemon.ports import (
     ModelRow,
     Output,
     PeerModel,
+    Served,
     Ticket,
 )
 from daemon.readiness import Unready
@@ -182,8 +183,9 @@ class FakeCatalog:
     def loads_nothing(self, path: str) -> bool:
         return re.search(self.ignored, path) is not None
 
-    def tells_loading(self, model: str) -> bool:
-        return self.resolve(model) == "small"
+    def served(self, target: str) -> Served | None:
+        id = self.resolve(target)
+        return None if id is None else Served(id, self.options, self.filters(target), id == "small")
 
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         return dict(options)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from daemon.config.commands import embeds_only
 from daemon.config.config import Config
 from daemon.config.filters import Filters
-from daemon.config.selectors import Look, choose
+from daemon.config.selectors import Look, Profile, choose
 from daemon.estimates import bounded
 from daemon.ports import Access, Card, ModelRow, PeerModel, Served
 from events.catalogue import Option
@@ -21,14 +21,22 @@ class Catalog:
     """See `daemon.ports.Catalog`."""
 
     def __init__(self, config: Config, state: State | None = None) -> None:
-        """`state`: what selectors go by."""
+        """`state`: what selectors go by, and the profile that is in use."""
         self.config = config
         self._state = state
-        self.profile = ""
-        """The name of the profile in use; "": none, as at start and after a reload."""
         self._access = Access()
         self._served: dict[str, Served] = {}
         self._prepared: Config | None = None
+
+    @property
+    def profile(self) -> str:
+        """The name of the profile in use; "": none, or one that the configuration has no more."""
+        name = "" if self._state is None else self._state.profile
+        return name if name in self.config.profiles else ""
+
+    def profiles(self) -> Mapping[str, Profile]:
+        """Those of the configuration, by name."""
+        return self.config.profiles
 
     @property
     def access(self) -> Access:

@@ -37,6 +37,7 @@ LEVELS: dict[type, int] = {
     c.ConfigChanged: logging.INFO,
     c.StopRequested: logging.INFO,
     c.PinRequested: logging.INFO,
+    c.ProfileRequested: logging.INFO,
 }
 
 

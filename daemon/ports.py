@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from daemon.config.filters import Filters
+from daemon.config.selectors import Profile
 from daemon.figures import Figures
 from daemon.gguf import Gguf
 from daemon.readiness import Unready
@@ -313,6 +314,15 @@ class Catalog(Protocol):
 
     def peer(self, name: str) -> PeerModel | None:
         """The model of a peer that a target is."""
+        ...
+
+    @property
+    def profile(self) -> str:
+        """The name of the profile in use; "": none."""
+        ...
+
+    def profiles(self) -> Mapping[str, Profile]:
+        """Those of the configuration, by name."""
         ...
 
     def loads_nothing(self, path: str) -> bool:

@@ -130,7 +130,7 @@ class Reloader:
         view, before = config.view(self._key), driver.state.config
         kept = self._kept(before, view)
         events = driver.submit(c.ConfigChanged(view, by)) if view != before else ()
-        self._catalog.config, self._catalog.profile = config, ""
+        self._catalog.config = config
         driver.forget_addresses()
         both = [id for id in config.models if id in old.models]
         return Reloaded(

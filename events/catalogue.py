@@ -210,6 +210,14 @@ class PinRequested(Fact, frozen=True, gc=False, tag="operator.pin"):
     by: str = ""
 
 
+class ProfileRequested(Fact, frozen=True, gc=False, tag="operator.profile"):
+    """An operator has a profile of the configuration used; "": none. It says what names stand for, before a
+    request becomes a fact, so no decision rests on it."""
+
+    name: str = ""
+    by: str = ""
+
+
 # --- facts: runners --------------------------------------------------------------------------------------
 
 

@@ -483,6 +483,11 @@ def pin_requested(s: Scheduler, f: c.PinRequested, id: str) -> None:
     place(s)
 
 
+def profile_requested(s: Scheduler, f: c.ProfileRequested, id: str) -> None:
+    """Done by the fold."""
+    s.emit(c.OperationEnded(id, True, ""))
+
+
 # --- the daemon ------------------------------------------------------------------------------------------
 
 
@@ -566,6 +571,7 @@ HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
     c.LoadRequested: load_requested,
     c.UnloadRequested: unload_requested,
     c.PinRequested: pin_requested,
+    c.ProfileRequested: profile_requested,
     c.DaemonStarted: daemon_started,
     c.DaemonStopped: noted,
     c.ConfigChanged: config_changed,

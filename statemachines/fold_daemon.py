@@ -131,6 +131,11 @@ def _unload_requested(state: State, event: Event, f: c.UnloadRequested) -> None:
     state.operations[operation.id] = operation
 
 
+def _profile_requested(state: State, event: Event, f: c.ProfileRequested) -> None:
+    state.operations[event.subject] = Operation(event.subject, "profile", "", event.t)
+    state.profile = f.name
+
+
 def _pin_requested(state: State, event: Event, f: c.PinRequested) -> None:
     state.operations[event.subject] = Operation(event.subject, "pin", f.model, event.t)
     if state.model(f.model) is None:
@@ -264,6 +269,7 @@ HANDLERS: Handlers = {
     c.LoadRequested: _load_requested,
     c.UnloadRequested: _unload_requested,
     c.PinRequested: _pin_requested,
+    c.ProfileRequested: _profile_requested,
     c.OperationEnded: _operation_ended,
     c.DaemonStarted: _daemon_started,
     c.DaemonStopped: _ignored,

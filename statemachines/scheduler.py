@@ -148,6 +148,7 @@ CREATES: dict[type, str] = {
     c.LoadRequested: "o",
     c.UnloadRequested: "o",
     c.PinRequested: "o",
+    c.ProfileRequested: "o",
     c.CancelRequested: "o",
 }
 

@@ -203,15 +203,15 @@ class State:
         "alone", "boot_id", "claims", "coming", "config", "cooling", "counts", "crowded", "deadlines",
         "demands", "dismissing", "drain_cost_ns", "footprints", "gone_t", "group_of", "held", "idle",
         "leased", "load_cost_ns", "loading", "measure_t", "measured_t", "measuring", "models", "next_port",
-        "node", "only_loads", "operations", "pinned", "policy", "preloads", "quarantine", "queued",
+        "node", "only_loads", "operations", "pinned", "policy", "preloads", "profile", "quarantine", "queued",
         "readings", "refused_ports",
         "requests", "rules", "runners", "scaled", "seq", "starving", "stopping", "t", "think_ns", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:  # noqa: PLR0915 (a field each)
         self.seq = self.t = self.rules = self.queued = self.next_port = 0
-        self.node = self.boot_id = self.policy = self.stopping = ""
-        # stopping: "", or how the daemon is to stop: "drain", "now", "leave".
+        self.node = self.boot_id = self.policy = self.profile = self.stopping = ""
+        # profile: the one in use. stopping: "", or how the daemon is to stop: "drain", "now", "leave".
         self.config = ConfigView()
         self.group_of: dict[str, str] = {}
         """The group of each model that the configuration puts into one."""

@@ -240,6 +240,9 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "operator.cancel": _cancel,
     "operator.load": _wanted,
     "operator.unload": _unload,
+    "operator.profile": lambda s, p: (
+        f"{s}: use {'profile ' + p['name'] if p.get('name') else 'no profile'}, {_asked(p)}"
+    ),
     "operator.pin": lambda s, p: (
         f"{s}: {'pin' if p.get('pinned', True) else 'unpin'} {p['model']}, {_asked(p)}"
     ),

@@ -279,8 +279,8 @@ async def use_profile(s: Service, p: ProfileParameters, by: str) -> Reply:
     if p.name and p.name not in profiles:
         raise VarlinkError(f"{INTERFACE}.ProfileNotFound", profile=p.name, known=list(profiles))
     if p.name is not None and p.name != s.catalog.profile:
-        s.catalog.profile = p.name
-        log.info("profile %s, by %s", p.name or "none", by)
+        s.check_log()
+        _check(await s.driver.operation(c.ProfileRequested(p.name, by)))
     return {
         "active": s.catalog.profile,
         "profiles": {name: profile.description for name, profile in profiles.items()},

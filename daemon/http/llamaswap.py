@@ -15,7 +15,7 @@ from daemon.http.refusals import Refused, unknown_model
 from daemon.limits import EVENTS_BEAT_S, UPSTREAM_NAME_PARTS
 from daemon.logs import PROXY, UPSTREAM
 from daemon.ports import Control, LogBlocked, ModelRow
-from events.catalogue import NEVER, CancelRequested, Fact, UnloadRequested
+from events.catalogue import NEVER, CancelRequested, Fact, ProfileRequested, UnloadRequested
 from events.envelope import Record
 from events.limits import S
 from events.reader import CursorPruned
@@ -33,6 +33,13 @@ STATES = {
 """llama-swap's words, which its clients look for."""
 
 DONE = Answer(200, b"OK", "text/plain")
+
+
+class _Profile(msgspec.Struct):
+    name: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+_PROFILE = msgspec.json.Decoder(_Profile)
 
 
 async def running(call: Call) -> Answer:
@@ -80,6 +87,29 @@ async def cancel(call: Call) -> Answer:
     if found is None or found.state not in (RequestState.queued, RequestState.dispatched):
         raise Refused(404, "request_not_found", "No such request is queued or running.")
     return await _operate(call, CancelRequested(request, _by(call)))
+
+
+async def profiles(call: Call) -> Answer:
+    """GET /api/profiles."""
+    catalog = call.local.catalog
+    known = sorted(catalog.profiles().items())
+    rows = [{"id": name, "description": each.description, "pins": each.pins} for name, each in known]
+    return json({"active": catalog.profile or None, "profiles": rows})
+
+
+async def use_profile(call: Call) -> Answer:
+    """PUT /api/profiles/active: {"name": NAME}, or null for none."""
+    asked = await call.decode(_PROFILE)
+    if asked.name is msgspec.UNSET:
+        text = 'The request body has no "name": that of a profile, or null for none.'
+        raise Refused(400, "missing_profile", text)
+    catalog, name = call.local.catalog, asked.name or ""
+    if name and name not in catalog.profiles():
+        known = ", ".join(catalog.profiles()) or "none"
+        raise Refused(404, "profile_not_found", f"The configuration has no such profile. There are: {known}.")
+    if name != catalog.profile:
+        await _operate(call, ProfileRequested(name, _by(call)))
+    return json({"active": catalog.profile or None})
 
 
 async def _operate(call: Call, fact: Fact) -> Answer:

@@ -97,6 +97,8 @@ ROUTES: dict[bytes, Route] = {
     b"/running": Route(GET, llamaswap.running),
     b"/unload": Route((b"GET", b"POST"), llamaswap.unload_all),
     b"/api/models/unload": Route(POST, llamaswap.unload_all),
+    b"/api/profiles": Route(GET, llamaswap.profiles),
+    b"/api/profiles/active": Route((b"PUT",), llamaswap.use_profile),
     b"/logs": Route(GET, llamaswap.logs),
     b"/logs/stream": Route(GET, llamaswap.follow_logs),
     b"/api/events": Route(GET, llamaswap.events),

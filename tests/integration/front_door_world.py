@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from daemon.config.filters import Filters
+from daemon.config.selectors import Profile
 from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
 from daemon.logs import Logs, Ring
@@ -166,6 +167,11 @@ class FakeCatalog:
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
         return self.options
+
+    profile = ""
+
+    def profiles(self) -> Mapping[str, Profile]:
+        return {"day": Profile("by day", {"any": "tiny"}), "night": Profile("", {"any": ""})}
 
     peers: Mapping[str, PeerModel] = {}
     filtered: Mapping[str, Filters] = {}

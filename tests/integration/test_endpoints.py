@@ -14,7 +14,7 @@ from front_door_world import Client, World, echo, read_request, request, world
 
 from daemon.http import routes
 from daemon.ports import Address, Ended, Output
-from events.catalogue import CancelRequested, UnloadRequested
+from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
 from events.envelope import Record
 from events.reader import CursorPruned
 from statemachines.request import RequestState
@@ -417,3 +417,39 @@ async def test_cursors_that_cannot_be_kept(tmp_path: Path) -> None:
         ):
             answer = await client.ask("GET", f"/api/events?after={cursor}")
             assert (answer.status, answer.json()["error"]["code"]) == (status, code)
+
+
+# --- profiles -----------------------------------------------------------------------------------------------
+
+
+async def test_profiles_as_llama_swap_has_them(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await here.client()
+        assert (await client.ask("GET", "/api/profiles")).json() == {
+            "active": None,
+            "profiles": [
+                {"id": "day", "description": "by day", "pins": {"any": "tiny"}},
+                {"id": "night", "description": "", "pins": {"any": ""}},
+            ],
+        }
+        assert (await client.ask("PUT", "/api/profiles/active", b'{"name": "day"}')).status == 200
+        assert here.desk.operations == [ProfileRequested("day", "http 127.0.0.1")]
+        assert (await client.ask("PUT", "/api/profiles/active", b'{"name": null}')).json() == {"active": None}
+        assert len(here.desk.operations) == 1  # none is in use as it is
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{}", 400, "missing_profile"),
+        (b'{"name": 1}', 400, "invalid_body"),
+        (b"nonsense", 400, "invalid_json"),
+        (b'{"name": "noon"}', 404, "profile_not_found"),
+    ],
+)
+async def test_a_profile_that_cannot_be_used(tmp_path: Path, body: bytes, status: int, code: str) -> None:
+    async with world(tmp_path) as here:
+        client = await here.client()
+        answer = await client.ask("PUT", "/api/profiles/active", body)
+        assert (answer.status, answer.json()["error"]["code"]) == (status, code)
+        assert here.desk.operations == []

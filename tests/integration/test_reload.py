@@ -445,7 +445,7 @@ def replace(live: Live, text: str) -> None:
     new.replace(live.config)
 
 
-def test_a_profile_is_used_until_a_reload(tmp_path: Path) -> None:
+def test_a_profile_stays_in_use(tmp_path: Path) -> None:
     profiles = (
         "profiles: {day: {description: by day, pins: {main: blue, red: ~}}, night: {pins: {main: red}}}\n"
     )
@@ -471,5 +471,20 @@ def test_a_profile_is_used_until_a_reload(tmp_path: Path) -> None:
         live.runnerctl("profile", "day")
         change(live, "maxQueue: 99\n" + profiles + TOP + RED + BLUE)
         assert live.runnerctl("reload").returncode == 0
+        assert live.chat("main", max_tokens=1)[0] == 200
+        connection = live.connect()
+        connection.request("PUT", "/api/profiles/active", json.dumps({"name": "night"}))
+        assert json.loads(connection.getresponse().read()) == {"active": "night"}
+        connection.close()
+        live.kill()
+        live.start()
+        assert live.get("/api/profiles")["active"] == "night"
+        assert live.chat("main", max_tokens=1)[0] == 200
+        change(live, TOP + RED + BLUE)
+        assert live.runnerctl("reload").returncode == 0
+        assert live.get("/api/profiles") == {"active": None, "profiles": []}
         assert live.chat("main", max_tokens=1)[0] == 404
+        chosen = [event.body for event in live.events() if type(event.body) is c.ProfileRequested]
+        assert [body.name for body in chosen] == ["day", "", "day", "night"]
+        assert chosen[-1].by == "http 127.0.0.1"
         assert pids(live).keys() >= {"red"}

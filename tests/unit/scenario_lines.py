@@ -171,6 +171,7 @@ LINES: dict[type, Callable[[str, Any], str]] = {
     c.LoadRequested: lambda id, f: f"{id} operator loads {label(f.model, f.options)}",
     c.UnloadRequested: _unload,
     c.PinRequested: lambda id, f: f"{id} operator {'pins' if f.pinned else 'unpins'} {f.model}",
+    c.ProfileRequested: lambda id, f: f"{id} operator uses profile {f.name or '-'}",
     c.ProcessSpawned: lambda id, f: (
         f"{f.runner} spawned" + (f": shard {f.process.shard}" if f.process.shard else "")
     ),

@@ -19,6 +19,7 @@ from daemon.config.timeouts import Timeouts
 from events import catalogue as c
 from events.limits import GIB, S
 from statemachines.scheduler import Scheduler
+from statemachines.state import State
 
 MODELS = """
 models:
@@ -255,11 +256,12 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
     pins = {"llm": "one", "plan": "warm", "far": "box/m1", "image": "", "d": "", "a": "b", "b": "a"}
     assert config.profiles == {"coding": Profile("for code", pins)}
     assert config.warnings == ()
-    catalog = Catalog(config)
+    state = State()
+    catalog = Catalog(config, state)
     names = ["llm", "plan", "far", "image", "d", "a", "b", "one"]
     assert [catalog.target(name) for name in names] == names  # none is in use at start
     assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm"]
-    catalog.profile = "coding"
+    state.profile = "coding"
     assert [catalog.target(name) for name in names] == ["one", "b", "box/m1", "", "", "b", "a", "one"]
     assert [catalog.resolve(catalog.target(name)) for name in names] == [
         "a", "b", None, None, None, "b", "a", "a",

@@ -16,6 +16,7 @@ from daemon.config.file import load
 from daemon.config.filters import Filters
 from daemon.ports import Launch
 from events.limits import S
+from statemachines.state import State
 from tests.unit.test_migration import LLAMA_SWAP, MODEL
 
 FILE = r"""
@@ -183,12 +184,13 @@ def test_names_and_filters(config: Config) -> None:
     assert config.filters("big:high") == Filters(strip, {"temperature": 0.7} | high)
     assert config.filters("gpt-4o-mini") == Filters(strip, {"temperature": 0.7})
     assert config.filters("z-ai/glm") == Filters(("top_p",), {"provider": {"zdr": True}})
-    catalog = Catalog(config)
+    state = State()
+    catalog = Catalog(config, state)
     assert [catalog.target(name) for name in ("coder", "plan", "many")] == ["big", "big", "small"]
     found = config.peer("openrouter/z-ai/glm")
     assert found is not None
     assert (found[0].url, found[0].timeouts.first_byte_ns // S) == ("https://openrouter.ai/api", 45)
-    catalog.profile = "coding"
+    state.profile = "coding"
     assert [catalog.resolve(name) for name in ("llm-code", "llm-plan", "image-gen")] == ["big", "big", None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Container
 from urllib.parse import urlsplit
@@ -181,24 +182,22 @@ class Reply:
 class Upstream(Wire):
     """A connection to a runner."""
 
-    __slots__ = ("idle_since", "reply", "reused")
+    __slots__ = ("_poll", "idle_since", "reply", "reused")
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         super().__init__(sock, clock)
         self.reply = Reply()
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        self._poll = poll.poll
         self.reused = False
         """It has carried an exchange before, so that it may have been closed at the other end since."""
         self.idle_since = 0.0
 
     def is_silent(self) -> bool:
-        """Nothing has come that was not read."""
-        try:
-            self.sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Nothing has come that was not read, nor its end. (A peek that finds nothing raises, for three times
+        the time.)"""
+        return not self._poll(0)
 
     def close(self) -> None:
         """Close it, and wake the task that waits on it."""

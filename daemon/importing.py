@@ -113,6 +113,9 @@ def import_main(directory: Path | None, output: Path | None, server: str) -> int
     if not (place / "manifests").is_dir():
         _say(f"{place} has no manifests/: DIR or $OLLAMA_MODELS names the directory of Ollama's models")
         return 2
+    if output is not None and output.exists():  # before every model's head is read
+        _say(f"{output} exists, and is left as it is: name a new file")
+        return 1
     context = os.environ.get("OLLAMA_CONTEXT_LENGTH", "")
     found = import_models(place, server=server, context=int(context) if context.isdecimal() else 0)
     for sentence in found.refused:

@@ -19,9 +19,11 @@ from daemon.cli.logfile import UNFOLDABLE, Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
-from daemon.cli.select import selected
+from daemon.cli.select import models, selected
+from daemon.nearest import nearest
 from daemon.version import VERSION
 from events.envelope import EventUnreadable, Record
+from events.reader import Reader
 from events.upcast import CLASSES
 from statemachines.replay import verify as rederive
 from statemachines.request import RequestState
@@ -108,9 +110,14 @@ def show(
             _print_event(settings.output, record)
             shown += 1
         if not shown and not settings.output.machine:
-            settings.output.text(
-                f"no such event among the {_count(reader.head().seq, 'event')} of the log", dim=True
-            )
+            words = f"no such event among the {_count(reader.head().seq, 'event')} of the log"
+            settings.output.text(words + _meant(reader, subjects), dim=True)
+
+
+def _meant(reader: Reader, subjects: tuple[str, ...]) -> str:
+    """The model that somebody may have meant who names another."""
+    near = [name for subject in subjects for name in nearest(subject, models(reader), 1)]
+    return f"; did you mean {near[0]}?" if near and near[0] not in subjects else ""
 
 
 def _print_event(output: Output, record: Record) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from heapq import merge
 from operator import attrgetter
 
@@ -43,20 +44,29 @@ def selected(
         yield from reader.following(after) if follow else reader.records(after, upto)
         return
     known: dict[int, Record] = {}
-    ids, models = set[str](), set[str]()
+    ids, names = set[str](), set[str]()
     for subject in subjects:
         theirs = {record.seq: record for record in reader.of(subject)} if _ID.fullmatch(subject) else {}
         known |= theirs
-        (ids if theirs else models).add(subject)  # a model can have any name
+        (ids if theirs else names).add(subject)  # a model can have any name
     if follow:
-        yield from (record for record in _of_models(reader.following(), models, ids) if record.seq > after)
+        yield from (record for record in _of_models(reader.following(), names, ids) if record.seq > after)
         return
-    of_models = _of_models(reader.records(0, upto), models, set()) if models else ()
+    of_models = _of_models(reader.records(0, upto), names, set()) if names else ()
     last = after
     for record in merge((known[seq] for seq in sorted(known)), of_models, key=attrgetter("seq")):
         if record.seq > last and (upto is None or record.seq <= upto):
             last = record.seq
             yield record
+
+
+def models(reader: Reader) -> set[str]:
+    """Every model that a log speaks of."""
+    names = set()
+    for record in reader.records():
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            names.add(_about(record.payload).model)
+    return names - {""}
 
 
 def _of_models(records: Iterator[Record], models: set[str], ids: set[str]) -> Iterator[Record]:

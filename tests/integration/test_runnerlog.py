@@ -198,6 +198,11 @@ def test_show_finds_nothing(log: Path) -> None:
         )
 
 
+def test_show_finds_nothing_of_a_model_that_is_misspelt(log: Path) -> None:
+    assert screen(log, "show", "bleu").lines[0].endswith("of the log; did you mean blue?")
+    assert "mean" not in screen(log, "show", "blue", "--type", "log.").lines[0]
+
+
 # --- verify and state ------------------------------------------------------------------------------------
 
 

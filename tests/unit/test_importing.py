@@ -227,7 +227,7 @@ def test_the_command(
     assert argv(config, "llama3:latest")[0] == "/opt/my llama-server"
     assert config.models["llama3:latest"].options == {"num_ctx": 16384}
     assert runnerd.main(command) == 1
-    assert "File exists" in capsys.readouterr().err
+    assert "exists, and is left as it is" in capsys.readouterr().err
     monkeypatch.setenv("OLLAMA_MODELS", str(ollama.place))
     assert runnerd.main(["import-ollama"]) == 0
     assert "llama3:latest" in capsys.readouterr().out

@@ -34,3 +34,17 @@ LOG_ENDED = 32
 
 LOG_FOLLOW_S = 0.25
 """Between two looks at what runners print, while somebody watches: a file tells nobody that it has grown."""
+
+# --- keeping the log -------------------------------------------------------------------------------------
+
+CARRY_PAUSE_S = 5.0
+"""Between two keepers: at full rate (10,000 events a second) one then takes a twentieth of a core."""
+
+CARRY_S = 24 * 3600.0
+"""A log into which little comes has a snapshot a day, so that what is old can be pruned by age."""
+
+KEEPER_S = 600.0
+"""How long a keeper may take: it folds 100,000 events a second, and an older runnerd's log has millions."""
+
+KEEPER_LINE_BYTES = 64 * 1024
+"""One line that a keeper prints: a piece of a snapshot, of 8 KiB and a few numbers."""

@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from events import schema
-from events.catalogue import Event
+from events.catalogue import Event, StateCarried
 from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode, first_hash
 from events.limits import FOLLOW_S, LOCK_S, READ_PAGE_ROWS
+from events.upcast import type_of
 
 COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
 
@@ -95,6 +96,30 @@ def read_head(connection: sqlite3.Connection, base: Base) -> Head:
     return Head(*row) if row is not None else Head(base.seq - 1, base.hash)
 
 
+class Snapshot(msgspec.Struct, frozen=True):
+    """Where a whole snapshot is: the state after event `upto`, whose last part is event `seq`."""
+
+    upto: int
+    hash: bytes
+    """Of the event `upto`."""
+    seq: int
+
+
+_PIECES = (  # events_subject finds them
+    f"SELECT {COLUMNS} FROM events WHERE subject = ? AND type = ?"
+)
+
+
+def hash_of(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
+    """The stored hash of an event, or of the one before the base. Raises ChainBroken where it is missing."""
+    if seq == base.seq - 1:
+        return base.hash
+    row = connection.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+    if row is None:
+        raise ChainBroken(seq, "missing")
+    return bytes(row[0])
+
+
 class Reader:
     """A log file, open for reading. Raises NotALog, SchemaTooNew, OSError or sqlite3.Error on opening."""
 
@@ -166,6 +191,45 @@ class Reader:
                 after = record.seq
                 yield record
             time.sleep(FOLLOW_S)
+
+    def snapshots(self, upto: int | None = None) -> Iterator[Snapshot]:
+        """The whole snapshots of states at or before event `upto` (None: all), the newest first. Raises
+        EventUnreadable."""
+        for record, piece in self._pieces_below(self.head().seq + 1):
+            if piece.part == piece.parts and (upto is None or piece.upto <= upto):
+                yield Snapshot(piece.upto, bytes.fromhex(piece.hash), record.seq)
+
+    def pieces(self, snapshot: Snapshot) -> list[StateCarried]:
+        """The parts of a snapshot. Raises EventUnreadable where they are not all there."""
+        pieces: list[StateCarried] = []
+        for _, piece in self._pieces_below(snapshot.seq + 1):
+            if piece.part != (pieces[-1].part - 1 if pieces else piece.parts) or piece.upto != snapshot.upto:
+                break
+            pieces.append(piece)
+            if piece.part == 1:
+                return pieces[::-1]
+        raise EventUnreadable(snapshot.seq, "the snapshot that ends here lacks a part")
+
+    def _pieces_below(self, seq: int) -> Iterator[tuple[Record, StateCarried]]:
+        """The parts of snapshots before an event, the last one first, each in a transaction of its own."""
+        sql = f"{_PIECES} AND seq < ? ORDER BY seq DESC LIMIT 1"
+        about = (StateCarried.about, type_of(StateCarried))
+        while row := self._connection.execute(sql, (*about, seq)).fetchone():
+            record = Record(*row)
+            body = decode(record).body
+            assert isinstance(body, StateCarried)
+            yield record, body
+            seq = record.seq
+
+    def hash_of(self, seq: int) -> bytes:
+        """The stored hash of an event. Raises ChainBroken where it is missing."""
+        return hash_of(self._connection, self.base, seq)
+
+    def verify_from(self, head: Head) -> None:
+        """Check the events after `head` against the chain, and that `head` is of it. Raises ChainBroken."""
+        if self.hash_of(head.seq) != head.hash:
+            raise ChainBroken(head.seq, "a snapshot says that it had another hash")
+        verify(self._connection, head.seq, head.hash, self.head().seq)
 
     def seq_at(self, text: str) -> int:
         """The number of the event that a cursor names. Raises CursorLost or CursorPruned."""

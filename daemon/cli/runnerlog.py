@@ -15,11 +15,12 @@ from typing import Any
 import click
 import msgspec
 
-from daemon.cli.logfile import UNFOLDABLE, Facts, Settings
+from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
 from daemon.cli.select import selected
+from daemon.past import nearest
 from daemon.version import VERSION
 from events.envelope import EventUnreadable, Record
 from events.upcast import CLASSES
@@ -136,9 +137,10 @@ def verify(settings: Settings) -> None:
         with output.progress("the chain"):
             count = reader.verify_chain()
         with output.progress("the decisions"):
-            facts = Facts(reader.events())
+            begin, head = nearest(reader, reader.base.seq - 1)
+            facts = Facts(reader.events(head.seq))
             try:
-                report, _ = rederive(facts)
+                report, _ = rederive(facts, begin, [snapshot.upto for snapshot in reader.snapshots()])
             except UNFOLDABLE as error:
                 seq = facts.stepped
                 failing(output, seq=seq, error=f"no runnerd has written the step of event {seq}: {error}")
@@ -147,6 +149,10 @@ def verify(settings: Settings) -> None:
         return
     output.text(f"chain intact: {_count(count, 'event')}")
     output.text(f"decisions reproduced: {report.decisions} of {report.decisions}, in {report.steps} steps")
+    if report.snapshots:
+        output.text(f"snapshots as they should be: {report.snapshots}")
+    if report.snapshots_not_compared:
+        output.text(f"not compared: {_count(report.snapshots_not_compared, 'snapshot')} of other versions")
     for rules, steps in report.not_rederived.items():
         output.text(f"not re-derived (rules {rules}): {steps} steps")
 

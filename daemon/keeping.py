@@ -1,21 +1,29 @@
-"""Keeping the log quick to read: a keeper (`daemon.keeper`) makes snapshots, which go into the log here."""
+"""Keeping the log quick to read, and small: what a keeper (`daemon.keeper`) finds is done here.
+
+Its snapshots are put into the log, and what it has archived is pruned, a snapshot's worth at once: no more
+than what holds appends up for some 10 ms.
+"""
 
 from __future__ import annotations
 
 import logging
+import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import trio
 
+from daemon.config.retention import Retention
 from daemon.driver import Driver, StepFailed
-from daemon.limits import CARRY_PAUSE_S, CARRY_S, KEEPER_LINE_BYTES, KEEPER_S
+from daemon.keeper import Cut, Order
+from daemon.limits import CARRY_EVENTS, CARRY_PAUSE_S, CARRY_S, KEEPER_LINE_BYTES, KEEPER_S
 from events.catalogue import StateCarried
-from events.limits import CARRY_EVENTS, PROCESS_END_S
+from events.envelope import LogError
+from events.limits import PROCESS_END_S
 from events.store import EventStore, StoreBroken
 
 log = logging.getLogger("runnerd")
@@ -27,6 +35,11 @@ class KeeperFailed(Exception):
     """A keeper has not done its work; the message says why."""
 
 
+def archive_path(log: Path) -> Path:
+    """The directory of what was pruned from a log."""
+    return Path(f"{log}.archive")
+
+
 class Keeping:
     """Runs a keeper whenever enough has come into the log. `carried_seq`: up to where a snapshot is."""
 
@@ -36,11 +49,14 @@ class Keeping:
         store: EventStore,
         path: Path,
         carried_seq: int,
+        retention: Callable[[], Retention],
         every: int = CARRY_EVENTS,
     ) -> None:
         self._driver = driver
         self._store = store
         self._path = path
+        self._retention = retention
+        """What is configured now."""
         self._every = every
         self.carried_seq = carried_seq
         """The last event whose state is in the log, or was to be."""
@@ -61,7 +77,7 @@ class Keeping:
                 try:
                     await self.carry(whole=waited.cancelled_caught)
                 except KeeperFailed as error:
-                    log.error("no snapshot of the log was made: %s", error)
+                    log.error("the log was not kept short: %s", error)
                     self.carried_seq = self._store.head.seq
                 await trio.sleep(CARRY_PAUSE_S)
 
@@ -88,10 +104,17 @@ class Keeping:
             said = bytes(words).decode(errors="replace").strip().splitlines()
             raise KeeperFailed(said[-1] if said else f"its keeper exited with {process.returncode}")
 
+    def _order(self, whole: bool) -> Order:
+        keep = self._retention()
+        archive = str(archive_path(self._path)) if keep.archive_bytes else ""
+        return Order(
+            str(self._path), self._every, whole, keep.size_bytes, keep.age_ns, archive, keep.archive_bytes
+        )
+
     async def _open(self, whole: bool) -> trio.Process:
         try:
             return await trio.lowlevel.open_process(
-                [*KEEPER, str(self._path), str(self._every), *(["--whole"] if whole else [])],
+                [*KEEPER, msgspec.json.encode(self._order(whole)).decode()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -108,17 +131,33 @@ class Keeping:
             *whole, last = rest.split(b"\n")
             rest = last
             for line in whole:
-                try:
-                    piece = msgspec.json.decode(line, type=StateCarried)
-                except (msgspec.MsgspecError, UnicodeDecodeError):
-                    raise KeeperFailed("its keeper printed what is no snapshot") from None
-                if self._driver.state.stopping:
-                    return
-                self._driver.submit(piece)
-                self.carried_seq = piece.upto
-                await trio.lowlevel.checkpoint()
+                await self._do(bytes(line))
             if len(rest) > KEEPER_LINE_BYTES:
-                raise KeeperFailed("its keeper printed what is no snapshot")
+                raise KeeperFailed("its keeper printed too long a line")
+
+    async def _do(self, line: bytes) -> None:
+        try:
+            what = msgspec.json.decode(line, type=StateCarried | Cut)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise KeeperFailed("its keeper printed what is none of its words") from None
+        if self._driver.state.stopping:
+            return
+        if isinstance(what, Cut):
+            await self._prune(what)
+        else:
+            self._driver.submit(what)
+            self.carried_seq = what.upto
+            await trio.lowlevel.checkpoint()
+
+    async def _prune(self, cut: Cut) -> None:
+        first = self._store.base.seq
+        try:
+            await self._store.prune(cut.upto, bytes.fromhex(cut.hash))
+            while await self._store.shrink():
+                await trio.lowlevel.checkpoint()
+        except (sqlite3.Error, LogError) as error:
+            raise KeeperFailed(f"the log could not be pruned: {error}") from error
+        log.info("pruned events %d to %d", first, cut.upto)
 
 
 __all__ = ["KEEPER", "KeeperFailed", "Keeping"]

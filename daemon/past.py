@@ -23,9 +23,20 @@ def nearest(reader: Reader, upto: int | None = None) -> tuple[State, Head]:
         except Unreadable as error:  # an older one may do
             why = f": the snapshot in event {snapshot.seq} cannot be read ({error})"
     base = reader.base
-    if base.seq > 1:
-        raise LogError(f"the log begins at event {base.seq}, with no state to go on from{why}")
-    return State(), Head(0, base.hash)
+    if base.seq == 1:
+        return State(), Head(0, base.hash)
+    try:
+        return _beginning(reader), Head(base.seq - 1, base.hash)
+    except Unreadable as error:
+        why = why or f": {error}"
+        raise LogError(f"the log begins at event {base.seq}, with no state to go on from{why}") from None
+
+
+def _beginning(reader: Reader) -> State:
+    """The state that a segment has in its header. Raises Unreadable."""
+    if not reader.begin or reader.begin[0].upto != reader.base.seq - 1:
+        raise Unreadable("it is no segment" if not reader.begin else "its first snapshot is of another event")
+    return restore(text_of(reader.begin), reader.begin[0].layout)
 
 
 def state_at(reader: Reader, upto: int) -> State:

@@ -100,7 +100,9 @@ async def _recover_and_run(
         async with _machinery(driver, partial(command, catalog, key), places, store):
             await begin(driver, store, config.view(key), places.log)
             reloader = Reloader(driver, catalog, key, host=places.host, insecure=options.insecure)
-            keeping = Keeping(driver, store, places.log, recovered.carried_seq)
+            keeping = Keeping(
+                driver, store, places.log, recovered.carried_seq, lambda: catalog.config.retention
+            )
             async with driver.run(), keeping.run():
                 await _Run(driver, catalog, reloader, places, options).run(front, signals, store.log_id)
 

@@ -21,6 +21,8 @@ from events import schema
 from events.catalogue import Event, StateCarried
 from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode, first_hash
 from events.limits import FOLLOW_S, LOCK_S, READ_PAGE_ROWS
+from events.segment import Damaged, is_segment, unpack
+from events.upcast import type_of
 from events.upcast import type_of
 
 COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
@@ -90,6 +92,15 @@ def read_base(connection: sqlite3.Connection) -> Base:
     return Base(*row)
 
 
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """The size of a log, without the pages that are free in its file."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
 def read_head(connection: sqlite3.Connection, base: Base) -> Head:
     """The last event of a log."""
     row = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
@@ -125,7 +136,14 @@ class Reader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._connection = open_read_only(self.path)
+        self._damage: Damaged | None = None
+        """Where a segment breaks off."""
+        self.begin: tuple[StateCarried, ...] = ()
+        """The parts of the snapshot that a segment begins with."""
+        if self.path.is_file() and is_segment(self.path):
+            self._connection, self.begin, self._damage = unpack(self.path)
+        else:
+            self._connection = open_read_only(self.path)
         try:
             self.schema = schema.check(self._connection)
             if self.schema == 0:
@@ -150,6 +168,10 @@ class Reader:
         """Close the file."""
         self._connection.close()
 
+    def used_bytes(self) -> int:
+        """The size of the log, without the pages that are free in its file."""
+        return used_bytes(self._connection)
+
     def head(self) -> Head:
         """The last event, now."""
         return read_head(self._connection, self.base)
@@ -163,7 +185,21 @@ class Reader:
         if 0 < after < self.base.seq - 1:
             raise CursorPruned(f"the log begins at event {self.base.seq}")
         last = self.head().seq if upto is None else upto
-        return self._pages(max(after, self.base.seq - 1), "seq <= :last", {"last": last})
+        return self._records(max(after, self.base.seq - 1), last)
+
+    def _records(self, after: int, last: int) -> Iterator[Record]:
+        for record in self._pages(after, "seq <= :last", {"last": last}):
+            if record.seq != after + 1 and self._is_pruned(after):
+                raise CursorPruned(f"the log has been pruned meanwhile: it begins at event {self.base.seq}")
+            yield record
+            after = record.seq
+        if self._damage is not None and after < last:
+            raise self._damage
+
+    def _is_pruned(self, after: int) -> bool:
+        """Whether what followed event `after` is gone, now."""
+        self.base = read_base(self._connection)
+        return after < self.base.seq - 1
 
     def events(self, after: int = 0, upto: int | None = None) -> Iterator[Event]:
         """As `records`, decoded."""
@@ -247,13 +283,24 @@ class Reader:
 
     def verify_chain(self) -> int:
         """Check every event against the chain; how many there are. Raises ChainBroken for the first bad."""
+        while True:
+            try:
+                return self._verify_chain()
+            except ChainBroken:
+                if not self._is_pruned(self.base.seq - 1):
+                    raise
+
+    def _verify_chain(self) -> int:
         base = self.base
         lowest = self._connection.execute("SELECT min(seq) FROM events").fetchone()[0]
         if lowest is not None and lowest < base.seq:
             raise ChainBroken(lowest, f"it lies before the log's base, {base.seq}")
         if base.seq == 1 and base.hash != first_hash(base.log_id):
             raise ChainBroken(1, "the log's base is not that of its id")
-        return verify(self._connection, base.seq - 1, base.hash, self.head().seq)
+        count = verify(self._connection, base.seq - 1, base.hash, self.head().seq)
+        if self._damage is not None:
+            raise self._damage
+        return count
 
     def _pages(self, after: int, where: str, values: dict[str, int | str]) -> Iterator[Record]:
         sql = (

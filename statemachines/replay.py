@@ -95,7 +95,7 @@ def verify(
     scheduler = Scheduler(state)
     report = Report()
     rules = scheduler.state.rules or RULES
-    carried = Snapshots(snapshots, report)
+    carried = Snapshots(snapshots, scheduler.state.seq, report)
     for step in steps(events):
         carried.note(scheduler.state)
         first = step[0]
@@ -116,7 +116,8 @@ def verify(
 class Snapshots:
     """Compares the snapshots of a log with the states that they are of."""
 
-    def __init__(self, uptos: Collection[int], report: Report) -> None:
+    def __init__(self, uptos: Collection[int], first_seq: int, report: Report) -> None:
+        self._first_seq = first_seq
         self._uptos = dict.fromkeys(uptos)
         self._report = report
         self._texts: dict[int, str] = {}
@@ -132,7 +133,7 @@ class Snapshots:
         if piece.part == 1:
             self._pieces.clear()
         self._pieces.append(piece)
-        if piece.part < piece.parts:
+        if piece.part < piece.parts or piece.upto < self._first_seq:  # of what has been pruned
             return
         expected = self._texts.pop(piece.upto, None)
         if rules != RULES or piece.layout != LAYOUT or expected is None:

@@ -24,6 +24,7 @@ from daemon.past import nearest
 from daemon.version import VERSION
 from events.envelope import EventUnreadable, Record
 from events.upcast import CLASSES
+from statemachines.replay import UNFOLDABLE
 from statemachines.replay import verify as rederive
 from statemachines.request import RequestState
 from statemachines.state import State, canonical

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from daemon.keeper import Order
 from daemon.past import nearest, state_at
 from daemon.recovery import fold_log
 from events import catalogue as c
@@ -181,13 +183,18 @@ def test_parts_that_a_dead_daemon_left_behind_are_no_snapshot(log: Path) -> None
     assert fold_log(log).carried_seq == uptos(log)[-1] < snapshot.upto
 
 
-def kept_by(path: Path, every: int, *options: str) -> list[c.StateCarried]:
-    """What a keeper prints."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-m", "daemon.keeper", path, str(every), *options],
-        capture_output=True,
-        check=True,
+def keep(path: Path, every: int, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    """Have a keeper look at a log."""
+    order = msgspec.json.encode(Order(str(path), every, **more)).decode()
+    return subprocess.run(
+        [sys.executable, "-I", "-m", "daemon.keeper", order], capture_output=True, check=False
     )
+
+
+def kept_by(path: Path, every: int, **more: Any) -> list[c.StateCarried]:
+    """The snapshots that a keeper prints."""
+    done = keep(path, every, **more)
+    assert (done.returncode, done.stderr) == (0, b"")
     return [msgspec.json.decode(line, type=c.StateCarried) for line in done.stdout.splitlines()]
 
 
@@ -207,7 +214,7 @@ def test_the_keeper_carries_the_state_at_every_so_many_events(log: Path) -> None
     known = [last, *dict.fromkeys(piece.upto for piece in found)]
     assert all(40 <= b - a < 60 for a, b in pairwise(known))
     assert head - known[-1] < 60
-    assert kept_by(log, 40, "--whole")[-1].upto == head
+    assert kept_by(log, 40, whole=True)[-1].upto == head
     assert kept_by(log, 10**6) == []
 
 
@@ -217,12 +224,9 @@ def test_the_keeper_finds_a_log_that_is_damaged_or_cannot_be(log: Path) -> None:
     connection = vandal(log)
     connection.execute("UPDATE events SET subject = 'x' WHERE seq = ?", (seq,))
     connection.close()
-    done = subprocess.run(
-        [sys.executable, "-I", "-m", "daemon.keeper", log, "40"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert f"event {seq}" in done.stderr
+    done = keep(log, 40)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert f"event {seq}" in done.stderr.decode()
 
 
 def test_a_log_without_its_beginning_and_without_a_snapshot_says_so(log: Path) -> None:

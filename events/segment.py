@@ -1,8 +1,8 @@
 """Segments: what is pruned from a log, as files that can be read and checked alone.
 
 gzip of JSON lines: a `Header`, then each event as the list of its columns (the hash in hexadecimal), then an
-`End`. The chain goes on from one segment to the next. A segment begins behind the event that a snapshot is of,
-and has that in its header: in the log it may come only much later.
+`End`. The chain goes on from one segment to the next. A segment begins behind the event that a snapshot is
+of, and has that in its header: in the log it may come only much later.
 """
 
 from __future__ import annotations

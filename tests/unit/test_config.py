@@ -51,7 +51,6 @@ def test_the_least_configuration_has_the_defaults(write: Write) -> None:
     config = write("models: {m: {cmd: 'server --port ${PORT}'}}")
     assert (config.listen, config.control_socket, config.event_log) == ("127.0.0.1:8080", None, None)
     assert (config.durability, config.warnings, config.include_aliases) == ("process", (), False)
-    assert config.retention == Retention(GIB, 0, GIB)
     view = config.view(b"key")
     assert (view.max_queue, view.max_loaded, view.headroom_bytes) == (512, 0, 512 * MIB)
     assert (view.port_first, view.port_last, view.devices) == (5800, 6799, {})
@@ -69,13 +68,19 @@ def test_the_least_configuration_has_the_defaults(write: Write) -> None:
     )
 
 
+def test_how_much_of_the_log_is_kept(write: Write) -> None:
+    text = "models: {m: {cmd: 'server --port ${PORT}'}}\n"
+    assert write(text).retention == Retention(GIB, 0, GIB)
+    found = write(text + "retention: {size: 64MiB, age: 30d, archive: 0}").retention
+    assert found == Retention(64 * MIB, 30 * 86400 * S, 0)
+
+
 def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
     config = write("""
         listen: "[::1]:9000"
         controlSocket: run/control.sock
         eventLog: ${env.STATE}/events.db
         durability: machine
-        retention: {size: 64MiB, age: 30d, archive: 0}
         maxQueue: 7
         maxLoadedModels: 2
         policy: fifo
@@ -117,7 +122,6 @@ def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
     assert config.control_socket == tmp_path / "run/control.sock"
     assert config.event_log == Path("/var/lib/runnerd/events.db")
     assert (config.durability, config.include_aliases) == ("machine", True)
-    assert config.retention == Retention(64 * MIB, 30 * 86400 * S, 0)
     view = config.view(b"")
     assert (view.max_queue, view.max_loaded, view.headroom_bytes, view.unload_ns) == (7, 2, GIB, 5 * S)
     assert view.policy == "fifo"

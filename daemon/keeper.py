@@ -111,10 +111,8 @@ def archive(
     first, hash = base.seq + 1, base.hash.hex()
     header = segment.Header(segment.FORMAT, log.log_id, log.created_at, first, hash, tuple(begin))
     segment.write(path, header, reader.records(base.seq, upto.upto))
-    with Reader(path) as written:
-        written.verify_chain()
-        if written.head() != Head(upto.upto, upto.hash):
-            raise LogError(f"{path} does not end with event {upto.upto}")
+    if segment.check(path) != segment.End(upto.upto, upto.hash.hex()):
+        raise LogError(f"{path} does not end with event {upto.upto}")
 
 
 def thin(directory: Path, most_bytes: int) -> None:

@@ -83,6 +83,7 @@ class Keeping:
 
     async def carry(self, *, whole: bool) -> None:
         """Have snapshots made, with `whole` one of the log as it is now among them. Raises KeeperFailed."""
+        first = self._store.base.seq
         process = await self._open(whole)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -98,6 +99,8 @@ class Keeping:
             with trio.CancelScope(shield=True):
                 await process.stdout.aclose()
                 await process.stderr.aclose()
+            if self._store.base.seq > first:
+                log.info("pruned events %d to %d", first, self._store.base.seq - 1)
         if late.cancelled_caught:
             raise KeeperFailed(f"its keeper took more than {KEEPER_S:.0f} s")
         if process.returncode:
@@ -150,14 +153,12 @@ class Keeping:
             await trio.lowlevel.checkpoint()
 
     async def _prune(self, cut: Cut) -> None:
-        first = self._store.base.seq
         try:
             await self._store.prune(cut.upto, bytes.fromhex(cut.hash))
             while await self._store.shrink():
                 await trio.lowlevel.checkpoint()
         except (sqlite3.Error, LogError) as error:
             raise KeeperFailed(f"the log could not be pruned: {error}") from error
-        log.info("pruned events %d to %d", first, cut.upto)
 
 
 __all__ = ["KEEPER", "KeeperFailed", "Keeping"]

@@ -42,6 +42,7 @@ def test_a_segment_reads_like_the_log_that_it_was_of(log: Path, packed: Path) ->
         assert part.log_id == whole.log_id
         assert (part.base.seq, part.head().seq) == (FIRST, LAST)
         assert part.verify_chain() == LAST - FIRST + 1
+        assert segment.check(packed) == segment.End(LAST, whole.hash_of(LAST).hex())
         assert list(part.records()) == list(whole.records(FIRST - 1, LAST))
         assert list(part.of("q11")) == list(whole.of("q11"))
         with pytest.raises(CursorPruned):
@@ -61,6 +62,9 @@ def put(path: Path, lines: list[bytes]) -> None:
 def broken_at(path: Path) -> int:
     with Reader(path) as reader, pytest.raises((ChainBroken, Damaged)) as caught:
         reader.verify_chain()
+    with pytest.raises(Damaged) as checked:
+        segment.check(path)
+    assert checked.value.seq == caught.value.seq
     return caught.value.seq
 
 

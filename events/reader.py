@@ -23,7 +23,6 @@ from events.envelope import EventUnreadable, LogError, Record, chain_hash, decod
 from events.limits import FOLLOW_S, LOCK_S, READ_PAGE_ROWS
 from events.segment import Damaged, is_segment, unpack
 from events.upcast import type_of
-from events.upcast import type_of
 
 COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
 

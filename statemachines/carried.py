@@ -45,6 +45,7 @@ class Carried(msgspec.Struct, forbid_unknown_fields=True):
     node: str
     boot_id: str
     policy: str
+    profile: str
     stopping: str
     config: ConfigView
     pinned: dict[str, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from events.limits import GIB, MIB
+
 FORM_PARTS = 64
 """Parts of a form that are looked at for its model: OpenAI's longest has 20."""
 
@@ -34,3 +36,30 @@ LOG_ENDED = 32
 
 LOG_FOLLOW_S = 0.25
 """Between two looks at what runners print, while somebody watches: a file tells nobody that it has grown."""
+
+# --- keeping the log -------------------------------------------------------------------------------------
+
+CARRY_EVENTS = 5_000
+"""Events between two snapshots. A start folds so many, and those of CARRY_PAUSE_S, at 6 µs each; one
+transaction prunes so many at once, and nothing is appended for the 10 ms that this takes."""
+
+CARRY_PAUSE_S = 5.0
+"""Between two keepers: at full rate (10,000 events a second) one then takes a twentieth of a core."""
+
+CARRY_S = 24 * 3600.0
+"""A log into which little comes has a snapshot a day, so that what is old can be pruned by age."""
+
+KEEPER_S = 600.0
+"""How long a keeper may take: it folds 100,000 events a second, and an older runnerd's log has millions."""
+
+KEEPER_LINE_BYTES = 64 * 1024
+"""One line that a keeper prints: a piece of a snapshot, of 8 KiB and a few numbers."""
+
+RETAIN_BYTES = 1 * GIB
+"""`retention.size`: a million requests, and little beside a model's file."""
+
+RETAIN_LEAST_BYTES = 16 * MIB
+"""The least of it: some snapshots' worth, so that the last hour of a busy machine can be looked at."""
+
+ARCHIVE_BYTES = 1 * GIB
+"""`retention.archive`: some four million requests more, compressed."""

@@ -17,6 +17,7 @@ import msgspec
 
 from daemon.clock import Clock
 from daemon.driver import Driver, launch_of
+from daemon.past import nearest
 from daemon.ports import Launch
 from daemon.version import VERSION
 from events import catalogue as c
@@ -42,17 +43,27 @@ class Kept(msgspec.Struct):
     seq: int = 0
 
 
-def fold_log(path: Path) -> tuple[State, Clock]:
-    """The state that the log folds to, and the clock that goes on from it. Raises ChainBroken, and what
-    folding raises, for a log that this program must not go on with."""
-    state = State()
+class Recovered(msgspec.Struct):
+    """What a log folds to."""
+
+    state: State
+    clock: Clock
+    """It goes on from there."""
+    carried_seq: int
+    """The event up to which a snapshot was; 0: there is none."""
+
+
+def fold_log(path: Path) -> Recovered:
+    """The state that the log folds to, from its last snapshot on; what lies before it is not looked at.
+    Raises ChainBroken, and what folding raises, for a log that this program must not go on with."""
     last_at: int | None = None
     with Reader(path) as reader:
-        reader.verify_chain()
-        for record in reader.records():
+        state, head = nearest(reader)
+        reader.verify_from(head)
+        for record in reader.records(head.seq):
             apply(state, decode(record))
             last_at = record.at
-    return state, Clock(state.t, last_at)
+    return Recovered(state, Clock(state.t, last_at), head.seq)
 
 
 def recorded(state: State) -> Sequence[tuple[Process, Launch]]:

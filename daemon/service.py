@@ -29,6 +29,7 @@ from daemon.control.server import ControlServer, bind
 from daemon.driver import Driver
 from daemon.estimates import with_estimates
 from daemon.http.server import FrontDoor
+from daemon.keeping import Keeping
 from daemon.logs import Logs, Ring
 from daemon.meter import MachineMeter
 from daemon.ports import Launch
@@ -93,13 +94,16 @@ async def _recover_and_run(
     config: Config, places: Places, options: Options, front: socket.socket, signals: AsyncIterator[int]
 ) -> None:
     async with open_store(places.log, durability=config.durability) as store:
-        state, clock = await trio.to_thread.run_sync(fold_log, places.log)
-        driver = Driver(store, Scheduler(state), clock, places.log)
-        catalog, key = Catalog(config, state), digest_key(places.state_dir)
+        recovered = await trio.to_thread.run_sync(fold_log, places.log)
+        driver = Driver(store, Scheduler(recovered.state), recovered.clock, places.log)
+        catalog, key = Catalog(config, recovered.state), digest_key(places.state_dir)
         async with _machinery(driver, partial(command, catalog, key), places, store):
             await begin(driver, store, config.view(key), places.log)
             reloader = Reloader(driver, catalog, key, host=places.host, insecure=options.insecure)
-            async with driver.run():
+            keeping = Keeping(
+                driver, store, places.log, recovered.carried_seq, lambda: catalog.config.retention
+            )
+            async with driver.run(), keeping.run():
                 await _Run(driver, catalog, reloader, places, options).run(front, signals, store.log_id)
 
 

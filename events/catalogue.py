@@ -120,6 +120,22 @@ class BreachRecorded(Fact, frozen=True, gc=False, tag="breach.recorded"):
     detail: str
 
 
+class StateCarried(Fact, frozen=True, gc=False, tag="state.carried"):
+    """A piece of a snapshot: part `part` of `parts` of the state after event `upto`, whose hash (in
+    hexadecimal) is `hash`, as `statemachines.carried` writes it. Somebody folded the log to there; it changes
+    nothing. With its last part it counts: what follows event `upto` can be read without what is before."""
+
+    about: ClassVar[str] = "state"
+
+    upto: int
+    hash: str
+    layout: int
+    """The form of the state's text."""
+    part: int
+    parts: int
+    data: str
+
+
 class DeadlinePassed(Fact, frozen=True, gc=False, tag="deadline.passed"):
     """A deadline came due. Only `step` makes these; its `t` is the time that was due."""
 

@@ -78,6 +78,18 @@ WITNESS_S = 1.0
 TAIL_ROWS = 256
 """Events whose chain is checked when the log is opened for writing: what a crash could have touched."""
 
+CARRIED_PART_CHARS = 8 * 1024
+"""One event's part of a snapshot: encoded and chained in 20 µs, so that a large state holds nobody up."""
+
+CARRIED_TEXT_BYTES = 256 * MIB
+"""The text of a state, at most: a million queued requests, at 250 bytes each."""
+
+VACUUM_PAGES = 64
+"""Pages of a log's file that are given back at once: a millisecond."""
+
+VACUUM_FREE_PAGES = 4096
+"""Free pages that are kept for what comes next, 8 MiB: giving them back to take them again would be work."""
+
 # --- the scheduler ---------------------------------------------------------------------------------------
 
 STOP_NS = 10 * S

@@ -13,7 +13,7 @@ import msgspec
 
 from events import schema
 from events.limits import LOG_PAGE_BYTES, TAIL_ROWS, WAL_SOFT_PAGES
-from events.reader import Base, ChainBroken, Head, read_base, read_head, verify
+from events.reader import Base, Head, hash_of, read_base, read_head, verify
 from events.witness import TailLost, boot_id, read_witness
 
 Durability = Literal["process", "machine"]
@@ -50,18 +50,9 @@ def inspect(log: Path, connection: sqlite3.Connection, durability: Durability) -
     base = read_base(connection)
     head = read_head(connection, base)
     start = max(head.seq - TAIL_ROWS, base.seq - 1)
-    verify(connection, start, _hash_at(connection, base, start), head.seq)
+    verify(connection, start, hash_of(connection, base, start), head.seq)
     connection.execute("PRAGMA busy_timeout=0")  # from here on the committer waits, and says so
     return Found(base, head, _check_witness(log, connection, base, head, durability))
-
-
-def _hash_at(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
-    if seq == base.seq - 1:
-        return base.hash
-    row = connection.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
-    if row is None:
-        raise ChainBroken(seq, "missing")
-    return bytes(row[0])
 
 
 def _check_witness(
@@ -75,6 +66,6 @@ def _check_witness(
         if durability == "process" and witness.boot_id != boot_id():
             return witness.seq, head.seq
         raise TailLost(witness.seq, head.seq, "the log has lost its tail")
-    if _hash_at(connection, base, witness.seq).hex() != witness.hash:
+    if hash_of(connection, base, witness.seq).hex() != witness.hash:
         raise TailLost(witness.seq, head.seq, "the log is not the one that was written")
     return None

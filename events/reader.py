@@ -18,9 +18,11 @@ from typing import Any
 import msgspec
 
 from events import schema
-from events.catalogue import Event
+from events.catalogue import Event, StateCarried
 from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode, first_hash
 from events.limits import FOLLOW_S, LOCK_S, READ_PAGE_ROWS
+from events.segment import Damaged, is_segment, unpack
+from events.upcast import type_of
 
 COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
 
@@ -89,10 +91,43 @@ def read_base(connection: sqlite3.Connection) -> Base:
     return Base(*row)
 
 
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """The size of a log, without the pages that are free in its file."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
 def read_head(connection: sqlite3.Connection, base: Base) -> Head:
     """The last event of a log."""
     row = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     return Head(*row) if row is not None else Head(base.seq - 1, base.hash)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Where a whole snapshot is: the state after event `upto`, whose last part is event `seq`."""
+
+    upto: int
+    hash: bytes
+    """Of the event `upto`."""
+    seq: int
+
+
+_PIECES = (  # events_subject finds them
+    f"SELECT {COLUMNS} FROM events WHERE subject = ? AND type = ?"
+)
+
+
+def hash_of(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
+    """The stored hash of an event, or of the one before the base. Raises ChainBroken where it is missing."""
+    if seq == base.seq - 1:
+        return base.hash
+    row = connection.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+    if row is None:
+        raise ChainBroken(seq, "missing")
+    return bytes(row[0])
 
 
 class Reader:
@@ -100,7 +135,14 @@ class Reader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._connection = open_read_only(self.path)
+        self._damage: Damaged | None = None
+        """Where a segment breaks off."""
+        self.begin: tuple[StateCarried, ...] = ()
+        """The parts of the snapshot that a segment begins with."""
+        if self.path.is_file() and is_segment(self.path):
+            self._connection, self.begin, self._damage = unpack(self.path)
+        else:
+            self._connection = open_read_only(self.path)
         try:
             self.schema = schema.check(self._connection)
             if self.schema == 0:
@@ -125,6 +167,10 @@ class Reader:
         """Close the file."""
         self._connection.close()
 
+    def used_bytes(self) -> int:
+        """The size of the log, without the pages that are free in its file."""
+        return used_bytes(self._connection)
+
     def head(self) -> Head:
         """The last event, now."""
         return read_head(self._connection, self.base)
@@ -138,7 +184,21 @@ class Reader:
         if 0 < after < self.base.seq - 1:
             raise CursorPruned(f"the log begins at event {self.base.seq}")
         last = self.head().seq if upto is None else upto
-        return self._pages(max(after, self.base.seq - 1), "seq <= :last", {"last": last})
+        return self._records(max(after, self.base.seq - 1), last)
+
+    def _records(self, after: int, last: int) -> Iterator[Record]:
+        for record in self._pages(after, "seq <= :last", {"last": last}):
+            if record.seq != after + 1 and self._is_pruned(after):
+                raise CursorPruned(f"the log has been pruned meanwhile: it begins at event {self.base.seq}")
+            yield record
+            after = record.seq
+        if self._damage is not None and after < last:
+            raise self._damage
+
+    def _is_pruned(self, after: int) -> bool:
+        """Whether what followed event `after` is gone, now."""
+        self.base = read_base(self._connection)
+        return after < self.base.seq - 1
 
     def events(self, after: int = 0, upto: int | None = None) -> Iterator[Event]:
         """As `records`, decoded."""
@@ -167,6 +227,45 @@ class Reader:
                 yield record
             time.sleep(FOLLOW_S)
 
+    def snapshots(self, upto: int | None = None) -> Iterator[Snapshot]:
+        """The whole snapshots of states at or before event `upto` (None: all), the newest first. Raises
+        EventUnreadable."""
+        for record, piece in self._pieces_below(self.head().seq + 1):
+            if piece.part == piece.parts and (upto is None or piece.upto <= upto):
+                yield Snapshot(piece.upto, bytes.fromhex(piece.hash), record.seq)
+
+    def pieces(self, snapshot: Snapshot) -> list[StateCarried]:
+        """The parts of a snapshot. Raises EventUnreadable where they are not all there."""
+        pieces: list[StateCarried] = []
+        for _, piece in self._pieces_below(snapshot.seq + 1):
+            if piece.part != (pieces[-1].part - 1 if pieces else piece.parts) or piece.upto != snapshot.upto:
+                break
+            pieces.append(piece)
+            if piece.part == 1:
+                return pieces[::-1]
+        raise EventUnreadable(snapshot.seq, "the snapshot that ends here lacks a part")
+
+    def _pieces_below(self, seq: int) -> Iterator[tuple[Record, StateCarried]]:
+        """The parts of snapshots before an event, the last one first, each in a transaction of its own."""
+        sql = f"{_PIECES} AND seq < ? ORDER BY seq DESC LIMIT 1"
+        about = (StateCarried.about, type_of(StateCarried))
+        while row := self._connection.execute(sql, (*about, seq)).fetchone():
+            record = Record(*row)
+            body = decode(record).body
+            assert isinstance(body, StateCarried)
+            yield record, body
+            seq = record.seq
+
+    def hash_of(self, seq: int) -> bytes:
+        """The stored hash of an event. Raises ChainBroken where it is missing."""
+        return hash_of(self._connection, self.base, seq)
+
+    def verify_from(self, head: Head) -> None:
+        """Check the events after `head` against the chain, and that `head` is of it. Raises ChainBroken."""
+        if self.hash_of(head.seq) != head.hash:
+            raise ChainBroken(head.seq, "a snapshot says that it had another hash")
+        verify(self._connection, head.seq, head.hash, self.head().seq)
+
     def seq_at(self, text: str) -> int:
         """The number of the event that a cursor names. Raises CursorLost or CursorPruned."""
         number, _, hash8 = text.partition("-")
@@ -183,13 +282,24 @@ class Reader:
 
     def verify_chain(self) -> int:
         """Check every event against the chain; how many there are. Raises ChainBroken for the first bad."""
+        while True:
+            try:
+                return self._verify_chain()
+            except ChainBroken:
+                if not self._is_pruned(self.base.seq - 1):
+                    raise
+
+    def _verify_chain(self) -> int:
         base = self.base
         lowest = self._connection.execute("SELECT min(seq) FROM events").fetchone()[0]
         if lowest is not None and lowest < base.seq:
             raise ChainBroken(lowest, f"it lies before the log's base, {base.seq}")
         if base.seq == 1 and base.hash != first_hash(base.log_id):
             raise ChainBroken(1, "the log's base is not that of its id")
-        return verify(self._connection, base.seq - 1, base.hash, self.head().seq)
+        count = verify(self._connection, base.seq - 1, base.hash, self.head().seq)
+        if self._damage is not None:
+            raise self._damage
+        return count
 
     def _pages(self, after: int, where: str, values: dict[str, int | str]) -> Iterator[Record]:
         sql = (

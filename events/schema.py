@@ -82,13 +82,21 @@ def migrate(connection: sqlite3.Connection) -> None:
             _apply(connection, number, sql)
 
 
-def _apply(connection: sqlite3.Connection, number: int, sql: str) -> None:
+def make(connection: sqlite3.Connection, log_id: str, created_at: int, seq: int, hash: bytes) -> None:
+    """The schema of an empty database, which is to hold a given log from a given base on."""
+    for number, sql in migrations().items():
+        _apply(connection, number, sql, (log_id, created_at, seq, hash))
+
+
+def _apply(
+    connection: sqlite3.Connection, number: int, sql: str, base: tuple[str, int, int, bytes] | None = None
+) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statement in _statements(sql):
             connection.execute(statement)
         if number == 1:
-            _make_base(connection)
+            connection.execute("INSERT INTO log_base VALUES (1, ?, ?, ?, ?)", base or _new_base())
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={number}")
         connection.execute("COMMIT")
@@ -98,12 +106,9 @@ def _apply(connection: sqlite3.Connection, number: int, sql: str) -> None:
         raise
 
 
-def _make_base(connection: sqlite3.Connection) -> None:
+def _new_base() -> tuple[str, int, int, bytes]:
     log_id = uuid.uuid4().hex
-    connection.execute(
-        "INSERT INTO log_base (id, log_id, created_at, seq, hash) VALUES (1, ?, ?, 1, ?)",
-        (log_id, time.time_ns(), first_hash(log_id)),
-    )
+    return log_id, time.time_ns(), 1, first_hash(log_id)
 
 
 def _statements(sql: str) -> Iterator[str]:

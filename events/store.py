@@ -40,10 +40,12 @@ from events.limits import (
     LOG_BLOCKED_MS,
     MS,
     READ_PAGE_ROWS,
+    VACUUM_PAGES,
     WITNESS_S,
 )
 from events.lock import LogInUse, hold_lock, is_held, lock_path
 from events.opening import Durability, Found, configure, inspect
+from events.pruning import prune, shrink
 from events.reader import CursorPruned, Head
 from events.trio_sqlite import TrioSqlite
 from events.witness import TailLost, write_witness
@@ -250,7 +252,22 @@ class EventStore:
             with self._engine.connect() as connection:
                 return [Record(*row) for row in connection.execute(page)]
 
-        return cast("list[Record]", await greenlet_spawn(query))
+        found = cast("list[Record]", await greenlet_spawn(query))
+        if after < self.base.seq - 1:  # pruned meanwhile
+            raise CursorPruned(f"the log begins at event {self.base.seq}")
+        return found
+
+    async def prune(self, upto: int, hash: bytes) -> None:
+        """Delete the events up to number `upto`, as `events.pruning.prune`; nothing is appended meanwhile.
+        Raises what that raises."""
+        count = upto + 1 - self.base.seq
+        self.base = await self._writer.run(partial(prune, self._writer.raw, upto, hash))
+        self._checkpointer.grew(max(0, count))
+
+    async def shrink(self) -> bool:
+        """Give a few free pages back, as `events.pruning.shrink`. Raises what that raises."""
+        self._checkpointer.grew(VACUUM_PAGES)
+        return await self._writer.run(partial(shrink, self._writer.raw))
 
     # --- writing -----------------------------------------------------------------------------------------
 

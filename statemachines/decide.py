@@ -578,5 +578,6 @@ HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
     c.StopRequested: stop_requested,
     c.LogResumed: noted,
     c.LogTailLost: noted,
+    c.StateCarried: noted,
     c.BreachRecorded: noted,
 }

@@ -83,7 +83,8 @@ def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
     demand = state.demands[request.demand]
     for id in list(demand.waiting):  # its old place: few wait with the same runner excluded
         if state.requests[id].seq > request.seq:
-            demand.waiting.move_to_end(id)
+            del demand.waiting[id]  # not move_to_end, of whose order msgspec would know nothing (`carried`)
+            demand.waiting[id] = None
     rerank(state, demand)
 
 

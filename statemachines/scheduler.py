@@ -152,11 +152,11 @@ CREATES: dict[type, str] = {
     c.CancelRequested: "o",
 }
 
+SUBJECTS = ("request", "operation", "model", "runner", "demand", "id", "about")
+
 SUBJECT_FIELD: dict[type, str] = {
     kind: name
     for kind in (*c.FACTS, *c.DECISIONS)
-    for name in [
-        next((f for f in ("request", "operation", "model", "runner", "demand", "id") if hasattr(kind, f)), "")
-    ]
+    for name in [next((f for f in SUBJECTS if hasattr(kind, f)), "")]
     if name and kind not in CREATES and kind not in (c.TurnWaits, c.BreachRecorded)
 }

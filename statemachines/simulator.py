@@ -6,7 +6,7 @@ only pretended. How each of them behaves (loads, crashes, hangs, lies, refuses t
 chance here but what a nature brings: the same nature, the same log.
 
 After every step the whole state is checked (`check_all`), and `World.restart` is what a death of the daemon
-does: the state is folded from the log, and must be what it was.
+does: the state is folded from the log, must be what it was, and is what a snapshot keeps of it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 from events import catalogue as c
 from events.catalogue import NEVER, Event, Fact, Process, Reading
 from events.limits import LOAD_LOOKS, MS, S
+from statemachines.carried import carry, restore
 from statemachines.invariants import check_all, require
 from statemachines.replay import fold
 from statemachines.request import RequestState
@@ -194,6 +195,7 @@ class World:
         known = canonical(self.state)
         self.scheduler = Scheduler(fold(self.log))
         require(canonical(self.state) == known, "the log folds to another state")
+        self.carry()
         self.exchanges.clear()
         for id, sim in list(self.alive.items()):
             if sim.opened_t == NEVER or not sim.life.survives:
@@ -203,6 +205,14 @@ class World:
         self.t += down_ns
         found = [sim.processes.values() for id, sim in self.alive.items() if id in self.state.runners]
         self.start(tuple(process for processes in found for process in processes))
+
+    def carry(self) -> None:
+        """Go on from a snapshot. Raises Breach if it is not the whole state; if it is, but for the order of
+        something, the log does not replay."""
+        known, text = canonical(self.state), carry(self.state)
+        self.scheduler.state = restore(text)
+        require(canonical(self.state) == known, "the snapshot holds another state")
+        require(carry(self.state) == text, "the snapshot of a snapshot is another")
 
     def submit(self, fact: Fact) -> list[Event]:
         """A fact, now: its step, and everything that follows from it at once. Deadlines that are due come

@@ -161,6 +161,11 @@ def _started(s: str, p: Payload) -> str:
     )
 
 
+def _carried(s: str, p: Payload) -> str:
+    part = f", part {p['part']} of {p['parts']}" if p["parts"] > 1 else ""
+    return f"snapshot of the state after event {p['upto']}{part}"
+
+
 def _ended(s: str, p: Payload) -> str:
     if p.get("ok"):
         return f"{s} done ({p['runner']})" if p.get("runner") else f"{s} done"
@@ -232,6 +237,7 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "log.tail_lost": lambda s, p: (
         f"events {p['found_seq'] + 1} to {p['expected_seq']} were lost with the machine"
     ),
+    "state.carried": _carried,
     "breach.recorded": lambda s, p: f"an earlier start broke at a {p['fact']}: {p['detail']}",
     "deadline.passed": _deadline,
     "request.arrived": lambda s, p: f"{s} wants {p['model']}{_options(p.get('options', {}))} ({p['kind']})",

@@ -12,17 +12,13 @@ import click
 
 from daemon.cli.output import Output, failing
 from daemon.cli.runnerd import EXIT_UNREACHABLE
+from daemon.past import nearest
 from events.catalogue import Event, Fact
 from events.envelope import LogError, decode
 from events.reader import CursorPruned, Reader
 from statemachines.fold import apply
-from statemachines.invariants import Breach
-from statemachines.machine import IllegalTransition
-from statemachines.replay import Divergence
+from statemachines.replay import UNFOLDABLE, Divergence
 from statemachines.state import State
-
-UNFOLDABLE = (Breach, IllegalTransition, LookupError, ArithmeticError, AssertionError)
-"""What folding a log raises that no runnerd has written, though its chain may be in order."""
 
 ANOTHER = "--log PATH names another; runnerctl status says where a running daemon has its own"
 
@@ -52,8 +48,11 @@ class Settings:
 
     def fold(self, reader: Reader, upto: int | None = None) -> State:
         """The state after event `upto` (None: the last). Exits with 1 where the log cannot be folded."""
-        folded = State()
-        for record in reader.records(0, upto):
+        first = reader.base.seq
+        if upto is not None and upto < first - 1:
+            raise click.UsageError(f"the log begins with event {first}: what was before has been pruned")
+        folded, head = nearest(reader, upto)
+        for record in reader.records(head.seq, upto):
             try:
                 apply(folded, decode(record))
             except UNFOLDABLE as error:

@@ -15,16 +15,16 @@ from typing import Any
 import click
 import msgspec
 
-from daemon.cli.logfile import UNFOLDABLE, Facts, Settings
+from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
-from daemon.cli.select import models, selected
-from daemon.nearest import nearest
+from daemon.cli.select import meant, selected
+from daemon.past import nearest
 from daemon.version import VERSION
 from events.envelope import EventUnreadable, Record
-from events.reader import Reader
 from events.upcast import CLASSES
+from statemachines.replay import UNFOLDABLE
 from statemachines.replay import verify as rederive
 from statemachines.request import RequestState
 from statemachines.state import State, canonical
@@ -111,13 +111,7 @@ def show(
             shown += 1
         if not shown and not settings.output.machine:
             words = f"no such event among the {_count(reader.head().seq, 'event')} of the log"
-            settings.output.text(words + _meant(reader, subjects), dim=True)
-
-
-def _meant(reader: Reader, subjects: tuple[str, ...]) -> str:
-    """The model that somebody may have meant who names another."""
-    near = [name for subject in subjects for name in nearest(subject, models(reader), 1)]
-    return f"; did you mean {near[0]}?" if near and near[0] not in subjects else ""
+            settings.output.text(words + meant(reader, subjects), dim=True)
 
 
 def _print_event(output: Output, record: Record) -> None:
@@ -143,9 +137,10 @@ def verify(settings: Settings) -> None:
         with output.progress("the chain"):
             count = reader.verify_chain()
         with output.progress("the decisions"):
-            facts = Facts(reader.events())
+            begin, head = nearest(reader, reader.base.seq - 1)
+            facts = Facts(reader.events(head.seq))
             try:
-                report, _ = rederive(facts)
+                report, _ = rederive(facts, begin, [snapshot.upto for snapshot in reader.snapshots()])
             except UNFOLDABLE as error:
                 seq = facts.stepped
                 failing(output, seq=seq, error=f"no runnerd has written the step of event {seq}: {error}")
@@ -154,6 +149,10 @@ def verify(settings: Settings) -> None:
         return
     output.text(f"chain intact: {_count(count, 'event')}")
     output.text(f"decisions reproduced: {report.decisions} of {report.decisions}, in {report.steps} steps")
+    if report.snapshots:
+        output.text(f"snapshots as they should be: {report.snapshots}")
+    if report.snapshots_not_compared:
+        output.text(f"not compared: {_count(report.snapshots_not_compared, 'snapshot')} of other versions")
     for rules, steps in report.not_rederived.items():
         output.text(f"not re-derived (rules {rules}): {steps} steps")
 

@@ -19,6 +19,7 @@ from daemon.config.filters import FilterRules, Filters
 from daemon.config.macros import fill
 from daemon.config.peers import Peer
 from daemon.config.peers import find as find_peer
+from daemon.config.retention import Retention
 from daemon.config.selectors import Profile, Selector
 from daemon.config.shards import Shard, port_values
 from daemon.config.values import Json
@@ -71,6 +72,7 @@ SETTINGS = {
     "control_socket": "controlSocket",
     "event_log": "eventLog",
     "durability": "durability",
+    "retention": "retention",
 }
 """The keys of a Config's fields at the top of the file."""
 
@@ -185,6 +187,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     control_socket: Path | None = None
     event_log: Path | None = None
     durability: Literal["process", "machine"] = "process"
+    retention: Retention = Retention()
     max_queue: int = QUEUE_MAX
     max_loaded: int = 0
     policy: str = "balanced"

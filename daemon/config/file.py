@@ -18,6 +18,7 @@ from daemon.config.macros import Expander, Scope
 from daemon.config.model import Defaults, ModelReader, check_device, read_stall_ns
 from daemon.config.peers import find as find_peer
 from daemon.config.peers import hide_keys, read_peers
+from daemon.config.retention import read_retention
 from daemon.config.routing import RoutingReader
 from daemon.config.selectors import NamesReader
 from daemon.config.units import show_duration
@@ -121,6 +122,7 @@ class _Reader:
             control_socket=self._socket(section),
             event_log=self._place(section, "eventLog"),
             durability=self._durability(section),
+            retention=read_retention(section),
             max_queue=section.integer("maxQueue", QUEUE_MAX, 1, REQUESTS_MAX),
             max_loaded=section.integer("maxLoadedModels", 0, 0, CONFIG_MODELS),
             prefetch=section.flag("prefetch"),

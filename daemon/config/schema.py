@@ -319,6 +319,16 @@ _TOP: dict[str, tuple[Schema, str]] = {
     "controlSocket": (_TEXT, "Path of the control socket."),
     "eventLog": (_TEXT, "Path of the event log."),
     "durability": (_choice("process", "machine"), "What crash the log survives. Default: the daemon's."),
+    "retention": (
+        _section(
+            {
+                "size": (_SIZE, "Of the event log; what is older is archived and pruned. 0: no limit."),
+                "age": (_DURATION, "What is older is archived and pruned. 0: no limit."),
+                "archive": (_SIZE, "Of the archive; the oldest goes first. 0: nothing is archived."),
+            }
+        ),
+        "How much of the event log is kept. Default: 1 GiB, and 1 GiB of archive.",
+    ),
     "maxQueue": (_integer(1, REQUESTS_MAX), f"Requests that may wait at once. Default: {QUEUE_MAX}."),
     "maxLoadedModels": (_integer(0, CONFIG_MODELS), "Runners loaded at once; 0: automatic."),
     "policy": (_choice(*POLICIES), "Whose turn it is where models do not fit together. Default: balanced."),

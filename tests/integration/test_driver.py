@@ -15,6 +15,7 @@ import trio.testing
 
 from daemon.clock import Clock
 from daemon.driver import Driver, Ticket
+from daemon.past import nearest
 from daemon.ports import Address, Dispatched, Ended, Launch
 from events import catalogue as c
 from events.envelope import decode
@@ -171,7 +172,7 @@ async def driving(tmp_path: Path) -> AsyncIterator[Here]:
             yield Here(driver, store, machine)
     with Reader(log) as reader:
         reader.verify_chain()
-        verify(list(map(decode, reader.records())))
+        verify(list(map(decode, reader.records())), nearest(reader, reader.base.seq - 1)[0])
 
 
 def seq_of(log: list[c.Event], kind: type, subject: str) -> int:

@@ -15,6 +15,7 @@ from daemon.config.commands import Command
 from daemon.config.config import Config, SpecChanged
 from daemon.config.errors import ConfigError
 from daemon.config.file import load
+from daemon.config.retention import Retention
 from daemon.ports import Launch
 from events.catalogue import NEVER, DeviceView, Option
 from events.limits import GIB, MIB, S
@@ -65,6 +66,13 @@ def test_the_least_configuration_has_the_defaults(write: Write) -> None:
         {},
         None,
     )
+
+
+def test_how_much_of_the_log_is_kept(write: Write) -> None:
+    text = "models: {m: {cmd: 'server --port ${PORT}'}}\n"
+    assert write(text).retention == Retention(GIB, 0, GIB)
+    found = write(text + "retention: {size: 64MiB, age: 30d, archive: 0}").retention
+    assert found == Retention(64 * MIB, 30 * 86400 * S, 0)
 
 
 def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_all_problems_are_told_together_with_line_and_path(tmp_path: Path) -> No
         ("unloadTimeout: -1", "unloadTimeout"),
         ("memoryHeadroom: 6G", "memoryHeadroom: expected a size"),
         ("durability: disk", 'durability: expected "process" or "machine", found "disk"'),
+        ("retention: 1GiB", "retention: expected a mapping"),
+        (
+            "retention: {size: 1MiB}",
+            "retention.size: expected a size from 16MiB, or 0 for no limit",
+        ),
+        ("retention: {sizes: 1GiB}", 'unknown key "sizes"; the nearest is "size"'),
+        ("retention: {age: old}", "retention.age: expected a number of seconds or a duration"),
         ("listen: 127.0.0.1:99999", "listen"),
         ("controlSocket: ~/x.sock", "controlSocket: expected a path"),
         (f"controlSocket: /{'x' * 120}", "at most 107 bytes"),

@@ -39,6 +39,7 @@ routing:
   scheduler: {settings: {fifo: {}}}
 selectors: {s: {strategy: pin, targets: [m], settings: {}}}
 profiles: {p: {pins: {x: m}}}
+retention: {}
 peers: {p: {proxy: 'http://x', models: [q], filters: {}, timeouts: {}}}
 """
 GROUPS = "models: {m: {cmd: 's ${PORT}'}}\ngroups: {g: {members: [m]}}\nmacros: {a: b}\n"

@@ -1,0 +1,148 @@
+"""The keeper: a process that folds what has come into the log, checks it, and says what the state is then.
+
+    python -I -m daemon.keeper '{"log": …, "every": …, …}'       (Order)
+
+A daemon runs one now and then (`daemon.keeping`). What it prints, a JSON line each, is for the daemon to do:
+`state.carried` facts to be put into the log, and cuts, up to which the log may be pruned: what lies there has
+been archived, and read back. It works beside the daemon rather than in it, so that no request waits for a
+state of megabytes to be encoded; and by the durable bytes alone, so that a log that is damaged under its
+daemon is found out. It writes to nothing but the archive. Exit codes: 0 done, 1 the log is damaged, or the
+archive cannot be written.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from daemon.past import nearest
+from events import segment
+from events.catalogue import StateCarried
+from events.envelope import LogError, decode
+from events.reader import Head, Reader, Snapshot
+from statemachines.carried import carry, pieces
+from statemachines.fold import apply
+from statemachines.replay import UNFOLDABLE
+
+NICE = 10
+"""It is in no hurry; requests are."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a keeper is to do. 0: no limit."""
+
+    log: str
+    every: int
+    """Events between two snapshots."""
+    whole: bool = False
+    """Make one of the log as it is now, too."""
+    size_bytes: int = 0
+    age_ns: int = 0
+    archive: str = ""
+    """The directory of the segments; "": what is pruned is gone."""
+    archive_bytes: int = 0
+
+
+class Cut(msgspec.Struct, frozen=True, tag_field="type", tag="cut"):
+    """The log may be pruned up to event `upto`, whose hash this is."""
+
+    upto: int
+    hash: str
+
+
+def snapshots(reader: Reader, every: int, *, whole: bool = False) -> Iterator[StateCarried]:
+    """A snapshot for each `every` events since the last one; with `whole`, one of the head as well.
+    Raises LogError where the chain breaks or the events cannot be folded."""
+    state, head = nearest(reader)
+    last = reader.head()
+    reader.verify_from(head)
+    due = head.seq + every
+    previous = head
+    for record in reader.records(head.seq, last.seq):
+        event = decode(record)
+        if not event.cause and state.seq >= due:  # the step before is whole
+            yield from pieces(carry(state), previous.seq, previous.hash)
+            due = state.seq + every
+        try:
+            apply(state, event)
+        except UNFOLDABLE as error:
+            raise LogError(f"event {record.seq} cannot follow: {error}") from error
+        previous = Head(record.seq, record.hash)
+    if state.seq >= due or (whole and state.seq > head.seq):  # a transaction ends with a step
+        yield from pieces(carry(state), previous.seq, previous.hash)
+
+
+def cuts(reader: Reader, order: Order, now_ns: int) -> Iterator[Cut]:
+    """Where to prune so that the log keeps to its size and age, the oldest first. Each is archived first."""
+    used, base = reader.used_bytes(), Head(reader.base.seq - 1, reader.base.hash)
+    begin: list[StateCarried] = []
+    each = used // max(1, reader.head().seq - base.seq)
+    for snapshot in reversed(list(reader.snapshots())):
+        if snapshot.upto == base.seq:
+            begin = reader.pieces(snapshot)
+        if snapshot.upto <= base.seq:
+            continue
+        (last,) = reader.records(snapshot.upto - 1, snapshot.upto)
+        old = order.age_ns and last.at < now_ns - order.age_ns
+        if not old and (not order.size_bytes or used <= order.size_bytes):
+            return
+        if order.archive:
+            archive(reader, Path(order.archive), base, begin, snapshot)
+            begin = reader.pieces(snapshot)
+        yield Cut(snapshot.upto, snapshot.hash.hex())
+        used -= each * (snapshot.upto - base.seq)
+        base = Head(snapshot.upto, snapshot.hash)
+
+
+def archive(
+    reader: Reader, directory: Path, base: Head, begin: Sequence[StateCarried], upto: Snapshot
+) -> None:
+    """Write the events after `base`, whose snapshot is `begin`, up to another snapshot's into a segment, and
+    check that. Raises LogError, OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / segment.name_of(base.seq + 1, upto.upto)
+    log = reader.base
+    first, hash = base.seq + 1, base.hash.hex()
+    header = segment.Header(segment.FORMAT, log.log_id, log.created_at, first, hash, tuple(begin))
+    segment.write(path, header, reader.records(base.seq, upto.upto))
+    if segment.check(path) != segment.End(upto.upto, upto.hash.hex()):
+        raise LogError(f"{path} does not end with event {upto.upto}")
+
+
+def thin(directory: Path, most_bytes: int) -> None:
+    """Remove the oldest segments of an archive that is too large. Raises OSError."""
+    kept = 0
+    for path in sorted(directory.glob(f"*{segment.SUFFIX}"), reverse=True):
+        kept += path.stat().st_size
+        if kept > most_bytes:
+            path.unlink()
+
+
+def main(order: Order) -> int:
+    """See the module."""
+    write = sys.stdout.buffer.write
+    try:
+        with Reader(order.log) as reader:
+            for piece in snapshots(reader, order.every, whole=order.whole):
+                write(msgspec.json.encode(piece) + b"\n")
+            for cut in cuts(reader, order, time.time_ns()):
+                write(msgspec.json.encode(cut) + b"\n")
+        if order.archive:
+            thin(Path(order.archive), order.archive_bytes)
+    except (LogError, OSError, sqlite3.Error) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        sys.stdout.buffer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    os.nice(NICE)
+    sys.exit(main(msgspec.json.decode(sys.argv[1], type=Order)))

@@ -23,6 +23,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "stopping": (503, "the server is stopping"),
     "load_failed": (502, "model '{model}' failed to load: {message}"),
     "upstream_failed": (502, "the runner of model '{model}' failed: {detail}"),
+    "revoked": (503, "the lease of model '{model}' was revoked: {detail}"),
     "never_fits": (507, "model '{model}' can never fit: it {detail}"),
     "no_memory": (503, "no memory for model '{model}', which other programs hold: it {detail}"),
     "no_port": (503, "no port for model '{model}': {detail}"),
@@ -77,4 +78,4 @@ def describe(
 
 def is_local(caller: str) -> bool:
     """Whether a caller is on this machine: its address is a loopback address, or it came by a Unix socket."""
-    return not caller or caller.startswith("127.") or caller in ("::1", "unix")
+    return not caller or caller.startswith(("127.", "uid ")) or caller in ("::1", "unix")

@@ -21,7 +21,7 @@ OUTCOMES = tuple(state.value for state in REQUEST_ENDS)
 LOAD_OUTCOMES = ("ready", "unloaded", "failed", "lost")
 """How loads end: ready, or as their runner did that never was."""
 RUNNER_OUTCOMES = ("unloaded", "failed", "lost")
-EVICTIONS = ("evicted", "keep_alive", "operator", "configuration", "stopping")
+EVICTIONS = ("evicted", "keep_alive", "operator", "configuration", "stopping", "lease_revoked")
 """Why ready runners are told to go, those that there are today."""
 
 COMPLETED = OUTCOMES.index("completed")

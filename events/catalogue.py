@@ -146,9 +146,13 @@ class DeadlinePassed(Fact, frozen=True, gc=False, tag="deadline.passed"):
 # --- facts: requests -------------------------------------------------------------------------------------
 
 
+LEASE = "lease"
+"""The kind of a request for a slot that its client will use by itself."""
+
+
 class RequestArrived(Fact, frozen=True, gc=False, tag="request.arrived"):
     """A client asked for `model`. Its id is `q<seq>`. `options` are the launch options that it fixed,
-    `priority` is added to the model's."""
+    `priority` is added to the model's. `token_digest`: of a lease, SHA-256 of what proves whose it is."""
 
     model: str
     kind: str
@@ -156,6 +160,7 @@ class RequestArrived(Fact, frozen=True, gc=False, tag="request.arrived"):
     priority: int = 0
     keep_alive_ns: int | None = None
     caller: str = ""
+    token_digest: str = ""
 
 
 class ClientGone(Fact, frozen=True, gc=False, tag="client.gone"):
@@ -183,6 +188,14 @@ class UpstreamEnded(Fact, frozen=True, gc=False, tag="upstream.ended"):
     sent: bool = True
     first_byte_ns: int = 0
     error: str = ""
+
+
+class LeaseResumed(Fact, frozen=True, gc=False, tag="lease.resumed"):
+    """A client has shown a lease's token: it holds the lease from now on, after a start of the daemon or in
+    the place of another connection."""
+
+    request: str
+    by: str = ""
 
 
 class CancelRequested(Fact, frozen=True, gc=False, tag="operator.cancel"):
@@ -362,6 +375,16 @@ class RequestRejected(Decision, frozen=True, gc=False, tag="request.rejected"):
     reason: str
     retry_after_ns: int = 0
     detail: str = ""
+
+
+class LeaseRevoked(Decision, frozen=True, gc=False, tag="lease.revoked"):
+    """Who holds the lease is told to let go: "max_lease", "others_wait", or why its runner drains. After
+    `until_ns` the lease ends, and its runner goes, whose slot may still be used by who held it."""
+
+    request: str
+    runner: str
+    reason: str
+    until_ns: int
 
 
 class RequestInterrupted(Decision, frozen=True, gc=False, tag="request.interrupted"):

@@ -165,6 +165,10 @@ SWAP_PATIENCE = 4
 """α: a runner may keep its place for α × (what it costs to swap there and back) while others wait. Switching
 then takes at most 1/(1+α) of the time."""
 
+LEASE_GRACE_NS = 60 * S
+"""After a start, how long a lease's slot is kept for who held it: for as long as a runner outlives a daemon
+(ORPHAN_GRACE_S)."""
+
 SWAP_PATIENCE_MAX = 1000
 """`swapPatience`: with more, nobody else would ever have a turn."""
 

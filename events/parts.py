@@ -84,6 +84,8 @@ class ModelView(Part, frozen=True, gc=False):
     """How long a request may queue (`queueTimeout`); 0: no limit."""
     request_ns: int = 0
     """How long a request may take in all (`requestTimeout`); 0: no limit."""
+    max_lease_ns: int = 0
+    """How long a client may hold a slot by itself (`maxLease`); 0: for as long as nobody waits for it."""
     first_byte_ns: int = 0
     """How long its runner may take until the first byte of an answer (`firstByteTimeout`); 0: no limit."""
     priority: int = 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from events import catalogue as c
 from events.catalogue import NEVER
 from statemachines.decide import dismiss_waiting, dispatch_waiting, finish, grow_all, left, silent, slot_freed
+from statemachines.leases import cut, due
 from statemachines.loading import place
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
@@ -144,6 +145,19 @@ def _resume(s: Scheduler, id: str) -> None:
     place(s)
 
 
+def _lease_late(s: Scheduler, id: str) -> None:
+    """Who held a lease has not let go of it in time."""
+    request = s.state.requests[id]
+    cut(s, request, request.revoked)
+    s.emit(c.RequestFailed(id, "revoked", request.runner, request.revoked))
+    place(s)
+
+
+def _forsaken(s: Scheduler, id: str) -> None:
+    """Nobody has come back for a lease since the daemon started again."""
+    s.emit(c.RequestInterrupted(id))
+
+
 DEADLINES: dict[str, Callable[[Scheduler, str], None]] = {
     "load": _load_late,
     "stall": _stalled,
@@ -159,6 +173,9 @@ DEADLINES: dict[str, Callable[[Scheduler, str], None]] = {
     "queue": _queue_late,
     "request": _request_late,
     "close": _close_late,
+    "lease": due,
+    "revoke": _lease_late,
+    "grace": _forsaken,
     "measure": _again,
     "cool": _cooled,
     "turn": _again,

@@ -19,6 +19,7 @@ from events.limits import (
     RESPONSE_NS,
 )
 from statemachines.groups import kept_from, protected
+from statemachines.leases import cut, end_all
 from statemachines.ledger import back
 from statemachines.loading import grow, place
 from statemachines.policy import rank
@@ -150,6 +151,7 @@ def _failed_exchange(s: Scheduler, request: Request, f: c.UpstreamEnded) -> None
         s.emit(c.RequestTimedOut(request.id, "first_byte_timeout"))
         return
     again = f.bytes_to_client == 0 and request.attempt == 1 and not s.state.stopping
+    again = again and request.kind != c.LEASE  # its holder knows that runner's address
     runner = s.state.runners.get(f.runner)
     if again and not (runner is not None and runner.cancelled):
         s.emit(c.RequestRequeued(request.id, f.runner, f.error or "ended early"))
@@ -225,6 +227,8 @@ def cancel_requested(s: Scheduler, f: c.CancelRequested, id: str) -> None:
     """An operator's cancel, answered whether or not there was anything to cancel."""
     request = s.state.requests.get(f.request)
     if request is not None and request.state in (RequestState.queued, RequestState.dispatched):
+        if request.kind == c.LEASE and request.slot:
+            cut(s, request, "operator")
         s.emit(c.RequestCancelled(request.id, "operator"))
         s.emit(c.OperationEnded(id, True))
         left(s, request)
@@ -278,6 +282,7 @@ def process_gone(s: Scheduler, f: c.ProcessExited | c.SpawnFailed, id: str) -> N
     if runner is None:
         return
     if runner.state is RunnerState.reclaiming:
+        end_all(s, runner)
         finish(s, runner)
     elif runner.ended:
         stop_broken(s, runner)
@@ -492,10 +497,12 @@ def profile_requested(s: Scheduler, f: c.ProfileRequested, id: str) -> None:
 
 
 def daemon_started(s: Scheduler, f: c.DaemonStarted, id: str) -> None:
-    """What died with the last start is ended; what survived is probed before it gets work."""
+    """What died with the last start is ended; what survived is probed before it gets work. A lease whose
+    runner survived is kept for who held it."""
     state = s.state
     for request in list(state.requests.values()):
-        s.emit(c.RequestInterrupted(request.id))
+        if not request.slot:
+            s.emit(c.RequestInterrupted(request.id))
     alive = {process.runner: None for process in f.survivors}
     for runner in list(state.runners.values()):
         if runner.id not in alive and not runner.exited:
@@ -560,6 +567,7 @@ HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
     c.RequestArrived: arrived,
     c.UpstreamEnded: upstream_ended,
     c.ClientGone: client_gone,
+    c.LeaseResumed: noted,
     c.CancelRequested: cancel_requested,
     c.ProcessSpawned: noted,
     c.ProcessExited: process_gone,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from events import catalogue as c
-from events.catalogue import NEVER, Event
+from events.catalogue import LEASE, NEVER, Event
 from events.limits import MEASURE_NS, MEMORY_FRESH_NS, PROBE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
 from statemachines.groups import members_of
 from statemachines.invariants import check_claim
@@ -17,15 +17,18 @@ from statemachines.moves import (
     drop_if_empty,
     hasten,
     keep_alive,
+    keep_lease,
     loaded,
     loads_on,
+    look_at_lease,
     release,
     relocate,
     rerank,
     watched,
 )
+from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Claim, Operation, Runner, State, demand_key, dismissal_key, dismissed
+from statemachines.state import Claim, Operation, Request, Runner, State, demand_key, dismissal_key, dismissed
 
 
 def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
@@ -168,13 +171,24 @@ def _daemon_started(state: State, event: Event, f: c.DaemonStarted) -> None:
     state.claims = {}
     for operation in list(state.operations.values()):
         _operation_ended(state, event, c.OperationEnded(operation.id, False))
-    for request in list(state.requests.values()):
-        if request.slot:
-            release(state, request)
     alive = {(process.runner, process.shard): None for process in f.survivors}
+    for request in list(state.requests.values()):
+        if request.slot and _is_kept(state, request, alive):
+            keep_lease(state, request)
+        elif request.slot:
+            release(state, request)
     for runner in state.runners.values():
         _missing(runner, alive)
         _rearm(state, runner)
+
+
+def _is_kept(state: State, request: Request, alive: dict[tuple[str, int], None]) -> bool:
+    """Whether a lease outlives the daemon: its runner does, and is not on its way out."""
+    if request.kind != LEASE or request.state is not RequestState.dispatched:
+        return False
+    runner = state.runners[request.runner]
+    survives = all((runner.id, shard) in alive for shard in runner.processes) and not runner.ended
+    return runner.state is RunnerState.ready and bool(runner.processes) and survives
 
 
 def _missing(runner: Runner, alive: dict[tuple[str, int], None]) -> None:
@@ -247,6 +261,8 @@ def _deadline_passed(state: State, event: Event, f: c.DeadlinePassed) -> None:
         state.demands[f.id].turn_due = NEVER
     elif f.kind == "keep_alive" and awaited(state, state.runners[f.id]):
         state.deadlines.arm(("keep_alive", f.id), event.t + PROBE_NS)
+    elif f.kind == "lease":
+        look_at_lease(state, state.requests[f.id])
     elif f.kind == "probe" and not state.runners[f.id].suspect:
         watched(state, state.runners[f.id], False)
 

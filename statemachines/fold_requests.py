@@ -6,10 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from events import catalogue as c
-from events.catalogue import NEVER, Event
+from events.catalogue import LEASE, NEVER, Event
 from events.limits import WATCH_NS
 from statemachines.invariants import check_dispatch, require
-from statemachines.moves import Handlers, end_request, enqueue, release, request_to, rerank, unqueue
+from statemachines.moves import (
+    Handlers,
+    end_request,
+    enqueue,
+    look_at_lease,
+    release,
+    request_to,
+    rerank,
+    unqueue,
+)
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Request, State
@@ -31,6 +40,7 @@ def _arrived(state: State, event: Event, f: c.RequestArrived) -> None:
         priority=f.priority + view.priority if view else f.priority,
         keep_alive_ns=f.keep_alive_ns,
         caller=f.caller,
+        token_digest=f.token_digest,
     )
 
 
@@ -40,7 +50,7 @@ def _queued(state: State, event: Event, d: c.RequestQueued) -> None:
     enqueue(state, request)
     _limit_wait(state, request)
     view = state.model(request.model)
-    if view and view.request_ns:
+    if view and view.request_ns and request.kind != LEASE:
         state.deadlines.arm(("request", request.id), request.arrived_t + view.request_ns)
 
 
@@ -58,7 +68,7 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
     if request.state is RequestState.queued:
         unqueue(state, request)
         state.deadlines.disarm(("queue", request.id))
-    elif (view := state.model(request.model)) and view.request_ns:
+    elif (view := state.model(request.model)) and view.request_ns and request.kind != LEASE:
         state.deadlines.arm(("request", request.id), request.arrived_t + view.request_ns)
     request_to(request, "dispatch")
     request.runner = runner.id
@@ -72,6 +82,8 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
         state.deadlines.disarm(("linger", runner.id))
         state.deadlines.arm(("watch", runner.id), event.t + WATCH_NS)
     runner.held[request.id] = event.t
+    if request.kind == LEASE:
+        look_at_lease(state, request)
 
 
 def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
@@ -117,7 +129,24 @@ def _upstream_ended(state: State, event: Event, f: c.UpstreamEnded) -> None:
     release(state, request)
 
 
+def _lease_resumed(state: State, event: Event, f: c.LeaseResumed) -> None:
+    request = state.requests.get(f.request)
+    if request is not None and request.kind == LEASE and request.state is RequestState.dispatched:
+        request.caller = f.by
+        state.deadlines.disarm(("grace", request.id))
+
+
+def _lease_revoked(state: State, event: Event, d: c.LeaseRevoked) -> None:
+    request = state.requests[d.request]
+    require(request.slot and request.kind == LEASE and not request.revoked, f"{request.id} revoked")
+    request.revoked = d.reason
+    state.deadlines.disarm(("lease", request.id))
+    state.deadlines.arm(("revoke", request.id), d.until_ns)
+
+
 HANDLERS: Handlers = {
+    c.LeaseResumed: _lease_resumed,
+    c.LeaseRevoked: _lease_revoked,
     c.RequestArrived: _arrived,
     c.RequestDispatched: _dispatched,
     c.UpstreamEnded: _upstream_ended,

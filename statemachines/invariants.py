@@ -7,7 +7,7 @@ is loaded there.
 
 from __future__ import annotations
 
-from events.catalogue import ClaimMade, RunnerLoad
+from events.catalogue import LEASE, ClaimMade, RunnerLoad
 from statemachines.claims import apart, devices_of, vacant
 from statemachines.groups import in_the_way, kept_from, members_of
 from statemachines.ledger import budget_bytes, held_bytes
@@ -226,6 +226,20 @@ def _check_slots(state: State) -> None:
             request.slot or request.state is RequestState.queued, f"{request.id} is {request.state}, kept"
         )
         require(request.state is not RequestState.dispatched or request.slot, f"{request.id} has no slot")
+        if request.kind == LEASE and holder is not None:
+            _check_lease(state, request, holder)
+
+
+def _check_lease(state: State, request: Request, holder: Runner) -> None:
+    """A lease that is held will be looked at; the slot of one that was cut is nobody else's any more."""
+    due, id = state.deadlines.due, request.id
+    if request.state is RequestState.failed:
+        require(not request.revoked or not holder.live, f"{holder.id} serves on, though {id} was cut")
+    elif request.state is RequestState.dispatched:
+        looked_at = ("revoke" if request.revoked else "lease", id) in due
+        require(looked_at, f"the lease {id} has no deadline")
+        told = bool(request.revoked) or holder.state is not RunnerState.draining
+        require(told, f"{holder.id} drains, and nobody has told the holder of {id}")
 
 
 def _check_queues(state: State) -> None:

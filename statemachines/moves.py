@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from events import catalogue as c
-from events.catalogue import NEVER, Event
-from events.limits import UPSTREAM_CLOSE_NS, WATCH_NS
+from events.catalogue import LEASE, NEVER, Event
+from events.limits import LEASE_GRACE_NS, UPSTREAM_CLOSE_NS, WATCH_NS
 from statemachines import request as requests
 from statemachines import runner as runners
 from statemachines.agenda import Agenda
 from statemachines.machine import IllegalTransition
-from statemachines.policy import linger_ns
+from statemachines.policy import lease_turn_ns, linger_ns
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import (
@@ -207,12 +207,40 @@ def end_request(state: State, request: Request, trigger: str) -> None:
     request_to(request, trigger)
     state.deadlines.disarm(("queue", request.id))
     state.deadlines.disarm(("request", request.id))
+    if request.kind == LEASE:
+        for kind in OF_LEASE:
+            state.deadlines.disarm((kind, request.id))
     if request.slot:
         state.deadlines.arm(("close", request.id), state.t + UPSTREAM_CLOSE_NS)
     else:
         del state.requests[request.id]
     name = request.state.value
     state.counts[name] = state.counts.get(name, 0) + 1
+
+
+OF_LEASE = ("lease", "revoke", "grace")
+"""The deadlines of a lease that is held."""
+
+
+def look_at_lease(state: State, request: Request) -> None:
+    """Arm when a lease is looked at: at the end of a turn, and of the longest that it may last."""
+    runner = state.runners[request.runner]
+    due = state.t + lease_turn_ns(state, runner)
+    view = state.model(request.model)
+    if view is not None and view.max_lease_ns:
+        due = min(due, max(state.t, runner.held[request.id] + view.max_lease_ns))
+    state.deadlines.arm(("lease", request.id), due)
+
+
+def keep_lease(state: State, request: Request) -> None:
+    """A new start keeps a lease for who held it, for a while. What it was told before counts no more."""
+    runner, due = state.runners[request.runner], state.deadlines
+    runner.silent_t = NEVER
+    due.arm(("watch", runner.id), state.t + WATCH_NS)
+    due.disarm(("revoke", request.id))
+    due.arm(("grace", request.id), state.t + LEASE_GRACE_NS)
+    due.arm(("lease", request.id), state.t + LEASE_GRACE_NS)
+    request.revoked = ""
 
 
 def awaited(state: State, runner: Runner) -> bool:

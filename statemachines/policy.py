@@ -14,7 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from events.catalogue import NEVER
-from events.limits import LINGER_LEAST_NS, LINGER_MAX_NS, LINGER_SHARE, LINGER_TIMES, LOAD_GUESS_NS
+from events.limits import (
+    LINGER_LEAST_NS,
+    LINGER_MAX_NS,
+    LINGER_SHARE,
+    LINGER_TIMES,
+    LOAD_GUESS_NS,
+    WATCH_NS,
+)
 from statemachines.state import Demand, Runner, State, oldest
 
 Turn = Callable[[State, Runner, Demand], int]
@@ -41,6 +48,14 @@ def quantum_ns(state: State, runner: Runner, rival: Demand) -> int:
     loads = state.load_cost_ns
     reload = loads.get(rival.model, LOAD_GUESS_NS) + loads.get(runner.model, LOAD_GUESS_NS)
     return state.config.swap_patience * (reload + state.drain_cost_ns.get(runner.model, 0))
+
+
+def lease_turn_ns(state: State, runner: Runner) -> int:
+    """How long a lease may keep its slot while others of its model wait: as a busy runner its place, and a
+    minute. If it is not let go then, its runner is loaded again."""
+    reload = 2 * state.load_cost_ns.get(runner.model, LOAD_GUESS_NS)
+    cost = reload + state.drain_cost_ns.get(runner.model, 0)
+    return max(WATCH_NS, state.config.swap_patience * cost)
 
 
 def linger_ns(state: State, runner: Runner) -> int:

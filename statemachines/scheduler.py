@@ -12,7 +12,7 @@ from __future__ import annotations
 from events import catalogue as c
 from events.catalogue import Decision, Event, Fact, Payload
 from events.limits import STEP_DECISIONS
-from statemachines import deadlines, decide
+from statemachines import deadlines, decide, leases
 from statemachines.fold import apply
 from statemachines.runner import RunnerState
 from statemachines.state import Runner, State, dismissal_key
@@ -113,6 +113,8 @@ class Scheduler:
         self.emit(c.RunnerDrain(runner.id, reason, deadline_ns))
         if not runner.held:
             self.emit(c.RunnerStop(runner.id, "unloaded", reason))
+        else:
+            leases.revoke_all(self, runner, reason, deadline_ns)
 
     def retire(self, runner: Runner, reason: str, deadline_ns: int) -> None:
         """Make a runner go, whatever state it is in; its requests may run until the deadline."""

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from events import catalogue as c
-from events.catalogue import NEVER, Event, Fact, Process, Reading
+from events.catalogue import LEASE, NEVER, Event, Fact, Process, Reading
 from events.limits import LOAD_LOOKS, MS, S
 from statemachines.carried import carry, restore
 from statemachines.invariants import check_all, require
@@ -74,6 +74,11 @@ class Exchange(msgspec.Struct):
     bytes_to_client: int = 100
     close_ns: int = MS
     """From the end of its request or runner to its own. NEVER: the relay never says it."""
+    heeds_ns: int = 100 * MS
+    """Of a lease, whose `ns` is how long it is wanted: from its revocation to its being let go. NEVER: it is
+    not."""
+    back_ns: int = S
+    """From a start of the daemon to its holder's return. NEVER: he does not come back."""
 
 
 class Nature:
@@ -126,6 +131,12 @@ class World:
         self.lives: dict[str, Life] = {}
         self.exchanges: dict[str, tuple[str, Exchange]] = {}
         """Running exchanges: request to its runner."""
+        self.leases: dict[str, None] = {}
+        """Every request that was for a lease."""
+        self.away: dict[str, tuple[str, Exchange]] = {}
+        """Leases whose holders have lost the daemon, and know of no end."""
+        self.cut: dict[str, None] = {}
+        """Runners a slot of which may be in use by a holder who was told that it is not his any more."""
         self.lingering: dict[str, tuple[dict[str, int], int]] = {}
         """Memory of the dead that is not seen free yet."""
         self._agenda: list[tuple[int, int, int, Callable[[], object]]] = []
@@ -196,6 +207,7 @@ class World:
         self.scheduler = Scheduler(fold(self.log))
         require(canonical(self.state) == known, "the log folds to another state")
         self.carry()
+        self.away |= {id: each for id, each in self.exchanges.items() if self._is_lease(id)}
         self.exchanges.clear()
         for id, sim in list(self.alive.items()):
             if sim.opened_t == NEVER or not sim.life.survives:
@@ -203,8 +215,12 @@ class World:
             elif not sim.life.shard_survives and len(sim.processes) > 1:
                 sim.broken = sim.processes.pop(1, None) is not None
         self.t += down_ns
+        kept = [id for id, (runner, _) in self.away.items() if self._survives(runner)]
         found = [sim.processes.values() for id, sim in self.alive.items() if id in self.state.runners]
         self.start(tuple(process for processes in found for process in processes))
+        require(all(self._is_lease(id) for id in kept), f"of {kept} not all are kept")
+        for id, (_, exchange) in list(self.away.items()):
+            self.after(exchange.back_ns, partial(self._resume, id))
 
     def carry(self) -> None:
         """Go on from a snapshot. Raises Breach if it is not the whole state; if it is, but for the order of
@@ -230,6 +246,7 @@ class World:
         self.log += events
         for event in events:
             self.nature.seen(self, event)
+            self._check_leases(event)
         if self.check:
             check_all(self.state)
         if self.crash:
@@ -369,6 +386,46 @@ class World:
         bytes_to_client = exchange.bytes_to_client if exchange.complete else min(exchange.bytes_to_client, 50)
         self.after(exchange.ns, partial(self._ended, d.request, d.runner, exchange.complete, bytes_to_client))
 
+    def _is_lease(self, id: str) -> bool:
+        request = self.state.requests.get(id)
+        held = request is not None and request.state is RequestState.dispatched
+        return held and id in self.leases
+
+    def _survives(self, id: str) -> bool:
+        """Whether a runner that is ready has all of its processes."""
+        runner, sim = self.state.runners.get(id), self.alive.get(id)
+        ready = runner is not None and runner.state is RunnerState.ready and not runner.ended
+        return ready and sim is not None and all(shard in sim.processes for shard in runner.processes)
+
+    def _check_leases(self, event: Event) -> None:
+        """What a holder believes to have is nobody else's."""
+        body: Any = event.body
+        if isinstance(body, c.RequestArrived) and body.kind == LEASE:
+            self.leases[event.subject] = None
+        elif isinstance(body, c.RequestDispatched):
+            require(body.runner not in self.cut, f"{body.request} dispatched where a lease was cut")
+        elif isinstance(body, CLOSING) and body.request in self.leases:
+            mine = self.away.pop(body.request, None) or self.exchanges.get(body.request)
+            if mine is not None and getattr(body, "reason", "client_gone") != "client_gone":
+                self.cut[mine[0]] = None
+
+    def _heed(self, event: Event, d: c.LeaseRevoked) -> None:
+        """A lease is revoked: its holder lets go, or not."""
+        running = self.exchanges.get(d.request)
+        if running is not None:
+            self.after(running[1].heeds_ns, partial(self._ended, d.request, d.runner, True, 0))
+
+    def _resume(self, id: str) -> None:
+        """The holder of a lease comes back after a start."""
+        mine = self.away.pop(id, None)
+        if mine is None:
+            return
+        require(self._is_lease(id), f"{id} was not kept for its holder")
+        self.submit(c.LeaseResumed(id, "its holder"))
+        if self._is_lease(id):
+            self.exchanges[id] = mine
+            self.after(mine[1].ns, partial(self._ended, id, mine[0], True, 0))
+
     def _ended(self, request: str, runner: str, complete: bool, bytes_to_client: int) -> None:
         running = self.exchanges.get(request)
         if running is not None and running[0] == runner:
@@ -377,9 +434,11 @@ class World:
 
     def _close(self, event: Event, d: Any) -> None:
         """A request ended: its exchange is closed."""
-        running = self.exchanges.get(d.request)
+        running, request = self.exchanges.get(d.request), self.state.requests.get(d.request)
         if running is not None:
             self.after(running[1].close_ns, partial(self._ended, d.request, running[0], False, 0))
+        elif d.request in self.leases and request is not None and request.slot:  # nobody holds it
+            self.submit(c.UpstreamEnded(d.request, request.runner, False, sent=False))
 
     # --- memory ------------------------------------------------------------------------------------------
 
@@ -407,6 +466,9 @@ class World:
         self.after(self.nature.measure_ns(self), lambda: self.submit(self.measurement()))
 
 
+CLOSING = (c.RequestFailed, c.RequestCancelled, c.RequestTimedOut, c.RequestInterrupted)
+"""Ends of a request that end its exchange, too."""
+
 EFFECTS: dict[type, Callable[[World, Event, Any], None]] = {
     c.RunnerLoad: World._load,
     c.RunnerLeased: World._load,
@@ -416,8 +478,7 @@ EFFECTS: dict[type, Callable[[World, Event, Any], None]] = {
     c.RunnerProbe: World._probe,
     c.MemoryMeasure: World._measure,
     c.RequestDispatched: World._dispatched,
-    c.RequestFailed: World._close,
-    c.RequestCancelled: World._close,
-    c.RequestTimedOut: World._close,
+    c.LeaseRevoked: World._heed,
+    **dict.fromkeys(CLOSING, World._close),
 }
 """What carries out a decision; also the gate that opens once its process is in the log."""

@@ -125,6 +125,10 @@ class Request(msgspec.Struct):
     """The runner whose slot it holds, or held last."""
     slot: bool = False
     attempt: int = 0
+    token_digest: str = ""
+    """Of a lease: what its holder's token is told by."""
+    revoked: str = ""
+    """Why a lease's holder was told to let go."""
     queued_t: int = NEVER
     """When it was queued last."""
     loads: int = 0

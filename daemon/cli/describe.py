@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pwd
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,8 +47,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
-def _asked(p: Payload) -> str:
-    return f"asked by {p.get('by') or 'an operator'}"
+def _asked(p: Payload, field: str = "by") -> str:
+    return f"asked by {p.get(field) or 'an operator'}"
 
 
 def _demand(key: str) -> str:
@@ -58,6 +60,13 @@ def _demand(key: str) -> str:
 
 def _options(options: Mapping[str, Any]) -> str:
     return " with " + ", ".join(f"{name}={value}" for name, value in options.items()) if options else ""
+
+
+def _arrived(s: str, p: Payload) -> str:
+    wants = f"{p['model']}{_options(p.get('options', {}))}"
+    if p["kind"] == "lease":
+        return f"{s} wants a lease of {wants}, {_asked(p, 'caller')}"
+    return f"{s} wants {wants} ({p['kind']})"
 
 
 def _load(s: str, p: Payload) -> str:
@@ -208,6 +217,9 @@ DEADLINES: dict[str, str] = {
     "poll": "time to look whether the memory of {id} is back",
     "queue": "{id} has waited for as long as it may",
     "request": "{id} has taken as long as it may",
+    "lease": "time to see whether others wait for the lease {id}",
+    "revoke": "the lease {id} was to be let go of by now",
+    "grace": "nobody has come back for the lease {id}",
     "close": "the exchange of {id} has not ended in time",
     "measure": "memory has not been measured in time",
     "cool": "{id} may be tried again",
@@ -240,7 +252,11 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "state.carried": _carried,
     "breach.recorded": lambda s, p: f"an earlier start broke at a {p['fact']}: {p['detail']}",
     "deadline.passed": _deadline,
-    "request.arrived": lambda s, p: f"{s} wants {p['model']}{_options(p.get('options', {}))} ({p['kind']})",
+    "request.arrived": _arrived,
+    "lease.resumed": lambda s, p: f"{s}: its lease is held by {p.get('by') or 'its holder'} now",
+    "lease.revoked": lambda s, p: (
+        f"{s}: its holder is told to let go of {p['runner']} ({_words(p['reason'])})"
+    ),
     "client.gone": lambda s, p: f"{s}: its client went away",
     "upstream.ended": _upstream,
     "operator.cancel": _cancel,
@@ -304,6 +320,23 @@ def describe(type: str, subject: str, payload: Payload) -> str:
     except (LookupError, TypeError, ValueError, AttributeError):
         words = ""
     return printable(words or f"{subject} {type} {dict(payload)}")
+
+
+CALLER = re.compile(r"\buid (\d{1,10}) pid (\d+)")
+
+
+def named(text: str) -> str:
+    """The same with the names of users: `alice (uid 1000, pid 42)`. Not for the daemon: to look one up may
+    take long, where a server on the network knows it."""
+    return CALLER.sub(_name, text)
+
+
+def _name(found: re.Match[str]) -> str:
+    try:
+        name = pwd.getpwuid(int(found[1])).pw_name
+    except (KeyError, OverflowError):
+        return found[0]
+    return printable(f"{name} (uid {found[1]}, pid {found[2]})")
 
 
 def printable(text: str) -> str:

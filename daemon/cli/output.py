@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from daemon.cli.describe import describe, duration, size
+from daemon.cli.describe import describe, duration, named, size
 from daemon.cli.runnerd import EXIT_INTERRUPTED
 
 EXIT_FAILED = 1
@@ -81,7 +81,7 @@ class Output:
             self.text(day, dim=True)
         type = payload.pop("type")
         head = f"{clock} {seq:>6}  " + ("└ " if decided else "")
-        what = describe(type, subject, payload)
+        what = named(describe(type, subject, payload))
         lines = textwrap.wrap(
             what, max(20, self.width), initial_indent=head, subsequent_indent=" " * len(head)
         )

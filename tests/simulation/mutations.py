@@ -125,6 +125,24 @@ MUTATIONS = (
         "booked = ahead.bytes.get(device, 0) if ahead is not None else 0",
         "booked = 0",
     ),
+    Mutation(
+        "a lease outlives a start of the daemon",
+        "fold_daemon",
+        "return runner.state is RunnerState.ready and bool(runner.processes) and survives",
+        "return False",
+    ),
+    Mutation(
+        "a slot that a holder may still use is nobody else's",
+        "leases",
+        '        s.drain(runner, "lease_revoked")',
+        "        pass",
+    ),
+    Mutation(
+        "a lease on a runner that drains is revoked",
+        "scheduler",
+        "leases.revoke_all(self, runner, reason, deadline_ns)",
+        "pass",
+    ),
 )
 
 

@@ -31,7 +31,16 @@ LASTING = {"cool", "quarantine"}
 LEFT_EMPTY = (
     "runners", "models", "requests", "demands", "wanted", "starving", "dismissing", "operations", "claims",
 )  # fmt: skip
-CALM_FAILURES = {"pinned", "never_fits", "no_memory", "no_port", "unloaded", "unknown_model", "stopping"}
+CALM_FAILURES = {
+    "revoked",
+    "pinned",
+    "never_fits",
+    "no_memory",
+    "no_port",
+    "unloaded",
+    "unknown_model",
+    "stopping",
+}
 """Why a request may fail where no process misbehaves."""
 ENDS = (
     c.RequestCompleted, c.RequestFailed, c.RequestCancelled, c.RequestTimedOut, c.RequestRejected,
@@ -120,6 +129,10 @@ class Chaos(Nature):
             if exchange.close_ns == NEVER and not exchange.complete:
                 exchange.ns = NEVER
                 world.after(ns(S, MINUTE), partial(world.submit, c.ClientGone(request)), lasting=True)
+        if request in world.leases:
+            exchange.complete, exchange.ns = True, ns(S, 10 * MINUTE)
+            exchange.heeds_ns = NEVER if bad() else ns(0, 20 * S)
+            exchange.back_ns = NEVER if bad() else ns(0, MINUTE)
         return exchange
 
     def measure_ns(self, world: World) -> int:
@@ -149,8 +162,7 @@ class Chaos(Nature):
 
 FIRST_HAND = (
     c.RequestArrived, c.DaemonStarted, c.DaemonStopped, c.ConfigChanged, c.StopRequested, c.DeadlinePassed,
-    c.LoadRequested, c.UnloadRequested, c.CancelRequested, c.PinRequested,
-    c.ProfileRequested,
+    c.LoadRequested, c.UnloadRequested, c.CancelRequested, c.PinRequested, c.ProfileRequested, c.LeaseResumed,
 )  # fmt: skip
 """Facts that are not repeated by mistake."""
 
@@ -244,6 +256,7 @@ class RandomWorld:
             concurrency_limit=pick([0, 0, 0, 2]),
             queue_ns=pick([0, 0, 20 * S, 5 * MINUTE]),
             request_ns=pick([0, 0, 60 * S, 10 * MINUTE]),
+            max_lease_ns=pick([0, 0, 20 * S, 5 * MINUTE]),
             priority=pick([0, 0, 1]),
             instances_min=pick([1, 1, 2]),
             instances_max=pick([1, 1, 1, 2, 3]),
@@ -277,8 +290,14 @@ class RandomWorld:
             options = {"num_ctx": pick([2048, 4096, 8192])}
         if n(80) == 0:
             options = {"no_such": True}
+        kind, token = ("lease", "digest") if n(8) == 0 else ("chat", "")
         return c.RequestArrived(
-            name, "chat", options, pick([0, 0, 0, 1, -1]), pick([None, None, None, 0, 5 * S])
+            name,
+            kind,
+            options,
+            pick([0, 0, 0, 1, -1]),
+            pick([None, None, None, 0, 5 * S]),
+            token_digest=token,
         )
 
     def operator(self) -> Fact:
@@ -400,6 +419,7 @@ class RandomWorld:
         wishes += sum(body.reason in ("operator", "configuration") for body in stops)  # for who still waits
         loads = (event.body for event in self.world.log if isinstance(event.body, c.RunnerLoad))
         wishes += sum(body.reason in ("queue", "instances") for body in loads)
+        wishes += seen[c.LeaseRevoked]  # a runner that goes with a lease is loaded again for who waits
         insist(seen[c.RunnerLoad] <= wishes, f"calm world: {seen[c.RunnerLoad]} loads for {wishes} wishes")
 
 

@@ -69,7 +69,8 @@ def _of(*parts: str) -> str:
 def _arrived(id: str, f: c.RequestArrived) -> str:
     priority = f"priority={f.priority}" if f.priority else ""
     keep = "" if f.keep_alive_ns is None else f"keep_alive={_kept(f.keep_alive_ns)}"
-    return _of(id, "arrived:", label(f.model, f.options), priority, keep)
+    what = "wants a lease:" if f.kind == c.LEASE else "arrived:"
+    return _of(id, what, label(f.model, f.options), priority, keep)
 
 
 def _kept(ns: int) -> str:
@@ -187,6 +188,8 @@ LINES: dict[type, Callable[[str, Any], str]] = {
         f"{id} dispatched to {d.runner}" + (f", attempt {d.attempt}" if d.attempt > 1 else "")
     ),
     c.RequestRequeued: lambda id, d: f"{id} requeued: {d.runner} {d.reason}",
+    c.LeaseResumed: lambda id, f: _of(id, "resumed", f"by {f.by}" if f.by else ""),
+    c.LeaseRevoked: lambda id, d: f"{id} is to let go of {d.runner} until {seconds(d.until_ns)}: {d.reason}",
     c.RequestCompleted: lambda id, d: f"{id} completed",
     c.RequestFailed: _ended("failed"),
     c.RequestCancelled: _ended("cancelled"),

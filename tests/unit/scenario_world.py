@@ -28,7 +28,7 @@ from tests.unit.scenario_lines import duration, line, seconds, size, state_lines
 
 HIDDEN = {
     "memory": ("memory.",),
-    "requests": ("request.", "upstream.", "client."),
+    "requests": ("request.", "upstream.", "client.", "lease.resumed", "lease.revoked"),
     "probes": ("runner.probe", "probe."),
     "deadlines": ("deadline.",),
     "waits": ("turn.", "reclaim.", "deadline."),
@@ -36,8 +36,9 @@ HIDDEN = {
 }
 """What `hide` and `show` name, by the beginning of the types of event."""
 
-MODEL_DURATIONS = ("keep_alive", "load", "stall", "unload", "queue", "request")
+MODEL_DURATIONS = ("keep_alive", "load", "stall", "unload", "queue", "request", "max_lease")
 NUMBERS = ("slots", "fixed_port", "concurrency_limit", "priority", "shards")
+HOLDER = ("heeds", "back")
 LIFE_DURATIONS = ("spawns", "ready", "progress", "exit", "shard", "stop", "kill", "probe", "sick", "return")
 
 
@@ -265,6 +266,15 @@ class Play:
             self.script.next_exchange = exchange
             self.world.submit(asked)
 
+    def lease(self, words: list[str]) -> None:
+        """`lease a takes=20m heeds=2s back=5s`: how long it is wanted, how soon its holder lets go when he is
+        told to, and when he is back after a start."""
+        exchange = {key + "_ns": duration(value) for key, value in pairs(words)[1].items() if key in HOLDER}
+        asked, more, times = self.asked([word for word in words if word.partition("=")[0] not in HOLDER])
+        for _ in range(times):
+            self.script.next_exchange = more | exchange
+            self.world.submit(msgspec.structs.replace(asked, kind=c.LEASE, token_digest="t"))
+
     def workers(self, words: list[str]) -> None:
         """`workers 4 a num_ctx=4096 until=60s`: each asks again as soon as it is answered."""
         (count, *rest), until = words, duration(pairs(words)[1]["until"])
@@ -408,7 +418,8 @@ class Play:
 COMMANDS: dict[str, Callable[[Play, list[str]], None]] = {
     name: getattr(Play, name)
     for name in (
-        "devices", "limits", "model", "remove", "start", "config", "runner", "arrive", "workers", "gone",
+        "devices", "limits", "model", "remove", "start", "config", "runner", "arrive", "lease", "workers",
+        "gone",
         "cancel", "load", "unload", "healthy", "unhealthy", "progresses", "exits", "ended", "other",
         "measurements",
         "restart", "stop", "breach", "group", "matrix", "pin", "unpin", "until", "hide", "show", "state",

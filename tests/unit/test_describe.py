@@ -8,7 +8,7 @@ import re
 import msgspec
 import pytest
 
-from daemon.cli.describe import DEADLINES, SENTENCES, describe, duration, size
+from daemon.cli.describe import DEADLINES, SENTENCES, describe, duration, named, size
 from daemon.cli.output import age, memory
 from events.catalogue import DECISIONS, FACTS, Payload
 from events.upcast import CLASSES
@@ -69,6 +69,12 @@ def test_a_sentence_is_for_people(cls: type[Payload]) -> None:
         ("deadline.passed", "", {"kind": "resume", "id": ""}, "what did not fit into the last step goes on"),
         ("operator.unload", "o9", {"now": True, "cancel": True, "by": "uid 0 pid 7"},
          "o9: unload everything now and cancel who waits, asked by uid 0 pid 7"),
+        ("request.arrived", "q3", {"model": "m", "kind": "lease", "caller": "uid 5 pid 7"},
+         "q3 wants a lease of m, asked by uid 5 pid 7"),
+        ("lease.revoked", "q3", {"request": "q3", "runner": "r5", "reason": "others_wait", "until_ns": 5},
+         "q3: its holder is told to let go of r5 (others wait)"),
+        ("lease.resumed", "q3", {"request": "q3", "by": "uid 5 pid 8"},
+         "q3: its lease is held by uid 5 pid 8 now"),
         ("operator.unload", "o9", {"runner": "r5", "gently": True, "by": "http 127.0.0.1"},
          "o9: unload r5 gently, asked by http 127.0.0.1"),
         ("request.rejected", "q1", {"reason": "queue_full", "retry_after_ns": 5 * 10**9},
@@ -79,6 +85,14 @@ def test_a_sentence_is_for_people(cls: type[Payload]) -> None:
 )  # fmt: skip
 def test_what_is_said(type: str, subject: str, payload: dict[str, object], words: str) -> None:
     assert describe(type, subject, payload) == words
+
+
+def test_a_person_sees_the_names_of_users() -> None:
+    said = "o9: load m, asked by uid 0 pid 7"
+    assert named(said) == "o9: load m, asked by root (uid 0, pid 7)"
+    assert named("uid 3999999999 pid 7") == "uid 3999999999 pid 7", "nobody has it"
+    assert named("uid 9999999999 pid 7") == "uid 9999999999 pid 7", "nobody can have it"
+    assert named("http 127.0.0.1") == "http 127.0.0.1"
 
 
 def test_what_nobody_knows_is_shown_as_it_is() -> None:

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
-import outcome
 import trio
 
 from daemon import endings, journal, ports
 from daemon.clock import Clock
 from daemon.figures import Figures
-from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter
+from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter, Revoked
 from daemon.readiness import Signs, Unready, reasons
 from daemon.tally import Tally
+from daemon.tickets import LeaseTicket, Ticket
 from events import catalogue as c
 from events.catalogue import Event, Fact
 from events.envelope import Record
@@ -44,43 +44,6 @@ log = logging.getLogger("runnerd")
 class StepFailed(Exception):
     """A step broke an invariant or raised: nothing of it was appended, and the state is void. The fact is in
     `<log>.breach`; exit, leave the runners, and start again."""
-
-
-class Ticket:
-    """One request's way through the scheduler, as its connection sees it."""
-
-    __slots__ = ("_next", "_task", "caller", "model", "on_end", "request")
-
-    def __init__(self, request: str, model: str, caller: str) -> None:
-        self.request = request
-        self.model = model
-        self.caller = caller
-        self.on_end: Callable[[Ended], None] | None = None
-        self._next: Dispatched | Ended | None = None
-        self._task: trio.lowlevel.Task | None = None
-
-    async def turn(self) -> Dispatched | Ended:
-        """Wait for the next dispatch, or the end."""
-        if self._next is None:
-            self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
-        turn, self._next = self._next, None
-        assert turn is not None
-        return turn
-
-    def _abort(self, _: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def tell(self, turn: Dispatched | Ended) -> Dispatched | None:
-        """Hand over a turn; a waiting task wakes once. Returns a dispatch that its task has not seen yet."""
-        unseen, self._next = self._next, turn
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, outcome.Value(None))
-        elif unseen is None and isinstance(turn, Ended) and self.on_end is not None:
-            self.on_end(turn)
-        return unseen if isinstance(unseen, Dispatched) else None
 
 
 class Operation:
@@ -104,6 +67,7 @@ class Driver:
         self._clock = clock
         self._path = path
         self._tickets: dict[str, Ticket] = {}
+        self._leases: dict[str, LeaseTicket] = {}
         self._addresses: dict[str, Address] = {}
         self._operations: dict[str, Operation] = {}
         self._moved_bytes: dict[str, int] = {}
@@ -241,10 +205,7 @@ class Driver:
 
     def arrive(self, arrival: c.RequestArrived) -> Ticket:
         """Submit an arrival. Raises LogBlocked; then nothing became a fact."""
-        if self._store.blocked_since is not None:
-            self._refused += 1
-            self._refused_ever += 1
-            raise LogBlocked(f"the event log cannot be written: {self._store.blocked_error}")
+        self._check_log()
         events = self._step(arrival)
         for event in events:
             if event.body is arrival:
@@ -252,6 +213,13 @@ class Driver:
                 break
         self._close(events)
         return ticket
+
+    def _check_log(self) -> None:
+        """Raises LogBlocked, and counts, where an arrival would have to wait for the log."""
+        if self._store.blocked_since is not None:
+            self._refused += 1
+            self._refused_ever += 1
+            raise LogBlocked(f"the event log cannot be written: {self._store.blocked_error}")
 
     def gone(self, ticket: ports.Ticket) -> None:
         """The client went away; unless it is we who go: then the request is for the next start to end."""
@@ -267,6 +235,59 @@ class Driver:
         """Ask the machinery again where runners answer, and by what name: the configuration has changed."""
         self._addresses.clear()
 
+    # --- leases ------------------------------------------------------------------------------------------
+
+    def lease(self, arrival: c.RequestArrived) -> LeaseTicket:
+        """Submit the arrival of who wants a lease. Raises LogBlocked."""
+        self._check_log()
+        events = self._step(arrival)
+        id = next(event.subject for event in events if event.body is arrival)
+        ticket = self._leases[id] = LeaseTicket(id, arrival.model, arrival.caller)
+        self._close(events)
+        return ticket
+
+    def resume(self, request: str, by: str) -> LeaseTicket:
+        """Who has shown a lease's token holds it from now on; whoever held it before is told so."""
+        self.submit(c.LeaseResumed(request, by))
+        held = self.state.requests[request]
+        before = self._leases.get(request)
+        ticket = self._leases[request] = LeaseTicket(request, held.model, by)
+        if before is not None:
+            before.tell(endings.describe(self.state, "lease.resumed", "taken_over", held.model))
+        try:
+            address = self._address(held.runner)
+        except KeyError:  # the configuration has another command for it by now; its holder knows where it is
+            address = Address(held.runner, "")
+        ticket.tell(Dispatched(address, held.attempt))
+        if held.revoked:
+            ticket.tell(Revoked(held.revoked, self.state.deadlines.due["revoke", request]))
+        return ticket
+
+    def let_go(self, ticket: LeaseTicket, *, granted: bool) -> None:
+        """A lease's holder, or who waits for one, has closed his connection; unless it is we who close it:
+        then the next start keeps what he holds."""
+        if self._leases.get(ticket.request) is not ticket or _cancelled():
+            return
+        del self._leases[ticket.request]
+        request = self.state.requests[ticket.request]
+        self.submit(
+            c.UpstreamEnded(request.id, request.runner, True) if granted else c.ClientGone(request.id)
+        )
+
+    def _end_lease(self, event: Event) -> None:
+        """A lease has ended, whoever holds it: there is no exchange of ours to be closed first."""
+        ticket, body = self._leases.pop(event.subject, None), event.body
+        if ticket is not None and isinstance(body, endings.Ending):
+            ticket.tell(endings.ending(self.state, body, ticket.model, ticket.caller))
+        request = self.state.requests.get(event.subject)
+        if request is not None and request.slot and request.kind == c.LEASE:
+            self.submit(c.UpstreamEnded(request.id, request.runner, False, sent=ticket is not None))
+
+    def _revoke(self, event: Event, body: c.LeaseRevoked) -> None:
+        ticket = self._leases.get(body.request)
+        if ticket is not None:
+            ticket.tell(Revoked(body.reason, body.until_ns))
+
     # --- effects -----------------------------------------------------------------------------------------
 
     def _close(self, events: Sequence[Event]) -> None:
@@ -279,10 +300,14 @@ class Driver:
                 self._tickets.pop(event.subject, None)
             elif kind in ENDINGS:
                 self._end(event)
+            elif kind is c.RequestInterrupted:
+                self._end_lease(event)
 
     def _end(self, event: Event) -> None:
         ticket = self._tickets.pop(event.subject, None)
-        if ticket is not None:
+        if ticket is None:
+            self._end_lease(event)
+        else:
             body: Any = event.body
             unsent = ticket.tell(endings.ending(self.state, body, ticket.model, ticket.caller))
             if unsent is not None:  # told to go, ended before it went: its exchange never was
@@ -310,18 +335,22 @@ class Driver:
 
     def _dispatch(self, event: Event) -> None:
         body: Any = event.body
-        ticket = self._tickets.get(body.request)
+        ticket = self._tickets.get(body.request) or self._leases.get(body.request)
         request = self.state.requests.get(body.request)
         if ticket is None or request is None or request.state is not RequestState.dispatched:
             if request is not None and request.slot and request.runner == body.runner:
                 self.submit(c.UpstreamEnded(body.request, body.runner, False, sent=False))
             return
-        address = self._addresses.get(body.runner)
-        if address is None:
-            address = self._addresses[body.runner] = self.machinery.address(body.runner)
+        address = self._address(body.runner)
         view = self.state.config.models.get(ticket.model)
         first_byte_ns = view.first_byte_ns if view is not None else 0
         ticket.tell(Dispatched(address, body.attempt, first_byte_ns / S))
+
+    def _address(self, runner: str) -> Address:
+        address = self._addresses.get(runner)
+        if address is None:
+            address = self._addresses[runner] = self.machinery.address(runner)
+        return address
 
     def _ensure(self, event: Event, body: Any) -> None:
         runner = self.state.runners.get(event.subject)
@@ -493,4 +522,5 @@ OPENING: dict[type, Callable[[Driver, Event, Any], None]] = {
     c.RunnerLost: Driver._forget,
     c.MemoryMeasure: Driver._ask_meter,
     c.OperationEnded: Driver._operation_ended,
+    c.LeaseRevoked: Driver._revoke,
 }

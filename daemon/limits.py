@@ -1,8 +1,17 @@
-"""Limits of what the daemon shows and takes over HTTP that no event depends on, each with its reason."""
+"""Limits of what the daemon shows and takes that no event depends on, each with its reason."""
 
 from __future__ import annotations
 
 from events.limits import GIB, MIB
+
+LEASE_TOKEN_BYTES = 32
+"""Of chance in a lease's token: as many as in a key."""
+
+LEASE_BACK_S = 0.25
+"""Between two looks whether the daemon is there again: a restart takes a second."""
+
+LEASE_LAST_S = 5.0
+"""What a command of `runnerctl lease` has to end, of the time that it may let go in; half of a short one."""
 
 FORM_PARTS = 64
 """Parts of a form that are looked at for its model: OpenAI's longest has 20."""
@@ -63,3 +72,38 @@ RETAIN_LEAST_BYTES = 16 * MIB
 
 ARCHIVE_BYTES = 1 * GIB
 """`retention.archive`: some four million requests more, compressed."""
+
+# --- the control socket ----------------------------------------------------------------------------------
+
+CONTROL_MESSAGE_BYTES = MIB
+"""A call: a name and a handful of words; a thousand times what any needs."""
+
+CONTROL_READ_BYTES = 64 * 1024
+"""Read at once: the size of a Unix socket's buffer."""
+
+CONTROL_MESSAGE_S = 10.0
+"""From the first byte of a call to its last: programs write one at once."""
+
+CONTROL_AHEAD_BYTES = MIB
+"""What a client may send while a call of its own is answered that takes long: as much as one call, or some
+thousand small ones."""
+
+CONTROL_CONNECTIONS = 512
+"""Clients at once: people, scripts, watchers and holders of leases of one machine; half of the descriptors
+that a process may mostly have open."""
+
+CONTROL_CONNECTIONS_OF_ONE = 256
+"""Clients of one user: nobody keeps the others out."""
+
+CONTROL_SEND_S = 10.0
+"""A client that takes longer than this to read a reply is dropped."""
+
+CONTROL_LAST_WORD_BYTES = 256 * 1024
+"""The send buffer of a client that is dropped for not reading: the default one is full, and Linux doubles
+what is asked for, so that what was begun and the reason fit behind it."""
+
+CONTROL_LAST_WORD_S = 1.0
+"""How long those last words may take: they fit at once, or never."""
+
+LOAD_PROGRESS_S = 0.25
+"""Between two progress replies of a load: a person sees it move."""

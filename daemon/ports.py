@@ -65,6 +65,13 @@ class Dispatched(msgspec.Struct, frozen=True):
     """How long its runner may take until the first byte of an answer; 0: as long as it likes."""
 
 
+class Revoked(msgspec.Struct, frozen=True):
+    """The holder of a lease is to let go of it. `until_t`: scheduler time, ns."""
+
+    reason: str
+    until_t: int
+
+
 class Ended(msgspec.Struct, frozen=True):
     """The request has ended without (or, while it was being relayed, before) a whole answer.
 

@@ -28,7 +28,7 @@ from statemachines.state import Runner, State
 
 log = logging.getLogger("runnerd")
 
-AT_START = ("listen", "control_socket", "event_log", "durability", "preload")
+AT_START = ("listen", "control_socket", "control_group", "event_log", "durability", "preload")
 """What only a start can change: sockets and the log are open, and a reload loads nothing."""
 
 

@@ -30,6 +30,7 @@ from daemon.driver import Driver
 from daemon.estimates import with_estimates
 from daemon.http.server import FrontDoor
 from daemon.keeping import Keeping
+from daemon.limits import CONTROL_CONNECTIONS
 from daemon.logs import Logs, Ring
 from daemon.meter import MachineMeter
 from daemon.ports import Launch
@@ -39,7 +40,7 @@ from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from daemon.reload import Reloader
 from events import catalogue as c
-from events.limits import CONTROL_CONNECTIONS, HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
+from events.limits import HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
@@ -55,6 +56,8 @@ class Places(msgspec.Struct, frozen=True):
     control: Path
     host: str
     port: int
+    group: str = ""
+    """Whose members may use the control socket; "": the daemon's own."""
 
     @property
     def state_dir(self) -> Path:
@@ -133,7 +136,7 @@ class _Run:
             if self._failure is not None:
                 driver.submit(c.StopRequested("leave", "memory check"))
                 await trio.sleep_forever()
-            with _control(self._places.control) as control:
+            with _control(self._places) as control:
                 guardian.start(path, log_id, ORPHAN_GRACE_S)
                 await self._load_and_open(front, control, nursery)
         if driver.state.stopping != "leave":
@@ -193,13 +196,13 @@ def connections(door: FrontDoor, control: ControlServer) -> dict[str, int]:
 
 
 @contextmanager
-def _control(path: Path) -> Iterator[socket.socket]:
+def _control(places: Places) -> Iterator[socket.socket]:
     """The control socket, which does not listen yet; gone at the end."""
-    with bind(path) as sock:
+    with bind(places.control, places.group) as sock:
         try:
             yield sock
         finally:
-            path.unlink(missing_ok=True)
+            places.control.unlink(missing_ok=True)
 
 
 def bind_front(host: str, port: int) -> socket.socket:

@@ -575,29 +575,5 @@ ORPHAN_GRACE_S = 60.0
 HTTP_BACKLOG = 1024
 """Connections that may wait to be accepted: a burst of clients after a restart."""
 
-# --- the control socket ----------------------------------------------------------------------------------
-
-CONTROL_MESSAGE_BYTES = MIB
-"""A call: a name and a handful of words; a thousand times what any needs."""
-
-CONTROL_READ_BYTES = 64 * 1024
-"""Read at once: the size of a Unix socket's buffer."""
-
-CONTROL_CONNECTIONS = 256
-"""Clients at once: people, scripts and watchers of one machine."""
-
-CONTROL_SEND_S = 10.0
-"""A client that takes longer than this to read a reply is dropped."""
-
-CONTROL_LAST_WORD_BYTES = 256 * 1024
-"""The send buffer of a client that is dropped for not reading: the default one is full, and Linux doubles
-what is asked for, so that what was begun and the reason fit behind it."""
-
-CONTROL_LAST_WORD_S = 1.0
-"""How long those last words may take: they fit at once, or never."""
-
-LOAD_PROGRESS_S = 0.25
-"""Between two progress replies of a load: a person sees it move."""
-
 PRELOAD_REPORT_S = 10.0
 """Between two lines in the journal while models are preloaded: who reads it sees that the start goes on."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from daemon.cli.describe import printable
+from daemon.cli.describe import named, printable
+from daemon.cli.lease import lease, pairs
 from daemon.cli.output import Column, Number, Output, age, as_json, duration, memory, run, size
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE
 from daemon.control.client import ADVICE, CallFailed, Client, Unreachable
@@ -117,6 +118,17 @@ def _runner_state(runner: Row) -> str:
     return " ".join([runner["state"], *(mark for mark in ("suspect", "stuck") if runner[mark])])
 
 
+def _slots(runner: Row) -> str:
+    leases = runner.get("leases", 0)
+    return f"{runner['slots_used']}/{runner['slots']}" + (f", {leases} leased" if leases else "")
+
+
+def _request_state(request: Row) -> str:
+    if request["state"] != "dispatched":
+        return str(request["state"])
+    return "leased" if request["kind"] == "lease" else "running"
+
+
 def _needs(model: Row) -> str:
     """What a model needs, and how that is known unless it is configured."""
     source = {"estimated": " (estimated)", "measured": " (measured)"}.get(model["need_source"], "")
@@ -143,7 +155,7 @@ RUNNER_COLUMNS = (
     Column("RUNNER", lambda r: r["id"]),
     Column("MODEL", lambda r: r["model"]),
     Column("STATE", _runner_state, style=_colour),
-    Column("SLOTS", lambda r: f"{r['slots_used']}/{r['slots']}", right=True),
+    Column("SLOTS", _slots, right=True),
     Column("MEMORY", lambda r: memory(r["memory_bytes"]), right=True),
     Column("USED", lambda r: memory(r["used_bytes"], ""), right=True, drop=6),
     Column("AGE", lambda r: age(r["age_ns"]), right=True, drop=3),
@@ -158,7 +170,7 @@ RUNNER_COLUMNS = (
 REQUEST_COLUMNS = (
     Column("REQUEST", lambda q: q["id"]),
     Column("MODEL", lambda q: q["model"]),
-    Column("STATE", lambda q: "running" if q["state"] == "dispatched" else q["state"], style=_colour),
+    Column("STATE", _request_state, style=_colour),
     Column("AGE", lambda q: age(q["age_ns"]), right=True),
     Column("OPTIONS", _options, drop=4),
     Column("PLACE", lambda q: str(q["position"] or ""), right=True, drop=1),
@@ -166,7 +178,7 @@ REQUEST_COLUMNS = (
     Column("WAITS FOR", lambda q: q.get("reason", ""), drop=2),
     Column("TRY", lambda q: str(q["attempt"]) if q["attempt"] > 1 else "", right=True, drop=5),
     Column("KIND", lambda q: q["kind"], drop=6),
-    Column("FROM", lambda q: q["caller"], drop=7),
+    Column("FROM", lambda q: named(q["caller"]), drop=7),
 )
 
 DEVICE_COLUMNS = (
@@ -250,12 +262,8 @@ def status(context: Context) -> None:
 @click.pass_obj
 def load(context: Context, model: str, options: tuple[str, ...], priority: int) -> None:
     """Load MODEL and wait until it is ready."""
-    for option in options:
-        if "=" not in option:
-            raise click.UsageError(f"--option takes NAME=VALUE, not {option!r}")
-    pairs = dict(option.split("=", 1) for option in options)
     output, last = context.output, Row()
-    replies = context.client().calls("Load", model=model, options=pairs, priority=priority)
+    replies = context.client().calls("Load", model=model, options=pairs(options), priority=priority)
     with output.progress(f"{model}: asking") as show:
         for reply in replies:
             changed = [reply[name] for name in STAGE] != [last.get(name) for name in STAGE]
@@ -448,6 +456,7 @@ MESSAGES: dict[str, Callable[[Row], str]] = {
     "RequestNotFound": lambda p: (
         f"no request {p['request']!r} is queued or running; runnerctl queue lists them"
     ),
+    "LeaseNotFound": lambda p: "no lease is held that this token is of: it has ended",
     "RunnerNotFound": lambda p: f"no runner {p['runner']!r}; runnerctl ps lists them",
     "ProfileNotFound": lambda p: (
         f"no profile {p['profile']!r}; "
@@ -482,6 +491,9 @@ def _fail(context: click.Context, code: int, fields: Row, words: str) -> int:
         context.obj.output.line({"ok": False, **fields})
     click.echo(f"runnerctl: {words}", err=True)
     return code
+
+
+cli.add_command(lease)
 
 
 def main() -> int:

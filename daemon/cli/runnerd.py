@@ -127,6 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
         control=options.socket or config.control_socket or default_socket(os.environ),
         host=host,
         port=port,
+        group=config.control_group,
     )
     if (found := obstacle(places)) is not None:
         return _end(*found)

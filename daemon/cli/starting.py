@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
+from daemon.control.server import group_id
 from daemon.driver import StepFailed
 from daemon.preload import PreloadFailed, StartRefused
 from daemon.service import Places, StopFailed
@@ -45,11 +46,22 @@ def obstacle(places: Places) -> Ending | None:
     if (length := len(os.fsencode(control))) > SOCKET_PATH_BYTES:
         limit = f"is {length} bytes long, and Linux takes {SOCKET_PATH_BYTES}"
         return EXIT_USAGE, f"the path of the control socket {limit}: {control}\n{ANOTHER_SOCKET}"
+    if places.group and (reason := _no_group(places.group)):
+        return EXIT_USAGE, reason
     if os.path.exists(control) and not control.is_socket():
         return EXIT_REFUSED, f"{control} is no socket, and is left alone. {ANOTHER_SOCKET}"
     if reason := _unwritable(control.parent):
         return EXIT_REFUSED, f"cannot make the control socket {control}: {reason}. {ANOTHER_SOCKET}"
     return None
+
+
+def _no_group(group: str) -> str:
+    """Why a group cannot be the control socket's; "" where it can, as far as can be seen."""
+    try:
+        group_id(group)
+    except KeyError:
+        return f"there is no group {group!r} on this machine; `controlGroup` names it in the configuration"
+    return ""
 
 
 def _unwritable(directory: Path) -> str:

@@ -70,6 +70,7 @@ SETTINGS = {
     "peers": "peers",
     "listen": "listen",
     "control_socket": "controlSocket",
+    "control_group": "controlGroup",
     "event_log": "eventLog",
     "durability": "durability",
     "retention": "retention",
@@ -85,8 +86,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One model. Words of `argv`, `env`, `stop_argv` and `check_path` still hold `${PORT}` and its like.
 
     `memory_bytes` per device, "" for "wherever there is room"; empty: unknown. Times in nanoseconds;
-    `stall_ns`, `queue_ns` and `request_ns` 0: no limit; `keep_alive_ns` may be NEVER. `metadata` may hold
-    `${PORT}`.
+    `stall_ns`, `queue_ns`, `request_ns` and `max_lease_ns` 0: no limit; `keep_alive_ns` may be NEVER.
+    `metadata` may hold `${PORT}`.
     """
 
     argv: tuple[str, ...]
@@ -115,6 +116,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     unload_ns: int = UNLOAD_NS
     queue_ns: int = 0
     request_ns: int = 0
+    max_lease_ns: int = 0
     first_byte_ns: int = 0
     larger: str = ""
     instances_min: int = 1
@@ -161,6 +163,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
             concurrency_limit=self.concurrency_limit,
             queue_ns=self.queue_ns,
             request_ns=self.request_ns,
+            max_lease_ns=self.max_lease_ns,
             first_byte_ns=self.first_byte_ns,
             larger=self.larger,
             instances_min=self.instances_min,
@@ -185,6 +188,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ignore_paths: tuple[str, ...] = IGNORED_PATHS
     """These seven: see Door."""
     control_socket: Path | None = None
+    control_group: str = ""
     event_log: Path | None = None
     durability: Literal["process", "machine"] = "process"
     retention: Retention = Retention()

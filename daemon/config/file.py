@@ -120,6 +120,7 @@ class _Reader:
             aliases=aliases,
             preload=read_preload(section, models, aliases, self._problems),
             control_socket=self._socket(section),
+            control_group=section.text("controlGroup"),
             event_log=self._place(section, "eventLog"),
             durability=self._durability(section),
             retention=read_retention(section),
@@ -175,6 +176,7 @@ class _Reader:
             unload_ns=section.duration_ns("unloadTimeout", UNLOAD_NS) or UNLOAD_NS,
             queue_ns=section.duration_ns("queueTimeout", 0),
             request_ns=section.duration_ns("requestTimeout", 0),
+            max_lease_ns=section.duration_ns("maxLease", 0),
             first_byte_ns=section.duration_ns("firstByteTimeout", 0),
             send_loading_state=section.flag("sendLoadingState"),
         )

@@ -61,6 +61,7 @@ class Defaults(msgspec.Struct, frozen=True):
     unload_ns: int
     queue_ns: int
     request_ns: int
+    max_lease_ns: int
     first_byte_ns: int
     send_loading_state: bool
 
@@ -115,6 +116,7 @@ class ModelReader:
             unload_ns=section.duration_ns("unloadTimeout", unload_ns) or unload_ns,
             queue_ns=section.duration_ns("queueTimeout", self._defaults.queue_ns),
             request_ns=section.duration_ns("requestTimeout", self._defaults.request_ns),
+            max_lease_ns=section.duration_ns("maxLease", self._defaults.max_lease_ns),
             first_byte_ns=section.duration_ns("firstByteTimeout", self._header_ns(section)),
             larger=self._larger(section, options),
             instances_min=least,

@@ -110,6 +110,7 @@ _LIMITS: dict[str, tuple[Schema, str]] = {
     "queueTimeout": (_DURATION, "How long a request may wait for its turn; 0: no limit."),
     "firstByteTimeout": (_DURATION, "How long a runner may take until an answer begins; 0: no limit."),
     "requestTimeout": (_DURATION, "How long a request may take in all; 0: no limit."),
+    "maxLease": (_DURATION, "How long a client may hold a slot by itself; 0: until others wait for it."),
     "sendLoadingState": (_FLAG, "Tell who waits for a load so, in the reasoning of a streamed chat."),
 }
 _SHARD = _section(
@@ -317,6 +318,7 @@ _TOP: dict[str, tuple[Schema, str]] = {
         "Of /upstream/MODEL/….",
     ),
     "controlSocket": (_TEXT, "Path of the control socket."),
+    "controlGroup": (_TEXT, "The group whose members may use the control socket. Default: the daemon's own."),
     "eventLog": (_TEXT, "Path of the event log."),
     "durability": (_choice("process", "machine"), "What crash the log survives. Default: the daemon's."),
     "retention": (

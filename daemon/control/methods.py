@@ -6,8 +6,11 @@ last of its replies is the one that does not continue.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import os
+import secrets
 from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -21,13 +24,15 @@ from daemon.config.errors import ConfigError
 from daemon.control import views
 from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
+from daemon.limits import LEASE_TOKEN_BYTES, LOAD_PROGRESS_S
 from daemon.logs import PROXY, UPSTREAM, Logs
 from daemon.nearest import nearest
-from daemon.ports import Ended
+from daemon.ports import Dispatched, Ended, Revoked
 from daemon.reload import Refused, Reloader
+from daemon.tickets import LeaseTicket
 from daemon.version import VERSION
 from events import catalogue as c
-from events.limits import CONFIG_NAME_CHARS, CONFIG_PROBLEMS_SHOWN, LOAD_PROGRESS_S, PRIORITY_MAX
+from events.limits import CONFIG_NAME_CHARS, CONFIG_PROBLEMS_SHOWN, PRIORITY_MAX
 from events.reader import CursorPruned
 from statemachines.request import RequestState
 
@@ -103,6 +108,26 @@ class StopParameters(Parameters, frozen=True):
     how: Literal["drain", "now", "leave"] = "drain"
 
 
+class AcquireParameters(Parameters, frozen=True):
+    """Of Acquire."""
+
+    model: str = ""
+    options: dict[str, str] = {}
+    priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    token: str = ""
+
+
+class Caller:
+    """Who calls, as the log names it, and what he holds while the call runs."""
+
+    __slots__ = ("by", "over")
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+        self.over: Callable[[], None] = lambda: None
+        """Called when the call is over, however it ended."""
+
+
 class Service:
     """What the methods work on."""
 
@@ -168,6 +193,15 @@ class Service:
         if self.driver.log_blocked:
             raise _log_blocked(f"the event log cannot be written: {self.driver.log_blocked}")
 
+    def leased(self, digest: str) -> str:
+        """The lease that a token is of, by its digest. Raises VarlinkError."""
+        known = (r for r in self.driver.state.requests.values() if r.token_digest == digest)
+        request = next((r for r in known if r.state is RequestState.dispatched), None)
+        if request is None:
+            raise VarlinkError(f"{INTERFACE}.LeaseNotFound")
+        self.check_log()
+        return request.id
+
     def options_of(self, model: str, given: dict[str, str]) -> dict[str, c.Option]:
         """Launch options from text, by the types of their defaults. Raises VarlinkError."""
         defaults = self.catalog.config.models[model].options
@@ -185,32 +219,32 @@ class Service:
         return self.catalog.bounded(model, options)
 
 
-async def status(s: Service, p: Nothing, by: str) -> Reply:
+async def status(s: Service, p: Nothing, caller: Caller) -> Reply:
     """Status."""
     return s.status()
 
 
-async def list_models(s: Service, p: Nothing, by: str) -> Reply:
+async def list_models(s: Service, p: Nothing, caller: Caller) -> Reply:
     """ListModels."""
     return {"models": views.models(s.driver.state, s.catalog, s.driver.now())}
 
 
-async def list_runners(s: Service, p: Nothing, by: str) -> Reply:
+async def list_runners(s: Service, p: Nothing, caller: Caller) -> Reply:
     """ListRunners."""
     return {"runners": views.runners(s.driver.state, s.driver.now())}
 
 
-async def list_requests(s: Service, p: Nothing, by: str) -> Reply:
+async def list_requests(s: Service, p: Nothing, caller: Caller) -> Reply:
     """ListRequests."""
     return {"requests": views.requests(s.driver.state, s.driver.now())}
 
 
-async def list_devices(s: Service, p: Nothing, by: str) -> Reply:
+async def list_devices(s: Service, p: Nothing, caller: Caller) -> Reply:
     """ListDevices."""
     return {"devices": views.devices(s.driver.state)}
 
 
-async def unload(s: Service, p: UnloadParameters, by: str) -> Reply:
+async def unload(s: Service, p: UnloadParameters, caller: Caller) -> Reply:
     """Unload."""
     if p.model and p.runner:
         raise invalid("runner")
@@ -218,34 +252,34 @@ async def unload(s: Service, p: UnloadParameters, by: str) -> Reply:
     if p.runner and p.runner not in s.driver.state.runners:
         raise VarlinkError(f"{INTERFACE}.RunnerNotFound", runner=p.runner)
     s.check_log()
-    ended = await s.driver.operation(c.UnloadRequested(model, p.runner, p.cancel, p.now, by))
+    ended = await s.driver.operation(c.UnloadRequested(model, p.runner, p.cancel, p.now, caller.by))
     _check(ended)
     return {}
 
 
-async def pin(s: Service, p: PinParameters, by: str) -> Reply:
+async def pin(s: Service, p: PinParameters, caller: Caller) -> Reply:
     """Pin."""
     model = s.model_id(p.model)
     s.check_log()
-    _check(await s.driver.operation(c.PinRequested(model, p.pinned, by)))
+    _check(await s.driver.operation(c.PinRequested(model, p.pinned, caller.by)))
     return {}
 
 
-async def cancel(s: Service, p: CancelParameters, by: str) -> Reply:
+async def cancel(s: Service, p: CancelParameters, caller: Caller) -> Reply:
     """Cancel."""
     found = s.driver.state.requests.get(p.request)
     if found is None or found.state not in (RequestState.queued, RequestState.dispatched):
         raise VarlinkError(f"{INTERFACE}.RequestNotFound", request=p.request)
     s.check_log()
-    ended = await s.driver.operation(c.CancelRequested(p.request, by))
+    ended = await s.driver.operation(c.CancelRequested(p.request, caller.by))
     _check(ended)
     return {}
 
 
-async def reload(s: Service, p: Nothing, by: str) -> Reply:
+async def reload(s: Service, p: Nothing, caller: Caller) -> Reply:
     """Reload. Answers once the change is durable."""
     s.check_log()
-    asked = s.reloader.ask(by)
+    asked = s.reloader.ask(caller.by)
     await asked.done.wait()
     outcome = asked.outcome
     if isinstance(outcome, ConfigError):
@@ -273,23 +307,23 @@ def _invalid_configuration(error: ConfigError) -> VarlinkError:
     )
 
 
-async def use_profile(s: Service, p: ProfileParameters, by: str) -> Reply:
+async def use_profile(s: Service, p: ProfileParameters, caller: Caller) -> Reply:
     """UseProfile."""
     profiles = s.catalog.config.profiles
     if p.name and p.name not in profiles:
         raise VarlinkError(f"{INTERFACE}.ProfileNotFound", profile=p.name, known=list(profiles))
     if p.name is not None and p.name != s.catalog.profile:
         s.check_log()
-        _check(await s.driver.operation(c.ProfileRequested(p.name, by)))
+        _check(await s.driver.operation(c.ProfileRequested(p.name, caller.by)))
     return {
         "active": s.catalog.profile,
         "profiles": {name: profile.description for name, profile in profiles.items()},
     }
 
 
-async def stop(s: Service, p: StopParameters, by: str) -> Reply:
+async def stop(s: Service, p: StopParameters, caller: Caller) -> Reply:
     """Stop. Answers once the request for it is durable."""
-    events = s.driver.submit(c.StopRequested(p.how, by))
+    events = s.driver.submit(c.StopRequested(p.how, caller.by))
     await s.driver.durable(events[-1].seq)
     return {}
 
@@ -299,13 +333,13 @@ def _check(ended: Ended | None) -> None:
         raise VarlinkError(f"{INTERFACE}.OperationFailed", reason=ended.reason, message=ended.message)
 
 
-async def load(s: Service, p: LoadParameters, by: str) -> AsyncGenerator[Reply, None]:
+async def load(s: Service, p: LoadParameters, caller: Caller) -> AsyncGenerator[Reply, None]:
     """Load: replies now and then, until the runner is ready."""
     model = s.model_id(p.model)
     options = s.options_of(model, p.options)
     s.check_log()
     began = s.driver.now()
-    operation = s.driver.operate(c.LoadRequested(model, options, by, p.priority))
+    operation = s.driver.operate(c.LoadRequested(model, options, caller.by, p.priority))
     while not operation.done.is_set():
         with trio.move_on_after(LOAD_PROGRESS_S):
             await operation.done.wait()
@@ -313,6 +347,65 @@ async def load(s: Service, p: LoadParameters, by: str) -> AsyncGenerator[Reply, 
             yield _progress(s, model, options, began, done=False)
     _check(operation.answer)
     yield _progress(s, model, options, began, done=True)
+
+
+async def acquire(s: Service, p: AcquireParameters, caller: Caller) -> AsyncGenerator[Reply, None]:
+    """Acquire: how far it is, the lease, then what its holder has to know. It lasts as long as the call."""
+    if bool(p.model) == bool(p.token):
+        raise invalid("token" if p.model else "model")
+    began, granted, token = s.driver.now(), bool(p.token), p.token
+    if token:
+        ticket = s.driver.resume(s.leased(_digest(token)), caller.by)
+    else:
+        model = s.model_id(p.model)
+        options = s.options_of(model, p.options)
+        s.check_log()
+        token = secrets.token_urlsafe(LEASE_TOKEN_BYTES)
+        arrival = c.RequestArrived(model, c.LEASE, options, p.priority, None, caller.by, _digest(token))
+        ticket = s.driver.lease(arrival)
+    caller.over = lambda: s.driver.let_go(ticket, granted=granted)
+    await s.driver.durable(s.driver.state.seq)
+    while True:
+        turn = None
+        with trio.move_on_after(math.inf if granted else LOAD_PROGRESS_S):
+            turn = await ticket.turn()
+        if isinstance(turn, Ended):
+            _check(turn)
+        granted = granted or isinstance(turn, Dispatched)
+        yield _lease(s, ticket, turn, token) | {"elapsed_ns": s.driver.now() - began}
+
+
+def _digest(token: str) -> str:
+    """What the log, which holds no secrets, knows of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _lease(s: Service, ticket: LeaseTicket, turn: Dispatched | Revoked | Ended | None, token: str) -> Reply:
+    """One reply about a lease, or the waiting for it."""
+    state, lease, reason, left_ns = "queued", None, "", None
+    if isinstance(turn, Dispatched):
+        at = turn.address
+        lease = {
+            "runner": at.runner,
+            "url": at.url,
+            "prefix": at.prefix,
+            "model_name": at.model_name,
+            "token": token,
+        }
+        state = "held"
+    elif isinstance(turn, Revoked):
+        state, reason, left_ns = "revoked", turn.reason, max(0, turn.until_t - s.driver.now())
+    else:
+        reason = views.waits_for(s.driver.state, ticket.request)
+    return {
+        "state": state,
+        "request": ticket.request,
+        "model": ticket.model,
+        "reason": reason,
+        "lease": lease,
+        "left_ns": left_ns,
+        "load_estimate_ns": s.driver.state.load_cost_ns.get(ticket.model),
+    }
 
 
 def _progress(s: Service, model: str, options: dict[str, c.Option], began: int, *, done: bool) -> Reply:
@@ -327,7 +420,7 @@ def _progress(s: Service, model: str, options: dict[str, c.Option], began: int, 
     }
 
 
-async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply, None]:
+async def watch(s: Service, p: WatchParameters, caller: Caller) -> AsyncGenerator[Reply, None]:
     """Watch: one reply an event, without end."""
     head = s.driver.state.seq
     after = head if p.after is None else p.after
@@ -358,12 +451,12 @@ async def watch(s: Service, p: WatchParameters, by: str) -> AsyncGenerator[Reply
         s.told.set()
 
 
-async def logs(s: Service, p: LogsParameters, by: str) -> Reply:
+async def logs(s: Service, p: LogsParameters, caller: Caller) -> Reply:
     """Logs."""
     return {"text": s.logs.history(s.source(p.source)).decode("utf-8", "replace")}
 
 
-async def follow_logs(s: Service, p: FollowLogsParameters, by: str) -> AsyncGenerator[Reply, None]:
+async def follow_logs(s: Service, p: FollowLogsParameters, caller: Caller) -> AsyncGenerator[Reply, None]:
     """FollowLogs: a reply whenever something was printed, without end."""
     decode = getincrementaldecoder("utf-8")("replace").decode
     async with aclosing(s.logs.follow(s.source(p.source), history=p.history)) as pieces:
@@ -371,7 +464,7 @@ async def follow_logs(s: Service, p: FollowLogsParameters, by: str) -> AsyncGene
             yield {"text": decode(piece)}
 
 
-ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[Reply]]]] = {
+ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, Caller], Awaitable[Reply]]]] = {
     "Status": (Nothing, status),
     "ListModels": (Nothing, list_models),
     "ListRunners": (Nothing, list_runners),
@@ -387,12 +480,13 @@ ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], Awaitable[
 }
 """Methods that answer once."""
 
-MANY: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], AsyncGenerator[Reply, None]]]] = {
+MANY: dict[str, tuple[type[Parameters], Callable[[Service, Any, Caller], AsyncGenerator[Reply, None]]]] = {
     "Load": (LoadParameters, load),
+    "Acquire": (AcquireParameters, acquire),
     "Watch": (WatchParameters, watch),
     "FollowLogs": (FollowLogsParameters, follow_logs),
 }
 """Methods that may answer more than once."""
 
-ENDLESS = ("Watch", "FollowLogs")
+ENDLESS = ("Acquire", "Watch", "FollowLogs")
 """Those of them that must be called with `more`."""

@@ -7,10 +7,12 @@ that task alone: a watcher that reads too slowly is told so and dropped, and slo
 from __future__ import annotations
 
 import errno
+import grp
 import logging
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from importlib.resources import files
@@ -21,12 +23,12 @@ import trio
 
 from daemon.catalog import Catalog
 from daemon.control import methods
+from daemon.control.inbox import Inbox, LimitExceeded
 from daemon.control.varlink import (
     SERVICE,
     Call,
     NotVarlink,
     Parameters,
-    Splitter,
     VarlinkError,
     error_reply,
     invalid,
@@ -35,21 +37,22 @@ from daemon.control.varlink import (
 from daemon.control.varlink import parse as parse_call
 from daemon.control.varlink import reply as encode_reply
 from daemon.driver import Driver
+from daemon.limits import (
+    CONTROL_CONNECTIONS,
+    CONTROL_CONNECTIONS_OF_ONE,
+    CONTROL_LAST_WORD_BYTES,
+    CONTROL_LAST_WORD_S,
+    CONTROL_SEND_S,
+)
 from daemon.logs import Logs
 from daemon.reload import Reloader
 from daemon.version import VERSION
-from events.limits import (
-    CONTROL_CONNECTIONS,
-    CONTROL_LAST_WORD_BYTES,
-    CONTROL_LAST_WORD_S,
-    CONTROL_READ_BYTES,
-    CONTROL_SEND_S,
-    HTTP_ACCEPT_PAUSE_S,
-)
+from events.limits import HTTP_ACCEPT_PAUSE_S
 
 log = logging.getLogger("runnerd")
 
 PEER = struct.Struct("3i")  # pid, uid, gid
+GID_DIGITS = 10  # the largest that is one has as many
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -66,9 +69,11 @@ def description(interface: str) -> str:
     return (files("daemon.control") / f"{interface}.varlink").read_text("utf-8")
 
 
-def bind(path: Path) -> socket.socket:
+def bind(path: Path, group: str = "") -> socket.socket:
     """The socket, 0660, which does not listen yet; one that nobody has any more is replaced. Raises OSError
-    (EADDRINUSE where a daemon has it, EEXIST where something lies there that is no socket)."""
+    (EADDRINUSE where a daemon has it, EEXIST where something lies there that is no socket, EPERM where it
+    cannot be given to the group), and KeyError where there is no such group."""
+    gid = group_id(group) if group else -1
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, f"{path} is no socket: it is left alone")
@@ -82,8 +87,20 @@ def bind(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
+    try:
+        os.chown(path, -1, gid)
+    except PermissionError:
+        sock.close()
+        path.unlink()
+        words = f"{path} cannot be given to the group {group}, of which this user is no member"
+        raise OSError(errno.EPERM, words) from None
     path.chmod(0o660)
     return sock
+
+
+def group_id(group: str) -> int:
+    """The number of a group that is given by its name, or its number. Raises KeyError."""
+    return int(group) if group.isdecimal() and len(group) < GID_DIGITS else grp.getgrnam(group).gr_gid
 
 
 def _is_bound(path: Path) -> bool:
@@ -108,6 +125,8 @@ class ControlServer:
         self._service = methods.Service(driver, catalog, reloader, logs)
         self.connections = 0
         """Clients connected now."""
+        self._of_one: Counter[int] = Counter()
+        """The same by user."""
 
     async def all_told(self, seq: int) -> None:
         """Wait until every watcher has been sent the events up to a number."""
@@ -128,49 +147,65 @@ class ControlServer:
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         """One client, from its first byte to its last. Whatever goes wrong with it ends nothing but it."""
+        pid, uid = _peer(stream)
         self.connections += 1
+        self._of_one[uid] += 1
         try:
             async with stream:
-                if self.connections > CONTROL_CONNECTIONS:
-                    message = f"{CONTROL_CONNECTIONS} connections are open: close one, or try again later"
-                    refusal = VarlinkError(f"{methods.INTERFACE}.LimitExceeded", message=message)
+                try:
+                    self._admit(uid)
+                    await self._talk(stream, f"uid {uid} pid {pid}")
+                except LimitExceeded as error:
+                    refusal = VarlinkError(f"{methods.INTERFACE}.LimitExceeded", message=str(error))
                     await _send(stream, error_reply(refusal))
-                else:
-                    await self._talk(stream, _peer(stream))
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # the client went away
         except* Exception:
             log.exception("control socket: a connection failed")
         finally:
             self.connections -= 1
+            self._of_one[uid] -= 1
+            if not self._of_one[uid]:
+                del self._of_one[uid]
+
+    def _admit(self, uid: int) -> None:
+        """Raises LimitExceeded where too many are connected."""
+        more = "connections are open: close one, or try again later"
+        if self.connections > CONTROL_CONNECTIONS:
+            raise LimitExceeded(f"{CONTROL_CONNECTIONS} {more}")
+        if self._of_one[uid] > CONTROL_CONNECTIONS_OF_ONE:
+            raise LimitExceeded(f"{CONTROL_CONNECTIONS_OF_ONE} {more}")
 
     async def _talk(self, stream: trio.SocketStream, by: str) -> None:
-        splitter = Splitter()
+        inbox = Inbox(stream)
         try:
-            while data := await stream.receive_some(CONTROL_READ_BYTES):
-                for message in splitter.feed(data):
-                    await self._answer(stream, message, by)
+            while (message := await inbox.message()) is not None:
+                await self._answer(stream, inbox, message, by)
         except NotVarlink as error:
             log.info("control socket: %s sent what is no call: %s", by, error)
 
-    async def _answer(self, stream: trio.SocketStream, message: bytes, by: str) -> None:
+    async def _answer(self, stream: trio.SocketStream, inbox: Inbox, message: bytes, by: str) -> None:
         await trio.lowlevel.checkpoint()  # thousands of calls may come at once, and not all of them wait
         try:
             call = parse_call(message)
         except VarlinkError as error:
             await _send(stream, error_reply(error))
             return
-        if not call.more:
-            await self._send_replies(stream, call, by)
-            return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_until_gone, stream, nursery.cancel_scope)
-            await self._send_replies(stream, call, by)
-            nursery.cancel_scope.cancel()
-
-    async def _send_replies(self, stream: trio.SocketStream, call: Call, by: str) -> None:
+        caller = methods.Caller(by)
         try:
-            async with aclosing(self._replies(call, by)) as replies:
+            if not call.more:
+                await self._send_replies(stream, call, caller)
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(inbox.watch, nursery.cancel_scope)
+                await self._send_replies(stream, call, caller)
+                nursery.cancel_scope.cancel()
+        finally:
+            caller.over()
+
+    async def _send_replies(self, stream: trio.SocketStream, call: Call, caller: methods.Caller) -> None:
+        try:
+            async with aclosing(self._replies(call, caller)) as replies:
                 async for reply, continues in replies:
                     if not call.oneway and (call.more or not continues):
                         await _send(stream, encode_reply(reply, continues=continues))
@@ -178,7 +213,7 @@ class ControlServer:
             if not call.oneway:
                 await _send(stream, error_reply(error))
 
-    async def _replies(self, call: Call, by: str) -> AsyncGenerator[tuple[Any, bool], None]:
+    async def _replies(self, call: Call, caller: methods.Caller) -> AsyncGenerator[tuple[Any, bool], None]:
         """The replies to a call, each with whether more follow."""
         interface, _, name = call.method.rpartition(".")
         if not interface:
@@ -192,14 +227,14 @@ class ControlServer:
             raise VarlinkError(f"{SERVICE}.MethodNotImplemented", method=call.method)
         if name in methods.ONCE:
             kind, once = methods.ONCE[name]
-            yield await once(self._service, parameters_as(kind, call.parameters), by), False
+            yield await once(self._service, parameters_as(kind, call.parameters), caller), False
             return
         if name not in methods.MANY:
             raise VarlinkError(f"{SERVICE}.MethodNotFound", method=call.method)
         kind, many = methods.MANY[name]
         if name in methods.ENDLESS and (call.oneway or not call.more):
             raise VarlinkError(f"{SERVICE}.ExpectedMore")
-        async with aclosing(many(self._service, parameters_as(kind, call.parameters), by)) as replies:
+        async with aclosing(many(self._service, parameters_as(kind, call.parameters), caller)) as replies:
             async for reply in replies:
                 yield reply, not reply.get("done", False)
 
@@ -220,21 +255,10 @@ class ControlServer:
         raise VarlinkError(f"{SERVICE}.MethodNotFound", method=call.method)
 
 
-def _peer(stream: trio.SocketStream) -> str:
-    """Who is at the other end, as the log names it: what the kernel knew when it connected."""
+def _peer(stream: trio.SocketStream) -> tuple[int, int]:
+    """Who is at the other end (pid, uid): what the kernel knew when it connected."""
     pid, uid, _ = PEER.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
-    return f"uid {uid} pid {pid}"
-
-
-async def _until_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-    """Notice that a client has left while it is being told nothing."""
-    await trio.lowlevel.wait_readable(stream.socket.fileno())
-    try:
-        gone = await stream.socket.recv(1, socket.MSG_PEEK) == b""
-    except OSError:  # it left without reading what it had been sent
-        gone = True
-    if gone:
-        scope.cancel()
+    return pid, uid
 
 
 async def _send(stream: trio.SocketStream, data: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from events.limits import CONTROL_MESSAGE_BYTES
+from daemon.limits import CONTROL_MESSAGE_BYTES
 
 SERVICE = "org.varlink.service"
 
@@ -54,6 +54,11 @@ class Splitter:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+
+    @property
+    def within(self) -> bool:
+        """Whether a message has come in part."""
+        return bool(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The messages that are whole now; after them, raises NotVarlink for one that is too long."""

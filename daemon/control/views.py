@@ -7,6 +7,7 @@ from typing import Any
 from daemon.catalog import Catalog
 from events.catalogue import NEVER
 from events.limits import SHARD
+from statemachines.leases import held
 from statemachines.ledger import budget_bytes, free_bytes, held_bytes, needs
 from statemachines.request import RequestState
 from statemachines.state import Runner, State
@@ -87,6 +88,7 @@ def runner_view(state: State, runner: Runner, t: int) -> View:
         "options": {name: str(value) for name, value in runner.options.items()},
         "slots": runner.slots,
         "slots_used": len(runner.held),
+        "leases": len(held(state, runner)),
         "memory_bytes": runner.reserved_bytes,
         "used_bytes": runner.used_bytes,
         "age_ns": t - runner.load_t,
@@ -100,6 +102,13 @@ def runner_view(state: State, runner: Runner, t: int) -> View:
         "pid": process.pid if process is not None else None,
         "port": runner.port or None,
     }
+
+
+def waits_for(state: State, id: str) -> str:
+    """What a request waits for, in words for people; "" where it does not."""
+    request = state.requests.get(id)
+    demand = state.demands.get(request.demand) if request is not None else None
+    return cause(state, demand) if demand is not None and id in demand.waiting else ""
 
 
 def requests(state: State, t: int) -> list[View]:

@@ -20,8 +20,8 @@ import pytest
 import varlink
 
 from daemon.control.methods import INTERFACE
+from daemon.limits import CONTROL_MESSAGE_BYTES
 from events.catalogue import CancelRequested, LoadRequested, UnloadRequested
-from events.limits import CONTROL_MESSAGE_BYTES
 from tests.integration.live import PATIENCE_S, Live, daemon, gone, ngram
 from tests.unit.test_interface import DECLARED, check
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import grp
 import json
 import os
 import socket
+import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +18,10 @@ import trio
 
 from daemon.catalog import Catalog
 from daemon.config.file import load
-from daemon.control import server
-from daemon.control.server import ControlServer, listen
+from daemon.control import inbox, server
+from daemon.control.server import ControlServer, bind, listen
 from daemon.driver import Driver
+from daemon.limits import CONTROL_AHEAD_BYTES
 from daemon.logs import Logs, Ring
 from daemon.readiness import Unready
 from daemon.reload import Reloader
@@ -43,6 +46,8 @@ class FakeDriver:
         self.first = 1
         self.fault: Exception | None = None
         self.watching = 0
+        self.waits = False
+        """Whether a watcher waits for what comes next."""
 
     def unready(self) -> list[Unready]:
         return [Unready("log_blocked", self.log_blocked, 7)] if self.log_blocked else []
@@ -60,6 +65,8 @@ class FakeDriver:
             for seq in range(after_seq + 1, self.state.seq + 1):
                 await trio.lowlevel.checkpoint()
                 yield Record(seq, 0, 0, "step.continues", 1, 0, "", json.dumps({"x": "y" * 1000}), b"")
+            if self.waits:
+                await trio.sleep_forever()
         finally:
             self.watching -= 1
 
@@ -264,3 +271,76 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
 def test_a_path_that_is_too_long_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long"), listen(tmp_path / ("x" * 120)) as sock:
         assert isinstance(sock, socket.socket)
+
+
+def test_the_socket_is_given_to_a_group(tmp_path: Path) -> None:
+    group = grp.getgrgid(os.getgid())
+    for name in (group.gr_name, str(group.gr_gid)):
+        path = tmp_path / f"{name}.sock"
+        bind(path, name).close()
+        assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (group.gr_gid, 0o660)
+    with pytest.raises(KeyError):
+        bind(tmp_path / "none.sock", "no-such-group")
+    assert not (tmp_path / "none.sock").exists()
+
+
+def test_a_group_that_the_socket_may_not_be_given_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", refused)
+    path = tmp_path / "control.sock"
+    with pytest.raises(OSError, match="of which this user is no member") as caught:
+        bind(path, str(os.getgid()))
+    assert caught.value.errno == errno.EPERM
+    assert not path.exists(), "nobody may use a socket that is not as it was to be"
+
+
+# --- limits of one client --------------------------------------------------------------------------------
+
+
+async def test_one_user_does_not_keep_the_others_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONTROL_CONNECTIONS_OF_ONE", 1)
+    users = iter([7, 7, 8])
+    monkeypatch.setattr(server, "_peer", lambda stream: (1, next(users)))
+    async with served(tmp_path), client(tmp_path) as one, client(tmp_path) as again:
+        await one.call("Status")
+        assert "parameters" in await one.reply()
+        reply = await again.reply()
+        assert reply["error"] == f"{CONTROL}.LimitExceeded"
+        assert reply["parameters"]["message"].startswith("1 connections are open")
+        async with client(tmp_path) as other:
+            await other.call("Status")
+            assert "parameters" in await other.reply()
+
+
+async def test_a_call_that_comes_too_slowly_ends_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "CONTROL_MESSAGE_S", 0.1)
+    async with served(tmp_path), client(tmp_path) as idle, client(tmp_path) as slow:
+        await idle.call("Status")
+        await idle.reply()
+        for byte in b'{"method":':
+            await slow.stream.send_all(bytes([byte]))
+        reply = await slow.reply()
+        assert reply["error"] == f"{CONTROL}.LimitExceeded"
+        assert "did not come within" in reply["parameters"]["message"]
+        assert await slow.reply() is None
+        await idle.call("Status")  # who says nothing is not hurried
+        assert "parameters" in await idle.reply()
+
+
+async def test_who_sends_on_and_on_while_a_call_runs_is_told_so(tmp_path: Path) -> None:
+    async with served(tmp_path) as driver, client(tmp_path) as some:
+        driver.waits, driver.state.seq = True, 3
+        await some.call("Watch", parameters={"after": 3}, more=True)
+        while not driver.watching:
+            await trio.lowlevel.checkpoint()
+        with suppress(trio.BrokenResourceError):
+            await some.stream.send_all(b'{"method":"a.B"}\0' * (2 * CONTROL_AHEAD_BYTES // 17))
+        while (reply := await some.reply()) is not None and "error" not in reply:
+            pass
+        assert reply is None or reply["error"] == f"{CONTROL}.LimitExceeded"
+        while driver.watching:
+            await trio.lowlevel.checkpoint()

@@ -75,6 +75,17 @@ def test_how_much_of_the_log_is_kept(write: Write) -> None:
     assert found == Retention(64 * MIB, 30 * 86400 * S, 0)
 
 
+def test_leases_and_who_may_ask_for_them(write: Write) -> None:
+    config = write("""
+        controlGroup: video
+        maxLease: 2h
+        models: {m: {cmd: 's ${PORT}', maxLease: 5m}, d: {cmd: 's ${PORT}'}}
+    """)
+    view = config.view(b"")
+    assert config.control_group == "video"
+    assert (view.models["m"].max_lease_ns, view.models["d"].max_lease_ns) == (300 * S, 7200 * S)
+
+
 def test_every_key_is_taken(write: Write, tmp_path: Path) -> None:
     config = write("""
         listen: "[::1]:9000"

@@ -21,7 +21,7 @@ from daemon.control.varlink import (
     parse,
     reply,
 )
-from events.limits import CONTROL_MESSAGE_BYTES
+from daemon.limits import CONTROL_MESSAGE_BYTES
 
 INVALID = "org.varlink.service.InvalidParameter"
 

@@ -166,6 +166,12 @@ def test_a_socket_path_that_is_too_long_exits_2_before_anything_is_opened(config
     assert not (config.parent / "state").exists()
 
 
+def test_a_group_that_is_not_there_exits_2_before_anything_is_opened(config: Path) -> None:
+    config.write_text("controlGroup: no-such-group\n" + CONFIG)
+    told(serve(config), 2, "there is no group 'no-such-group' on this machine; `controlGroup` names it")
+    assert not (config.parent / "state").exists()
+
+
 def test_what_is_no_socket_is_left_alone(config: Path) -> None:
     told(serve(config, socket=config), 1, f"{config} is no socket, and is left alone. --socket PATH")
     assert config.read_text() == CONFIG
@@ -242,6 +248,11 @@ PLACES = Places(log=Path("/srv/log/events.db"), control=Path("/srv/run/c.sock"),
             OSError(13, "Permission denied", "/srv/run"),
             1,
             "control socket: Permission denied: /srv/run. --soc",
+        ),
+        (
+            OSError(1, f"{PLACES.control} cannot be given to the group x, of which"),
+            1,
+            "cannot open the control socket: /srv/run/c.sock cannot be given to the group x, of which",
         ),
         (OSError(28, "No space left on device", "/tmp/x"), 1, "No space left on device: /tmp/x"),
         (OSError("odd"), 1, "odd"),

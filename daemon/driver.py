@@ -246,10 +246,13 @@ class Driver:
         self._close(events)
         return ticket
 
-    def resume(self, request: str, by: str) -> LeaseTicket:
-        """Who has shown a lease's token holds it from now on; whoever held it before is told so."""
+    def resume(self, request: str, by: str) -> LeaseTicket | None:
+        """Who has shown a lease's token holds it from now on; whoever held it before is told so. None: it has
+        ended just now, for a deadline of its was due."""
         self.submit(c.LeaseResumed(request, by))
-        held = self.state.requests[request]
+        held = self.state.requests.get(request)
+        if held is None or held.state is not RequestState.dispatched:
+            return None
         before = self._leases.get(request)
         ticket = self._leases[request] = LeaseTicket(request, held.model, by)
         if before is not None:

@@ -7,12 +7,19 @@ from collections.abc import Iterable
 from events.catalogue import NEVER
 from statemachines.claims import before
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Runner, State, satisfies
+from statemachines.state import Demand, Request, Runner, State, satisfies
 
 
 def cause(state: State, demand: Demand) -> str:
     """What a demand's requests wait for: `r7 loads`, `r3 is busy`, `memory that other programs hold` …"""
     return _served(state, demand) if demand.servers else _starving(state, demand)
+
+
+def holder(state: State, request: Request) -> str:
+    """What a lease that is held waits for: `its holder, to come back`; "" while all is well."""
+    if ("grace", request.id) in state.deadlines.due:
+        return "its holder, to come back"
+    return "its holder, to let go" if request.revoked else ""
 
 
 def _served(state: State, demand: Demand) -> str:

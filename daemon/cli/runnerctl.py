@@ -262,8 +262,8 @@ def status(context: Context) -> None:
 @click.pass_obj
 def load(context: Context, model: str, options: tuple[str, ...], priority: int) -> None:
     """Load MODEL and wait until it is ready."""
-    output, last = context.output, Row()
-    replies = context.client().calls("Load", model=model, options=pairs(options), priority=priority)
+    given, output, last = pairs(options), context.output, Row()
+    replies = context.client().calls("Load", model=model, options=given, priority=priority)
     with output.progress(f"{model}: asking") as show:
         for reply in replies:
             changed = [reply[name] for name in STAGE] != [last.get(name) for name in STAGE]

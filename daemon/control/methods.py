@@ -193,14 +193,16 @@ class Service:
         if self.driver.log_blocked:
             raise _log_blocked(f"the event log cannot be written: {self.driver.log_blocked}")
 
-    def leased(self, digest: str) -> str:
-        """The lease that a token is of, by its digest. Raises VarlinkError."""
+    def resumed(self, digest: str, by: str) -> LeaseTicket:
+        """The lease that a token is of, by its digest; it is his who has shown it. Raises VarlinkError."""
         known = (r for r in self.driver.state.requests.values() if r.token_digest == digest)
         request = next((r for r in known if r.state is RequestState.dispatched), None)
-        if request is None:
+        if request is not None:
+            self.check_log()
+        ticket = self.driver.resume(request.id, by) if request is not None else None
+        if ticket is None:
             raise VarlinkError(f"{INTERFACE}.LeaseNotFound")
-        self.check_log()
-        return request.id
+        return ticket
 
     def options_of(self, model: str, given: dict[str, str]) -> dict[str, c.Option]:
         """Launch options from text, by the types of their defaults. Raises VarlinkError."""
@@ -355,7 +357,7 @@ async def acquire(s: Service, p: AcquireParameters, caller: Caller) -> AsyncGene
         raise invalid("token" if p.model else "model")
     began, granted, token = s.driver.now(), bool(p.token), p.token
     if token:
-        ticket = s.driver.resume(s.leased(_digest(token)), caller.by)
+        ticket = s.resumed(_digest(token), caller.by)
     else:
         model = s.model_id(p.model)
         options = s.options_of(model, p.options)

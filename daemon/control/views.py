@@ -11,7 +11,7 @@ from statemachines.leases import held
 from statemachines.ledger import budget_bytes, free_bytes, held_bytes, needs
 from statemachines.request import RequestState
 from statemachines.state import Runner, State
-from statemachines.waiting import cause
+from statemachines.waiting import cause, holder
 
 View = dict[str, Any]
 
@@ -129,7 +129,7 @@ def requests(state: State, t: int) -> list[View]:
             "runner": request.runner or None,
             "attempt": request.attempt,
             "caller": request.caller,
-            "reason": reasons.get(request.id, ""),
+            "reason": reasons.get(request.id) or holder(state, request),
             "options": {name: str(value) for name, value in request.options.items()},
         }
         for request in state.requests.values()

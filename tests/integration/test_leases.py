@@ -150,7 +150,8 @@ def test_a_lease_outlives_the_daemon(tmp_path: Path, how: str) -> None:
             assert holder.reply() is None
             assert chat_at(lease["url"]) == 200, "nobody has to stop for that"
         live.start()
-        assert [r["state"] for r in ask(live, "ListRequests")["requests"]] == ["dispatched"] * 2
+        rows = [(r["state"], r["reason"]) for r in ask(live, "ListRequests")["requests"]]
+        assert rows == [("dispatched", "its holder, to come back")] * 2
         with Holder(live) as again:
             resumed = again.acquire(token=lease["token"])
             assert (again.request, resumed) == (holder.request, lease)
@@ -186,6 +187,8 @@ def test_a_lease_that_is_let_go_in_time_leaves_its_runner(live: Live) -> None:
         runner = holder.acquire(model="brief")["runner"]
         told = holder.told()
         assert (told["state"], told["reason"]) == ("revoked", "max_lease")
+        (request,) = ask(live, "ListRequests")["requests"]
+        assert request["reason"] == "its holder, to let go"
         assert 20_000_000_000 < told["left_ns"] <= 30_000_000_000
     assert over(live, holder.request)[-3:] == ["lease.revoked", "upstream.ended", "request.completed"]
     assert [r["state"] for r in ask(live, "ListRunners")["runners"] if r["id"] == runner] == ["ready"]

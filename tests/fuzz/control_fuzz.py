@@ -71,14 +71,14 @@ class Wrong(Exception):
 
 
 class Errors(logging.Handler):
-    """What the daemon would have complained of in its journal: of itself, for no client is worth that."""
+    """Exceptions that the daemon met and went on from: of its own making, for no client is worth one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.said: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
+        if record.exc_info is not None:
             self.said.append(self.format(record))
 
 
@@ -323,8 +323,8 @@ def serves(path: Path) -> None:
         data = b""
         while not data.endswith(b"\0"):
             data += sock.recv(65536)
-    if json.loads(data[:-1])["parameters"]["log_blocked"]:
-        raise Wrong("the log is blocked")
+    if json.loads(data[:-1])["parameters"]["pid"] != os.getpid():
+        raise Wrong(f"the status is {data!r}")
 
 
 async def fuzz(seed: int, count: int, first: int = 0) -> int:

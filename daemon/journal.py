@@ -29,6 +29,7 @@ LEVELS: dict[type, int] = {
     c.ModelDismissed: logging.WARNING,
     c.ClaimMade: logging.INFO,
     c.LeaseRefused: logging.WARNING,
+    c.LeaseRevoked: logging.INFO,
     c.RunnerLeased: logging.INFO,
     c.ProbeAnswered: logging.INFO,
     c.LogResumed: logging.WARNING,

@@ -69,6 +69,7 @@ RECORDED: dict[str, type[Fact]] = {
     "Pin": c.PinRequested,
     "Acquire": c.RequestArrived,
     "Cancel": c.CancelRequested,
+    "UseProfile": c.ProfileRequested,
     "Reload": c.ConfigChanged,
     "Unload": c.UnloadRequested,
     "Stop": c.StopRequested,

@@ -5,7 +5,7 @@
 #   make test-llama   those, with a llama-server that is found or built
 #   make check        style, types, import rules, generated documents
 #   make simulate     random worlds against the scheduler; SEEDS=10000 of them
-#   make fuzz         hostile requests, runners' answers and configurations; COUNT of each, from SEED on
+#   make fuzz         hostile requests, runners' answers, calls and configurations; COUNT of each, from SEED on
 #   make mutate       break its rules on purpose: do the worlds notice?
 #   make bench        speed and memory, as ratios and figures
 #   make bench-policy what the scheduling policies decide; ARGS=--full for all of it

@@ -148,6 +148,16 @@ class Driver:
         """Why the log cannot be written now; "" while it can."""
         return self._store.blocked_error
 
+    @property
+    def log_tries(self) -> int:
+        """Transactions that the log has ended, whether they failed or not: what a living one moves."""
+        return self._store.tries
+
+    @property
+    def log_owed(self) -> int:
+        """Events that are not durable yet."""
+        return self._store.owed
+
     def outputs(self) -> Sequence[ports.Output]:
         """The files that runners' processes write to."""
         return self.machinery.outputs()
@@ -455,7 +465,8 @@ class Driver:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition on the durable state holds."""
         while not condition():
-            self._changed = trio.Event()
+            if self._changed.is_set():
+                self._changed = trio.Event()
             await self._changed.wait()
 
     def _log_resumed(self, blocked_ns: int, error: str) -> None:

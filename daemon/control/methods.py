@@ -21,6 +21,7 @@ from daemon.config.errors import ConfigError
 from daemon.control import views
 from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
+from daemon.leaving import Leaver, Unfit, served
 from daemon.logs import PROXY, UPSTREAM, Logs
 from daemon.nearest import nearest
 from daemon.ports import Ended
@@ -103,11 +104,20 @@ class StopParameters(Parameters, frozen=True):
     how: Literal["drain", "now", "leave"] = "drain"
 
 
+class RestartParameters(Parameters, frozen=True):
+    """Of Restart."""
+
+    now: bool = False
+
+
 class Service:
     """What the methods work on."""
 
-    def __init__(self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs) -> None:
+    def __init__(
+        self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs, leaver: Leaver
+    ) -> None:
         self.driver = driver
+        self.leaver = leaver
         self.catalog = catalog
         self.reloader = reloader
         self.logs = logs
@@ -294,6 +304,29 @@ async def stop(s: Service, p: StopParameters, by: str) -> Reply:
     return {}
 
 
+async def restart(s: Service, p: RestartParameters, by: str) -> AsyncGenerator[Reply, None]:
+    """Restart: replies now and then, until the program starts again and closes the connection."""
+    if s.driver.state.stopping or (s.leaver.leaving and not s.leaver.again):
+        raise VarlinkError(
+            f"{INTERFACE}.OperationFailed", reason="stopping", message="the daemon is stopping already"
+        )
+    s.check_log()
+    try:
+        await s.leaver.rehearse()
+    except Unfit as unfit:
+        message = f"nothing was restarted, for the program on the disk would not start again:\n{unfit}"
+        raise VarlinkError(f"{INTERFACE}.OperationFailed", reason="unfit", message=message) from None
+    s.leaver.ask(f"{by}, to restart", again=True, now=p.now)
+    while True:
+        yield {
+            "version": VERSION,
+            "runners": list(s.driver.state.runners),
+            "waiting_for": served(s.driver.state),
+            "left_ns": max(0, s.leaver.due_t - s.driver.now()),
+        }
+        await trio.sleep(LOAD_PROGRESS_S)
+
+
 def _check(ended: Ended | None) -> None:
     if ended is not None:
         raise VarlinkError(f"{INTERFACE}.OperationFailed", reason=ended.reason, message=ended.message)
@@ -391,8 +424,9 @@ MANY: dict[str, tuple[type[Parameters], Callable[[Service, Any, str], AsyncGener
     "Load": (LoadParameters, load),
     "Watch": (WatchParameters, watch),
     "FollowLogs": (FollowLogsParameters, follow_logs),
+    "Restart": (RestartParameters, restart),
 }
 """Methods that may answer more than once."""
 
-ENDLESS = ("Watch", "FollowLogs")
+ENDLESS = ("Watch", "FollowLogs", "Restart")
 """Those of them that must be called with `more`."""

@@ -52,6 +52,8 @@ class Shared(msgspec.Struct, frozen=True):
     pools: Pools
     held: Held
     hang_ups: HangUps
+    leaving: trio.Event
+    """No connection serves another request: the daemon ends."""
 
 
 class Connection:
@@ -105,6 +107,11 @@ class Connection:
         if self._exchange is not None:
             self._exchange.abort()
 
+    def close_idle(self) -> None:
+        """Close it if it waits for a request, of which nothing has come yet."""
+        if self._due is not None and not self._reading:
+            self._wire.close()
+
     def expire(self, now: float) -> None:
         """Close what has waited for too long: for the client's bytes, or for a peer to take ours."""
         stalled = now - self._shared.limits.stall_s
@@ -128,7 +135,7 @@ class Connection:
     async def run(self, closed: Callable[[Connection], None]) -> None:
         """Serve requests until the client or we have had enough; then call `closed`."""
         try:
-            while await self._serve():
+            while await self._serve() and not self._shared.leaving.is_set():
                 self._body.close()
                 self._request.reset()
         except FAILURES:

@@ -128,3 +128,22 @@ def marked(log_id: str) -> list[tuple[Stat, str]]:
         if marker.startswith(log_id + "/"):
             found.append((stat, marker))
     return found
+
+
+def reap(pidfd: int) -> int | None:
+    """The exit status of a process that has ended, as subprocess tells it; None if it is no child of ours."""
+    try:
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def reap_others() -> None:
+    """Reap what the program before this one in the same process has started, and has ended since. Call it
+    before this one starts anything."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

@@ -326,15 +326,16 @@ class Supervisor:
     async def _watch(self, charge: Charge, part: Part) -> None:
         """Wait for the process's end, and for that of all it left behind; then say so.
 
-        A child is reaped last: until then nobody can get its number, which is that of the group."""
+        A child is reaped last: until then nobody can get its number, which is that of the group. One that was
+        adopted is a child, too, if the daemon has started again in place."""
         child = part.child
         try:
             await trio.lowlevel.wait_readable(part.pidfd)
+            while left := await self._left(part):
+                await _end_all(left)
+            status = child.wait() if child is not None else identity.reap(part.pidfd)
         finally:
             os.close(part.pidfd)
-        while left := await self._left(part):
-            await _end_all(left)
-        status = child.wait() if child is not None else None
         if child is not None:
             gate.shut_for_good(child)
         part.exited.set()

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from daemon.driver import Driver
-from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S
+from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S, SETTLE_S
 from events import catalogue as c
 from events.limits import S
 from statemachines.state import State
@@ -37,6 +37,7 @@ class Leaver:
         self._driver = driver
         self._check = ["check", "--config", str(config), *(["--insecure-listen"] if insecure else [])]
         self._asked = trio.Event()
+        self._now = False
         self._patience = trio.CancelScope()
         self._by = ""
         self.again = False
@@ -45,6 +46,8 @@ class Leaver:
         """Until when (scheduler time) those who are served may go on."""
         self.pause: Callable[[], None] = lambda: None
         """Let nobody else in."""
+        self.expecting: Callable[[], bool] = lambda: False
+        """Whether somebody who was let in may be about to ask for something."""
 
     @property
     def leaving(self) -> bool:
@@ -54,6 +57,7 @@ class Leaver:
     def ask(self, by: str, *, again: bool = False, now: bool = False) -> None:
         """Leave; at once if it is to be `now`, or has been asked for before."""
         if now or self.leaving:
+            self._now = True
             self._patience.cancel()
         if not self.leaving:
             self._by, self.again = by, again
@@ -65,15 +69,21 @@ class Leaver:
         await self._asked.wait()
         driver = self._driver
         self.pause()
+        with trio.move_on_after(SETTLE_S):
+            while self.expecting():
+                await trio.sleep(SETTLE_S / 50)
         waiting = served(driver.state)
         if waiting:
-            log.info("starting again: waiting for %d requests", waiting)
-        with self._patience, trio.move_on_after((self.due_t - driver.now()) / S):
-            await driver.until(lambda: bool(driver.state.stopping) or not served(driver.state))
+            log.info("requests that run may end first: %d", waiting)
+        with trio.move_on_after((self.due_t - driver.now()) / S) as self._patience:
+            await driver.until(self._over)
         if driver.state.stopping:  # something else has been asked for meanwhile
             self.again = False
         else:
             driver.submit(c.StopRequested("leave", self._by))
+
+    def _over(self) -> bool:
+        return bool(self._driver.state.stopping) or self._now or not served(self._driver.state)
 
     async def rehearse(self) -> None:
         """Whether the program that is on the disk now starts, and likes the configuration. Raises Unfit."""

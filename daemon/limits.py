@@ -85,6 +85,10 @@ UNIT_ASK_S = 3.0
 RESTART_DRAIN_S = 30.0
 """How long a restart waits for requests of models that are not in the configuration any more."""
 
+SETTLE_S = 0.5
+"""How long a restart waits for the requests of those who have connected and asked for nothing yet: mostly a
+millisecond; some connect ahead of time, and never ask."""
+
 REHEARSAL_S = 60.0
 """How long the program that a restart would start may take to check its configuration: it starts in half a
 second, and reads headers of model files."""

@@ -190,7 +190,7 @@ class _Run:
         door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave
         driver.connections = partial(connections, door, self._control)
-        self._leaver.pause = door.pause
+        self._leaver.pause, self._leaver.expecting = door.pause, lambda: door.expecting
         doors.listen()
         log.info("listening on %s, control socket %s", doors.where(), self._places.control)
         notifier.tell(READY=1)

@@ -50,10 +50,9 @@ def own_unit(cgroup: str) -> tuple[str, bool]:
     for line in cgroup.splitlines():
         number, controllers, path = line.split(":", 2)
         if controllers in ("", "name=systemd") and (number == "0" or controllers):
-            parts = path.split("/")
-            services = [part for part in parts if part.endswith(".service")]
-            if services:
-                return services[-1], len(services) > 1 and services[0].startswith("user@")
+            units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
+            if units and units[-1].endswith(".service"):
+                return units[-1], len(units) > 1 and units[0].startswith("user@")
     return "", False
 
 

@@ -81,6 +81,11 @@ class FrontDoor:
         for connection in list(self._connections):
             connection.close_idle()
 
+    @property
+    def expecting(self) -> bool:
+        """Somebody who was let in may be about to ask for something."""
+        return any(connection.expecting for connection in self._connections)
+
     def moved(self, runner: str) -> int:
         """Bytes that the runner has sent in answers so far: whether it moves, for its health probe."""
         return self._shared.pools.moved(runner)

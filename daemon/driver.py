@@ -22,9 +22,10 @@ import msgspec
 import outcome
 import trio
 
-from daemon import endings, journal, ports
+from daemon import endings, ports
 from daemon.clock import Clock
 from daemon.figures import Figures
+from daemon.journal import LEVELS, Journal, about
 from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter
 from daemon.readiness import Signs, Unready, reasons
 from daemon.tally import Tally
@@ -111,6 +112,7 @@ class Driver:
         self._failed: StepFailed | None = None
         self._failed_t = 0
         self._tally = Tally(scheduler.state, endings.STATUS)
+        self._journal = Journal(scheduler.state)
         self._wake = trio.Event()
         self._wake_t = 0
         self._measure = trio.Event()
@@ -245,7 +247,8 @@ class Driver:
             "seq": self.state.seq,
         }
         Path(f"{self._path}.breach").write_bytes(msgspec.json.encode(kept))
-        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error)
+        extra = about(seq=self.state.seq, model=model)
+        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error, extra=extra)
 
     # --- the front door's side ---------------------------------------------------------------------------
 
@@ -315,8 +318,8 @@ class Driver:
             effect = OPENING.get(kind)
             if effect is not None:
                 effect(self, event, event.body)
-            if kind in journal.LEVELS:
-                journal.write(event)
+            if kind in LEVELS:
+                self._journal.write(event)
 
     def _dispatch(self, event: Event) -> None:
         body: Any = event.body

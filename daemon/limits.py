@@ -93,5 +93,5 @@ REHEARSAL_S = 60.0
 """How long the program that a restart would start may take to check its configuration: it starts in half a
 second, and reads headers of model files."""
 
-JOURNAL_DATAGRAM_BYTES = 128 * 1024
-"""A line for the journal longer than this is cut: Linux's default for datagrams is 208 KiB."""
+JOURNAL_LINE_BYTES = 48 * 1024
+"""A line for the journal is cut here, as journald cuts those of streams; Linux takes datagrams of 208 KiB."""

@@ -108,12 +108,13 @@ def _serve(options: argparse.Namespace) -> int:
     from daemon.config.errors import ConfigError
     from daemon.config.file import load
     from daemon.doors import DoorError, start_again, take
+    from daemon.journal import set_up
     from daemon.logs import Ring
     from daemon.processes.gate import raise_open_files
     from daemon.processes.identity import reap_others
     from daemon.service import Options, Places, serve
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname).1s %(message)s")
+    set_up(os.environ)
     log, ring = logging.getLogger("runnerd"), Ring()
     logging.getLogger().addHandler(ring)
     reap_others()

@@ -130,15 +130,10 @@ def marked(log_id: str) -> list[tuple[Stat, str]]:
     return found
 
 
-def reap(pidfd: int) -> int | None:
-    """The exit status of a process that has ended, as subprocess tells it; None if it is no child of ours."""
-    try:
-        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    if found is None:
-        return None
-    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+def reap(pidfd: int) -> None:
+    """Let go of a process that has ended, if it is a child of ours: or it would stay as a zombie."""
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
 
 
 def reap_others() -> None:

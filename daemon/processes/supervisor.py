@@ -332,13 +332,16 @@ class Supervisor:
         """Wait for the process's end, and for that of all it left behind; then say so.
 
         A child is reaped last: until then nobody can get its number, which is that of the group. One that was
-        adopted is a child, too, if the daemon has started again in place."""
-        child = part.child
+        adopted is a child, too, if the daemon has started again in place; its status is null all the same."""
+        child, status = part.child, None
         try:
             await trio.lowlevel.wait_readable(part.pidfd)
             while left := await self._left(part):
                 await _end_all(left)
-            status = child.wait() if child is not None else identity.reap(part.pidfd)
+            if child is None:
+                identity.reap(part.pidfd)
+            else:
+                status = child.wait()
         finally:
             os.close(part.pidfd)
         if child is not None:

@@ -113,6 +113,11 @@ class Pulse:
             self.beat()
             await trio.sleep(pause_s)
 
+    def ready(self) -> None:
+        """Clients are let in."""
+        self.beat()
+        self._notifier.tell(READY=1)
+
     def beat(self) -> None:
         """Look once, and tell."""
         notifier, state, unready = self._notifier, self._driver.state, self._driver.unready()

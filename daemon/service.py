@@ -137,7 +137,8 @@ class _Run:
         """Everything, from the first signal that is heeded to the last fact. Raises what `serve` does."""
         driver, leaver, path = self._driver, self._leaver, str(self._places.log)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Pulse(notifier, driver).run)
+            pulse = Pulse(notifier, driver)
+            nursery.start_soon(pulse.run)
             nursery.start_soon(_signals, driver, self._reloader, leaver, signals)
             nursery.start_soon(leaver.run)
             nursery.start_soon(self._until_stopped, nursery.cancel_scope, doors)
@@ -148,7 +149,7 @@ class _Run:
                 await trio.sleep_forever()
             with doors.control(self._places.control):
                 guardian.start(path, log_id, ORPHAN_GRACE_S)
-                await self._load_and_open(doors, nursery, notifier)
+                await self._load_and_open(doors, nursery, pulse)
         if driver.state.stopping != "leave":
             guardian.stop(path)
         if self._failure is not None:
@@ -169,7 +170,7 @@ class _Run:
         doors.kept = self._leaver.again
         scope.cancel()
 
-    async def _load_and_open(self, doors: Doors, nursery: trio.Nursery, notifier: Notifier) -> None:
+    async def _load_and_open(self, doors: Doors, nursery: trio.Nursery, pulse: Pulse) -> None:
         """Preload, then let clients in, until it is stopped; or behind their backs, if it is to be lazy."""
         driver, lazy, models = self._driver, self._options.lazy, self._catalog.config.preload
         if lazy:
@@ -179,10 +180,10 @@ class _Run:
         if self._failure is not None:
             driver.submit(c.StopRequested("now", "preload"))
         elif not (driver.state.stopping or self._leaver.leaving):
-            await self._open_doors(doors, notifier)
+            await self._open_doors(doors, pulse)
         await trio.sleep_forever()
 
-    async def _open_doors(self, doors: Doors, notifier: Notifier) -> None:
+    async def _open_doors(self, doors: Doors, pulse: Pulse) -> None:
         """Serve HTTP and the control socket, and reload; what asked for that before is heard now."""
         driver, catalog = self._driver, self._catalog
         logs = Logs(self._options.ring, driver.outputs)
@@ -193,7 +194,7 @@ class _Run:
         self._leaver.pause, self._leaver.expecting = door.pause, lambda: door.expecting
         doors.listen()
         log.info("listening on %s, control socket %s", doors.where(), self._places.control)
-        notifier.tell(READY=1)
+        pulse.ready()
         async with trio.open_nursery() as nursery:
             ahead = Prefetcher(lambda model: files_of(catalog.config.models, model))
             driver.prefetch = lambda model: ahead.begin(model) if catalog.config.prefetch else None

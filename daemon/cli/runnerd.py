@@ -102,6 +102,8 @@ def _insecure(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    import faulthandler
+
     import trio
 
     from daemon.cli.starting import FAILURES, explain, obstacle
@@ -114,6 +116,7 @@ def _serve(options: argparse.Namespace) -> int:
     from daemon.processes.identity import reap_others
     from daemon.service import Options, Places, serve
 
+    faulthandler.enable()  # the watchdog ends what hangs by SIGABRT: the journal then has where that was
     set_up(os.environ)
     log, ring = logging.getLogger("runnerd"), Ring()
     logging.getLogger().addHandler(ring)

@@ -116,7 +116,7 @@ def _serve(options: argparse.Namespace) -> int:
     from daemon.processes.identity import reap_others
     from daemon.service import Options, Places, serve
 
-    faulthandler.enable()  # the watchdog ends what hangs by SIGABRT: the journal then has where that was
+    faulthandler.enable(2)  # the watchdog ends what hangs by SIGABRT: the journal then has where that was
     set_up(os.environ)
     log, ring = logging.getLogger("runnerd"), Ring()
     logging.getLogger().addHandler(ring)
@@ -164,7 +164,10 @@ def _serve(options: argparse.Namespace) -> int:
         raise
     if doors.kept:
         log.info("starting again in place")
-        start_again(doors)
+        try:
+            start_again(doors)
+        except OSError as error:
+            return _end(EXIT_REFUSED, f"{sys.executable} cannot be started: {error}. The runners live on")
     log.info("stopped")
     return 0
 

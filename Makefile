@@ -1,8 +1,9 @@
 # Each target stands alone on a machine with Python 3.11 or newer, pip, gcc and make.
 #
 #   make demo         two models, memory for one: the main job shown from start to recovery
-#   make test         all tests, but those that need a real llama-server
+#   make test         all tests, but those that need a real llama-server or systemd
 #   make test-llama   those, with a llama-server that is found or built
+#   make test-systemd the service, under a systemd that is booted for it; says so where that cannot be done
 #   make check        style, types, import rules, generated documents
 #   make simulate     random worlds against the scheduler; SEEDS=10000 of them
 #   make fuzz         hostile requests, runners' answers, calls and configurations; COUNT of each, from SEED on
@@ -19,7 +20,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test test-llama check simulate fuzz mutate bench bench-policy venv clean
+.PHONY: demo test test-llama test-systemd check simulate fuzz mutate bench bench-policy venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,11 +34,23 @@ demo: venv
 	@$(BIN)/python examples/demo.py
 
 test: venv
-	@$(BIN)/python -m pytest --ignore=tests/llama
+	@$(BIN)/python -m pytest --ignore=tests/llama --ignore=tests/systemd
 
 test-llama: venv
 	@server=$$(bash scripts/get_llama.sh | tail -n 1)
 	RUNNERD_LLAMA_SERVER=$$server $(BIN)/python -m pytest tests/llama
+
+test-systemd: venv
+	@if ! command -v systemd-analyze >/dev/null; then
+	    echo "test-systemd: skipped: there is no systemd-analyze"
+	    exit 0
+	fi
+	$(BIN)/python -m pytest tests/systemd/test_units.py
+	if reason=$$($(BIN)/python -m tests.systemd.box); then
+	    $(BIN)/python -m pytest tests/systemd --ignore=tests/systemd/test_units.py
+	else
+	    echo "test-systemd: the rest is skipped, for systemd cannot be booted here: $$reason"
+	fi
 
 check: venv
 	@$(BIN)/ruff check .

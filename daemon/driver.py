@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 import msgspec
 import trio
 
-from daemon import endings, journal, ports
+from daemon import endings, ports
 from daemon.clock import Clock
 from daemon.figures import Figures
+from daemon.journal import LEVELS, Journal, about
 from daemon.ports import Address, Dispatched, Ended, Launch, LogBlocked, Machinery, Meter, Revoked
 from daemon.readiness import Signs, Unready, reasons
 from daemon.tally import Tally
@@ -75,6 +76,7 @@ class Driver:
         self._failed: StepFailed | None = None
         self._failed_t = 0
         self._tally = Tally(scheduler.state, endings.STATUS)
+        self._journal = Journal(scheduler.state)
         self._wake = trio.Event()
         self._wake_t = 0
         self._measure = trio.Event()
@@ -111,6 +113,16 @@ class Driver:
     def log_blocked(self) -> str:
         """Why the log cannot be written now; "" while it can."""
         return self._store.blocked_error
+
+    @property
+    def log_tries(self) -> int:
+        """Transactions that the log has ended, whether they failed or not: what a living one moves."""
+        return self._store.tries
+
+    @property
+    def log_owed(self) -> int:
+        """Events that are not durable yet."""
+        return self._store.owed
 
     def outputs(self) -> Sequence[ports.Output]:
         """The files that runners' processes write to."""
@@ -199,7 +211,8 @@ class Driver:
             "seq": self.state.seq,
         }
         Path(f"{self._path}.breach").write_bytes(msgspec.json.encode(kept))
-        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error)
+        extra = about(seq=self.state.seq, model=model)
+        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error, extra=extra)
 
     # --- the front door's side ---------------------------------------------------------------------------
 
@@ -333,8 +346,8 @@ class Driver:
             effect = OPENING.get(kind)
             if effect is not None:
                 effect(self, event, event.body)
-            if kind in journal.LEVELS:
-                journal.write(event)
+            if kind in LEVELS:
+                self._journal.write(event)
 
     def _dispatch(self, event: Event) -> None:
         body: Any = event.body
@@ -487,7 +500,8 @@ class Driver:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition on the durable state holds."""
         while not condition():
-            self._changed = trio.Event()
+            if self._changed.is_set():
+                self._changed = trio.Event()
             await self._changed.wait()
 
     def _log_resumed(self, blocked_ns: int, error: str) -> None:

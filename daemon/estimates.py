@@ -17,6 +17,7 @@ import trio
 from daemon import llama
 from daemon.config.config import Config, Model
 from daemon.gguf import Gguf, Line
+from daemon.journal import about
 from events.catalogue import Estimate, Option
 from events.limits import (
     CONTEXT_LEAST_TOKENS,
@@ -58,7 +59,8 @@ def _with_estimate(id: str, model: Model, server: llama.Server, found: Mapping[s
         line = found.get(path, Line(error="reading it took too long, or failed"))
         if line.gguf is None:
             if path.endswith(".gguf"):  # others may be names, as vLLM has them
-                log.warning("%s: no estimate of its memory from %s: %s", id, path, line.error)
+                words = "%s: no estimate of its memory from %s: %s"
+                log.warning(words, id, path, line.error, extra=about(model=id))
             return model
         files[path] = line.gguf
     gguf = files[server.model]

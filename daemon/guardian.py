@@ -143,6 +143,7 @@ def start(log: str, log_id: str, grace_s: float) -> None:
     subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, os.path.abspath(log), log_id, str(grace_s)],
         cwd="/",
+        env={k: v for k, v in os.environ.items() if not k.startswith(("NOTIFY_", "LISTEN_", "WATCHDOG_"))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

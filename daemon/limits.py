@@ -107,3 +107,35 @@ CONTROL_LAST_WORD_S = 1.0
 
 LOAD_PROGRESS_S = 0.25
 """Between two progress replies of a load: a person sees it move."""
+
+# --- systemd ---------------------------------------------------------------------------------------------
+
+BEAT_S = 1.0
+"""Between two looks at how the daemon is, for systemd: `systemctl status` is read by people."""
+
+STOP_EXTENSION_S = 30.0
+"""A stop that makes progress may take so much longer than now: thirty beats may be late."""
+
+RESTART_WATCHDOG_S = 600.0
+"""The watchdog's patience from the end of one program to the next one's having read its log: a million events
+take some seconds, a slow disk takes longer, and who takes longer than this hangs."""
+
+HANDED_DOWN = 16
+"""Sockets that are taken from systemd: HTTP on a few addresses, and the control socket."""
+
+UNIT_ASK_S = 3.0
+"""How long systemd may take to say whether its job is a restart; it takes some 20 ms."""
+
+RESTART_DRAIN_S = 30.0
+"""How long a restart waits for requests of models that are not in the configuration any more."""
+
+SETTLE_S = 0.5
+"""How long a restart waits for the requests of those who have connected and asked for nothing yet: mostly a
+millisecond; some connect ahead of time, and never ask."""
+
+REHEARSAL_S = 60.0
+"""How long the program that a restart would start may take to check its configuration: it starts in half a
+second, and reads headers of model files."""
+
+JOURNAL_LINE_BYTES = 48 * 1024
+"""A line for the journal is cut here, as journald cuts those of streams; Linux takes datagrams of 208 KiB."""

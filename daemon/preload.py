@@ -13,6 +13,7 @@ import trio
 
 from daemon.cli.describe import duration
 from daemon.driver import Driver, Operation
+from daemon.journal import about
 from events import catalogue as c
 from events.limits import PRELOAD_REPORT_S
 from statemachines.memcheck import obstacles
@@ -54,9 +55,10 @@ async def preload(driver: Driver, models: Sequence[str], *, lazy: bool) -> Prelo
         del waiting[model]
         taken, done = duration(driver.now() - began), len(models) - len(waiting)
         if operation.answer is None:
-            log.info("preload: %s is ready after %s (%d of %d)", model, taken, done, len(models))
+            extra = about(model=model)
+            log.info("preload: %s is ready after %s (%d of %d)", model, taken, done, len(models), extra=extra)
         elif lazy and not driver.state.stopping:
-            log.warning("preload: %s", operation.answer.message)
+            log.warning("preload: %s", operation.answer.message, extra=about(model=model))
         elif not driver.state.stopping:
             failures.append(operation.answer.message)
         if failures or not waiting:

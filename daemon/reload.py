@@ -11,7 +11,8 @@ digest (SpecChanged); its runner has been told to go already.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import msgspec
@@ -87,6 +88,8 @@ class Reloader:
         self._started_with = catalog.config
         self._next: Asked | None = None
         self._wake = trio.Event()
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
+        """What is told that one goes on."""
 
     def ask(self, by: str) -> Asked:
         """Ask for a reload. One that waits to be begun is everybody's who asks before it is: it will read
@@ -103,7 +106,8 @@ class Reloader:
             self._wake = trio.Event()
             asked, self._next = self._next, None
             if asked is not None:
-                asked.outcome = await self._reload(asked.by)
+                with self.around():
+                    asked.outcome = await self._reload(asked.by)
                 _report(asked)
                 asked.done.set()
 

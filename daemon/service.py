@@ -1,19 +1,18 @@
 """The daemon as a whole: what is opened in which order, and how it ends.
 
 Start: the address is taken, but nobody can connect yet; signals are noted; the log (and its lock), the fold,
-the survivors, the first facts; what is to be preloaded; then the sockets listen. End: stop requested (a fact
-like any other), runners drained and gone, the last fact, the log closed.
+the survivors, the first facts; what is to be preloaded; then the sockets listen, or, if they did already, are
+accepted from. End: stop requested (a fact like any other), runners drained and gone, or left for the next
+start; the last fact, the log closed.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,18 +20,20 @@ from typing import Literal
 import msgspec
 import trio
 
-from daemon import guardian
+from daemon import guardian, unit
 from daemon.catalog import Catalog
 from daemon.config.commands import Command
 from daemon.config.config import Config, SpecChanged
-from daemon.control.server import ControlServer, bind
+from daemon.control.server import ControlServer
+from daemon.doors import Doors
 from daemon.driver import Driver
 from daemon.estimates import with_estimates
 from daemon.http.server import FrontDoor
 from daemon.keeping import Keeping
-from daemon.limits import CONTROL_CONNECTIONS
+from daemon.leaving import Leaver
 from daemon.logs import Logs, Ring
 from daemon.meter import MachineMeter
+from daemon.notify import Notifier, Pulse
 from daemon.ports import Launch
 from daemon.prefetch import Prefetcher, files_of
 from daemon.preload import preload, refusal
@@ -40,7 +41,7 @@ from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from daemon.reload import Reloader
 from events import catalogue as c
-from events.limits import HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
+from events.limits import ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
@@ -82,32 +83,40 @@ class Options(msgspec.Struct, frozen=True):
     """Listen beyond this machine although there are no keys."""
 
 
-async def serve(config: Config, places: Places, options: Options) -> None:
-    """Run until stopped. Raises LogError and its kin, StepFailed, OSError (a socket that cannot be bound),
-    StartRefused, PreloadFailed."""
+async def serve(config: Config, places: Places, options: Options, doors: Doors) -> None:
+    """Run until stopped; `doors.kept` then: to be started again in place. Raises LogError and its kin,
+    StepFailed, OSError (a socket that cannot be bound), StartRefused, PreloadFailed."""
     places.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with bind_front(places.host, places.port) as front:
+    with doors:
+        doors.open_front(places.host, places.port)
         config = await with_estimates(config)
         mortal = _ends_with_terminal()
         with trio.open_signal_receiver(*SIGNALS) as signals:
-            await _recover_and_run(config, places, options, front, _heard(signals, mortal))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while a restart went on
+            await _recover_and_run(config, places, options, doors, _heard(signals, mortal))
 
 
 async def _recover_and_run(
-    config: Config, places: Places, options: Options, front: socket.socket, signals: AsyncIterator[int]
+    config: Config, places: Places, options: Options, doors: Doors, signals: AsyncIterator[int]
 ) -> None:
+    notifier = Notifier(os.environ)
     async with open_store(places.log, durability=config.durability) as store:
+        notifier.status(f"reading the log {places.log}")
         recovered = await trio.to_thread.run_sync(fold_log, places.log)
+        notifier.restarted()
         driver = Driver(store, Scheduler(recovered.state), recovered.clock, places.log)
         catalog, key = Catalog(config, recovered.state), digest_key(places.state_dir)
         async with _machinery(driver, partial(command, catalog, key), places, store):
+            notifier.status("looking for the runners of the last start")
             await begin(driver, store, config.view(key), places.log)
             reloader = Reloader(driver, catalog, key, host=places.host, insecure=options.insecure)
+            reloader.around = notifier.reloading
             keeping = Keeping(
                 driver, store, places.log, recovered.carried_seq, lambda: catalog.config.retention
             )
             async with driver.run(), keeping.run():
-                await _Run(driver, catalog, reloader, places, options).run(front, signals, store.log_id)
+                run = _Run(driver, catalog, reloader, places, options)
+                await run.run(doors, signals, store.log_id, notifier)
 
 
 class _Run:
@@ -121,30 +130,37 @@ class _Run:
         self._reloader = reloader
         self._places = places
         self._options = options
+        self._leaver = Leaver(driver, catalog.config.file, insecure=options.insecure)
         self._failure: Exception | None = None
         """Why it does not start."""
         self._control: ControlServer | None = None
 
-    async def run(self, front: socket.socket, signals: AsyncIterator[int], log_id: str) -> None:
+    async def run(self, doors: Doors, signals: AsyncIterator[int], log_id: str, notifier: Notifier) -> None:
         """Everything, from the first signal that is heeded to the last fact. Raises what `serve` does."""
-        driver, path = self._driver, str(self._places.log)
+        driver, leaver, path = self._driver, self._leaver, str(self._places.log)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_signals, driver, self._reloader, signals)
-            nursery.start_soon(self._until_stopped, nursery.cancel_scope)
+            pulse = Pulse(notifier, driver)
+            nursery.start_soon(pulse.run)
+            nursery.start_soon(_signals, driver, self._reloader, leaver, signals)
+            nursery.start_soon(leaver.run)
+            nursery.start_soon(self._until_stopped, nursery.cancel_scope, doors)
             if self._options.memcheck:
                 self._failure = refusal(driver, self._catalog.config.preload, lazy=self._options.lazy)
             if self._failure is not None:
                 driver.submit(c.StopRequested("leave", "memory check"))
                 await trio.sleep_forever()
-            with _control(self._places) as control:
+            with doors.control(self._places.control, self._places.group):
                 guardian.start(path, log_id, ORPHAN_GRACE_S)
-                await self._load_and_open(front, control, nursery)
+                await self._load_and_open(doors, nursery, pulse)
         if driver.state.stopping != "leave":
             guardian.stop(path)
         if self._failure is not None:
             raise self._failure
+        if doors.kept:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what comes now is for the next program
+            notifier.restarting()
 
-    async def _until_stopped(self, scope: trio.CancelScope) -> None:
+    async def _until_stopped(self, scope: trio.CancelScope, doors: Doors) -> None:
         """Wait for a requested stop to be done, log the last fact, and end the rest."""
         driver = self._driver
         await stop_done(driver)
@@ -153,11 +169,10 @@ class _Run:
         if self._control is not None:
             with trio.move_on_after(WATCHERS_S):
                 await self._control.all_told(driver.state.seq)
+        doors.kept = self._leaver.again
         scope.cancel()
 
-    async def _load_and_open(
-        self, front: socket.socket, control: socket.socket, nursery: trio.Nursery
-    ) -> None:
+    async def _load_and_open(self, doors: Doors, nursery: trio.Nursery, pulse: Pulse) -> None:
         """Preload, then let clients in, until it is stopped; or behind their backs, if it is to be lazy."""
         driver, lazy, models = self._driver, self._options.lazy, self._catalog.config.preload
         if lazy:
@@ -166,76 +181,34 @@ class _Run:
             self._failure = await preload(driver, models, lazy=False)
         if self._failure is not None:
             driver.submit(c.StopRequested("now", "preload"))
-        elif not driver.state.stopping:
-            await self._open_doors(front, control)
+        elif not (driver.state.stopping or self._leaver.leaving):
+            await self._open_doors(doors, pulse)
         await trio.sleep_forever()
 
-    async def _open_doors(self, front: socket.socket, control: socket.socket) -> None:
+    async def _open_doors(self, doors: Doors, pulse: Pulse) -> None:
         """Serve HTTP and the control socket, and reload; what asked for that before is heard now."""
         driver, catalog = self._driver, self._catalog
         logs = Logs(self._options.ring, driver.outputs)
-        self._control = ControlServer(driver, catalog, self._reloader, logs)
+        self._control = ControlServer(driver, catalog, self._reloader, logs, self._leaver)
         door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave
         driver.connections = partial(connections, door, self._control)
-        listen_front(front)
-        control.listen(CONTROL_CONNECTIONS)
-        log.info("listening on %s, control socket %s", url_of(front), self._places.control)
+        self._leaver.pause, self._leaver.expecting = door.pause, lambda: door.expecting
+        doors.listen()
+        log.info("listening on %s, control socket %s", doors.where(), self._places.control)
+        pulse.ready()
         async with trio.open_nursery() as nursery:
             ahead = Prefetcher(lambda model: files_of(catalog.config.models, model))
             driver.prefetch = lambda model: ahead.begin(model) if catalog.config.prefetch else None
             nursery.start_soon(ahead.run)
             nursery.start_soon(self._reloader.run)
-            nursery.start_soon(door.serve, [front])
-            nursery.start_soon(self._control.serve, control)
+            nursery.start_soon(door.serve, doors.fronts)
+            nursery.start_soon(self._control.serve, doors.control_socket)
 
 
 def connections(door: FrontDoor, control: ControlServer) -> dict[str, int]:
     """Clients connected now, by the door that they came in by."""
     return {"http": door.connections, "control": control.connections}
-
-
-@contextmanager
-def _control(places: Places) -> Iterator[socket.socket]:
-    """The control socket, which does not listen yet; gone at the end."""
-    with bind(places.control, places.group) as sock:
-        try:
-            yield sock
-        finally:
-            places.control.unlink(missing_ok=True)
-
-
-def bind_front(host: str, port: int) -> socket.socket:
-    """The front door's socket, which does not listen yet: nobody can connect, nor take the address. Raises
-    OSError, saying where."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
-    if family == socket.AF_INET6:  # `::` is no promise to answer on IPv4, too
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    try:
-        try:
-            sock.bind((host, port))  # with SO_REUSEADDR another that does not listen yet could have it, too
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections may linger
-            sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return sock
-
-
-def listen_front(sock: socket.socket) -> None:
-    """Let clients connect. Their connections must not keep the next start from the address."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.listen(HTTP_BACKLOG)
-
-
-def url_of(sock: socket.socket) -> str:
-    """Where a socket listens, as a URL."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @asynccontextmanager
@@ -261,15 +234,19 @@ def command(catalog: Catalog, key: bytes, model: str, launch: Launch, socket_pat
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
-async def _signals(driver: Driver, reloader: Reloader, received: AsyncIterator[int]) -> None:
-    """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. SIGHUP reloads the configuration.
-    The guardian's work is not ours."""
+async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received: AsyncIterator[int]) -> None:
+    """SIGTERM and SIGINT drain; a second one, or SIGQUIT, stops at once. A SIGTERM by which systemd restarts
+    the daemon leaves the runners. SIGHUP reloads the configuration. The guardian's work is not ours."""
     async for number in received:
         if number == signal.SIGHUP:
             log.info("SIGHUP: reading the configuration again")
             reloader.ask("SIGHUP")
             continue
         again = driver.state.stopping in ("drain", "now")
+        if number == signal.SIGTERM and not again and await unit.restarts():
+            log.info("SIGTERM: systemd restarts the daemon; the runners stay")
+            leaver.ask("SIGTERM, to restart")
+            continue
         how: Literal["drain", "now"] = "now" if again or number == signal.SIGQUIT else "drain"
         name = signal.Signals(number).name
         log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")

@@ -221,6 +221,16 @@ class EventStore:
         return str(self._group.error or "the disk is slow")
 
     @property
+    def owed(self) -> int:
+        """Events that have been appended and are not durable yet."""
+        return self._seq - self.head.seq
+
+    @property
+    def tries(self) -> int:
+        """Transactions that have ended, those that failed included."""
+        return self._groups + self._retries
+
+    @property
     def stats(self) -> StoreStats:
         """Counts since the log was opened."""
         since_ns = self.blocked_since
@@ -228,7 +238,7 @@ class EventStore:
             events=self._events,
             groups=self._groups,
             largest_group=self._largest,
-            queued=self._seq - self.head.seq,
+            queued=self.owed,
             blocked_ns=self._blocked_ns + (time.monotonic_ns() - since_ns if since_ns is not None else 0),
             retries=self._retries,
             log_bytes=self._checkpointer.log_bytes(),

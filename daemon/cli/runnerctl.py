@@ -14,6 +14,7 @@ import click
 from daemon.cli.describe import named, printable
 from daemon.cli.lease import lease, pairs
 from daemon.cli.output import Column, Number, Output, age, as_json, duration, memory, run, size
+from daemon.cli.restart import restart_daemon, words
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE
 from daemon.control.client import ADVICE, CallFailed, Client, Unreachable
 from daemon.version import VERSION
@@ -386,6 +387,18 @@ def stop(context: Context, how: str) -> None:
     client.until_closed()
     lives = f"stopped; its runners live on for {ORPHAN_GRACE_S:.0f} s, for the next start"
     _done(context, lives if how == "leave" and status["runners"] else "stopped")
+
+
+@cli.command()
+@click.option("--now", is_flag=True, help="Do not wait for running requests: they are cut.")
+@click.pass_obj
+def restart(context: Context, now: bool) -> None:
+    """Start the daemon's program again in place, as it is on the disk now: no runner is unloaded."""
+    done = restart_daemon(context.client, context.output, now=now)
+    if context.output.machine:
+        context.output.line({"ok": True, **done})
+    else:
+        context.output.text(words(done))
 
 
 def _done(context: Context, text: str) -> None:

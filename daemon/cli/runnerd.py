@@ -102,34 +102,46 @@ def _insecure(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    import faulthandler
+
     import trio
 
     from daemon.cli.starting import FAILURES, explain, obstacle
     from daemon.config.errors import ConfigError
     from daemon.config.file import load
+    from daemon.doors import DoorError, start_again, take
+    from daemon.journal import set_up
     from daemon.logs import Ring
     from daemon.processes.gate import raise_open_files
+    from daemon.processes.identity import reap_others
     from daemon.service import Options, Places, serve
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname).1s %(message)s")
+    faulthandler.enable(2)  # the watchdog ends what hangs by SIGABRT: the journal then has where that was
+    set_up(os.environ)
     log, ring = logging.getLogger("runnerd"), Ring()
     logging.getLogger().addHandler(ring)
+    reap_others()
     try:
+        doors = take(os.environ)
         config = load(options.config)
         host, port = parse_listen(options.listen or config.listen)
+        for taken, _ in doors.addresses:
+            config.check_exposure(taken, insecure=options.insecure_listen)
+        if doors.addresses:
+            host, port = doors.addresses[0]
         config.check_exposure(host, insecure=options.insecure_listen)
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, DoorError, ValueError) as error:
         return _end(EXIT_USAGE, str(error))
     for warning in config.warnings:
         log.warning("%s", warning)
     places = Places(
         log=options.log or config.event_log or default_log(os.environ),
-        control=options.socket or config.control_socket or default_socket(os.environ),
+        control=(doors.control_path or options.socket or config.control_socket or default_socket(os.environ)),
         host=host,
         port=port,
         group=config.control_group,
     )
-    if (found := obstacle(places)) is not None:
+    if (found := obstacle(places, given=doors.control_path is not None)) is not None:
         return _end(*found)
     raise_open_files()
     try:
@@ -139,7 +151,7 @@ def _serve(options: argparse.Namespace) -> int:
             ring=ring,
             insecure=options.insecure_listen,
         )
-        trio.run(serve, config, places, start, strict_exception_groups=True)
+        trio.run(serve, config, places, start, doors, strict_exception_groups=True)
     except FAILURES as error:
         return _end(*explain(error, places))
     except BaseExceptionGroup as group:
@@ -151,6 +163,12 @@ def _serve(options: argparse.Namespace) -> int:
                     raise leaf from None
                 return _end(*explain(leaf, places))
         raise
+    if doors.kept:
+        log.info("starting again in place")
+        try:
+            start_again(doors)
+        except OSError as error:
+            return _end(EXIT_REFUSED, f"{sys.executable} cannot be started: {error}. The runners live on")
     log.info("stopped")
     return 0
 

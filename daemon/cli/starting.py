@@ -35,14 +35,16 @@ Ending = tuple[int, str]
 """An exit code, and what to tell the person at the keyboard."""
 
 
-def obstacle(places: Places) -> Ending | None:
+def obstacle(places: Places, *, given: bool = False) -> Ending | None:
     """What can be seen to be in the way of a daemon before anything is opened. What changes after this look
-    is found when it is opened, too."""
+    is found when it is opened, too. `given`: the control socket is there, and somebody else's."""
     log, control = places.log, places.control
     if os.path.isdir(log):
         return EXIT_UNREACHABLE, f"the log cannot be {log}: that is a directory. {ANOTHER_LOG}"
     if reason := _unwritable(log.parent):
         return EXIT_UNREACHABLE, f"cannot write the log {log}: {reason}. {ANOTHER_LOG}"
+    if given:
+        return None
     if (length := len(os.fsencode(control))) > SOCKET_PATH_BYTES:
         limit = f"is {length} bytes long, and Linux takes {SOCKET_PATH_BYTES}"
         return EXIT_USAGE, f"the path of the control socket {limit}: {control}\n{ANOTHER_SOCKET}"

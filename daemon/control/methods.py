@@ -24,6 +24,7 @@ from daemon.config.errors import ConfigError
 from daemon.control import views
 from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
+from daemon.leaving import Leaver, Unfit, served
 from daemon.limits import LEASE_TOKEN_BYTES, LOAD_PROGRESS_S
 from daemon.logs import PROXY, UPSTREAM, Logs
 from daemon.nearest import nearest
@@ -128,11 +129,20 @@ class Caller:
         """Called when the call is over, however it ended."""
 
 
+class RestartParameters(Parameters, frozen=True):
+    """Of Restart."""
+
+    now: bool = False
+
+
 class Service:
     """What the methods work on."""
 
-    def __init__(self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs) -> None:
+    def __init__(
+        self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs, leaver: Leaver
+    ) -> None:
         self.driver = driver
+        self.leaver = leaver
         self.catalog = catalog
         self.reloader = reloader
         self.logs = logs
@@ -330,6 +340,29 @@ async def stop(s: Service, p: StopParameters, caller: Caller) -> Reply:
     return {}
 
 
+async def restart(s: Service, p: RestartParameters, caller: Caller) -> AsyncGenerator[Reply, None]:
+    """Restart: replies now and then, until the program starts again and closes the connection."""
+    if s.driver.state.stopping or (s.leaver.leaving and not s.leaver.again):
+        raise VarlinkError(
+            f"{INTERFACE}.OperationFailed", reason="stopping", message="the daemon is stopping already"
+        )
+    s.check_log()
+    try:
+        await s.leaver.rehearse()
+    except Unfit as unfit:
+        message = f"nothing was restarted, for the program on the disk would not start again:\n{unfit}"
+        raise VarlinkError(f"{INTERFACE}.OperationFailed", reason="unfit", message=message) from None
+    s.leaver.ask(f"{caller.by}, to restart", again=True, now=p.now)
+    while True:
+        yield {
+            "version": VERSION,
+            "runners": list(s.driver.state.runners),
+            "waiting_for": served(s.driver.state),
+            "left_ns": max(0, s.leaver.due_t - s.driver.now()),
+        }
+        await trio.sleep(LOAD_PROGRESS_S)
+
+
 def _check(ended: Ended | None) -> None:
     if ended is not None:
         raise VarlinkError(f"{INTERFACE}.OperationFailed", reason=ended.reason, message=ended.message)
@@ -487,8 +520,9 @@ MANY: dict[str, tuple[type[Parameters], Callable[[Service, Any, Caller], AsyncGe
     "Acquire": (AcquireParameters, acquire),
     "Watch": (WatchParameters, watch),
     "FollowLogs": (FollowLogsParameters, follow_logs),
+    "Restart": (RestartParameters, restart),
 }
 """Methods that may answer more than once."""
 
-ENDLESS = ("Acquire", "Watch", "FollowLogs")
+ENDLESS = ("Acquire", "Watch", "FollowLogs", "Restart")
 """Those of them that must be called with `more`."""

@@ -37,6 +37,7 @@ from daemon.control.varlink import (
 from daemon.control.varlink import parse as parse_call
 from daemon.control.varlink import reply as encode_reply
 from daemon.driver import Driver
+from daemon.leaving import Leaver
 from daemon.limits import (
     CONTROL_CONNECTIONS,
     CONTROL_CONNECTIONS_OF_ONE,
@@ -121,8 +122,10 @@ def listen(path: Path) -> socket.socket:
 class ControlServer:
     """Serves io.runnerd.Control and org.varlink.service."""
 
-    def __init__(self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs) -> None:
-        self._service = methods.Service(driver, catalog, reloader, logs)
+    def __init__(
+        self, driver: Driver, catalog: Catalog, reloader: Reloader, logs: Logs, leaver: Leaver
+    ) -> None:
+        self._service = methods.Service(driver, catalog, reloader, logs, leaver)
         self.connections = 0
         """Clients connected now."""
         self._of_one: Counter[int] = Counter()

@@ -52,14 +52,16 @@ class Shared(msgspec.Struct, frozen=True):
     pools: Pools
     held: Held
     hang_ups: HangUps
+    leaving: trio.Event
+    """No connection serves another request: the daemon ends."""
 
 
 class Connection:
     """From accept to close. Its own task runs `run`; the other methods may be called from any task."""
 
     __slots__ = (
-        "_access", "_body", "_caller", "_dialect", "_due", "_exchange", "_gone", "_handling", "_over",
-        "_reading", "_request", "_shared", "_ticket", "_wire",
+        "_access", "_body", "_caller", "_dialect", "_due", "_exchange", "_fresh", "_gone", "_handling",
+        "_over", "_reading", "_request", "_shared", "_ticket", "_wire",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, shared: Shared) -> None:
@@ -75,6 +77,8 @@ class Connection:
         self._reading = False
         """A part of a request has come."""
         self._gone = False
+        self._fresh = True
+        """It has not served a request yet."""
         self._over = False
         """The scheduler has ended the request."""
         self._ticket: Ticket | None = None
@@ -105,6 +109,22 @@ class Connection:
         if self._exchange is not None:
             self._exchange.abort()
 
+    @property
+    def expecting(self) -> bool:
+        """It waits for its client's bytes."""
+        return self._due is not None
+
+    def close_idle(self) -> None:
+        """Close it if it has served its client, who has not asked for anything else yet."""
+        if self._due is None or self._reading or self._fresh:
+            return
+        try:
+            self._wire.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            self._wire.close()
+        except OSError:  # it is gone, and its task will see that
+            return
+
     def expire(self, now: float) -> None:
         """Close what has waited for too long: for the client's bytes, or for a peer to take ours."""
         stalled = now - self._shared.limits.stall_s
@@ -128,7 +148,8 @@ class Connection:
     async def run(self, closed: Callable[[Connection], None]) -> None:
         """Serve requests until the client or we have had enough; then call `closed`."""
         try:
-            while await self._serve():
+            while await self._serve() and not self._shared.leaving.is_set():
+                self._fresh = False
                 self._body.close()
                 self._request.reset()
         except FAILURES:

@@ -41,6 +41,8 @@ class FrontDoor:
         limits = limits or Limits()
         clock = Clock()
         self._connections: set[Connection] = set()
+        self._accepting = trio.CancelScope()
+        """What lets others in."""
         self._shared = Shared(
             desk=desk,
             catalog=catalog,
@@ -51,6 +53,7 @@ class FrontDoor:
             pools=Pools(clock, limits.upstream_idle_s),
             held=Held(limits.bodies_held_bytes),
             hang_ups=HangUps(),
+            leaving=trio.Event(),
         )
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
@@ -61,12 +64,27 @@ class FrontDoor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(shared.hang_ups.run)
                 nursery.start_soon(reap, shared.clock, shared.limits.tick_s, self._connections, self._tidy)
-                for listener in listeners:
-                    listener.setblocking(False)
-                    nursery.start_soon(self._accept, listener, nursery)
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            listener.setblocking(False)
+                            accepting.start_soon(self._accept, listener, nursery)
         finally:
             shared.pools.close()
             shared.hang_ups.close()
+
+    def pause(self) -> None:
+        """Let nobody else in; who is served is, and then has to connect again. They wait in the listening
+        sockets' queues."""
+        self._accepting.cancel()
+        self._shared.leaving.set()
+        for connection in list(self._connections):
+            connection.close_idle()
+
+    @property
+    def expecting(self) -> bool:
+        """Somebody who was let in may be about to ask for something."""
+        return any(connection.expecting for connection in self._connections)
 
     def moved(self, runner: str) -> int:
         """Bytes that the runner has sent in answers so far: whether it moves, for its health probe."""

@@ -128,3 +128,17 @@ def marked(log_id: str) -> list[tuple[Stat, str]]:
         if marker.startswith(log_id + "/"):
             found.append((stat, marker))
     return found
+
+
+def reap(pidfd: int) -> None:
+    """Let go of a process that has ended, if it is a child of ours: or it would stay as a zombie."""
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+
+
+def reap_others() -> None:
+    """Reap what the program before this one in the same process has started, and has ended since. Call it
+    before this one starts anything."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

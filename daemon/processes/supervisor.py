@@ -24,6 +24,7 @@ import trio
 
 from daemon.config.commands import Command, ShardCommand
 from daemon.config.config import SpecChanged
+from daemon.journal import about
 from daemon.limits import LOG_ENDED
 from daemon.ports import Address, Launch, Output
 from daemon.processes import gate, identity, oom, output, probe, progress
@@ -295,12 +296,16 @@ class Supervisor:
                 if done.returncode == 0:
                     return
                 words = " ".join(output.last_lines(part.log, 1))
-                log.warning("%s: cmdStop exited with %d: %s", charge.runner, done.returncode, words)
+                self._warn(charge, "cmdStop exited with %d: %s", done.returncode, words)
             except OSError as error:
-                log.warning("%s: cmdStop: %s", charge.runner, error)
+                self._warn(charge, "cmdStop: %s", error)
         if late.cancelled_caught:
-            log.warning("%s: cmdStop did not end within %g s", charge.runner, STOP_COMMAND_S)
+            self._warn(charge, "cmdStop did not end within %g s", STOP_COMMAND_S)
         await _patiently(_here, partial(self._signal, part, signal.SIGTERM))
+
+    def _warn(self, charge: Charge, words: str, *arguments: object) -> None:
+        extra = about(model=charge.launch.model, runner=charge.runner)
+        log.warning(f"%s: {words}", charge.runner, *arguments, extra=extra)
 
     def _signal(self, part: Part, number: signal.Signals) -> None:
         """To the process's whole group, once it is sure that it is still the one that was started."""
@@ -326,15 +331,19 @@ class Supervisor:
     async def _watch(self, charge: Charge, part: Part) -> None:
         """Wait for the process's end, and for that of all it left behind; then say so.
 
-        A child is reaped last: until then nobody can get its number, which is that of the group."""
-        child = part.child
+        A child is reaped last: until then nobody can get its number, which is that of the group. One that was
+        adopted is a child, too, if the daemon has started again in place; its status is null all the same."""
+        child, status = part.child, None
         try:
             await trio.lowlevel.wait_readable(part.pidfd)
+            while left := await self._left(part):
+                await _end_all(left)
+            if child is None:
+                identity.reap(part.pidfd)
+            else:
+                status = child.wait()
         finally:
             os.close(part.pidfd)
-        while left := await self._left(part):
-            await _end_all(left)
-        status = child.wait() if child is not None else None
         if child is not None:
             gate.shut_for_good(child)
         part.exited.set()
@@ -390,7 +399,7 @@ class Supervisor:
             return True
         if not charge.warned and not charge.broken.is_set():
             charge.warned = True
-            log.warning("%s: %s answers, but another program listens there", charge.runner, url)
+            self._warn(charge, "%s answers, but another program listens there", url)
         return False
 
     async def _report_progress(self, charge: Charge) -> None:

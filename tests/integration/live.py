@@ -47,6 +47,8 @@ class Live:
         self.port = 0
         self.options: list[str] = []
         """More of `serve`'s, for the next start."""
+        self.wrapper: list[str] = []
+        """What starts it, if it is not started as it is."""
         self.process: subprocess.Popen[str]
         self.journal: list[str] = []
         self._said = threading.Condition()
@@ -62,8 +64,9 @@ class Live:
     def launch(self, **more: Any) -> None:
         """Start it, and return at once. `more`: for Popen."""
         command = [
-            str(BIN / "runnerd"), "serve", "--config", str(self.config), "--listen", f"127.0.0.1:{self.port}",
-            "--socket", str(self.socket), "--log", str(self.log), *self.options,
+            *self.wrapper, str(BIN / "runnerd"), "serve", "--config", str(self.config),
+            "--listen", f"127.0.0.1:{self.port}", "--socket", str(self.socket), "--log", str(self.log),
+            *self.options,
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **more)
         self._began = len(self.journal)

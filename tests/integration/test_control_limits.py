@@ -21,6 +21,7 @@ from daemon.config.file import load
 from daemon.control import inbox, server
 from daemon.control.server import ControlServer, bind, listen
 from daemon.driver import Driver
+from daemon.leaving import Leaver
 from daemon.limits import CONTROL_AHEAD_BYTES
 from daemon.logs import Logs, Ring
 from daemon.readiness import Unready
@@ -81,8 +82,9 @@ async def served(path: Path) -> AsyncIterator[FakeDriver]:
     logs = Logs(Ring(), lambda: [])
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
+            leaver = Leaver(cast(Driver, driver), Path("none"))
             reloader = Reloader(cast(Driver, driver), catalog, b"")
-            control = ControlServer(cast(Driver, driver), catalog, reloader, logs)
+            control = ControlServer(cast(Driver, driver), catalog, reloader, logs, leaver)
             nursery.start_soon(control.serve, sock)
             yield driver
             nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.service import bind_front, listen_front, url_of
+from daemon.doors import bind_front, listen_front, url_of
 from events import catalogue as c
 from tests.integration.live import BIN, PATIENCE_S, ROOT, Live, daemon, gone, ngram
 

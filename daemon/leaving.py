@@ -1,0 +1,115 @@
+"""Ending without the runners, because the daemon is to start again: by systemd, or in place.
+
+Who is served may end first, for a while; nobody else is let in meanwhile: they wait in the listening sockets'
+queues, for the next start to serve them. In place means in the same process, with the same sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import trio
+
+from daemon.driver import Driver
+from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S, SETTLE_S
+from events import catalogue as c
+from events.catalogue import LEASE
+from events.limits import S
+from statemachines.state import State
+
+log = logging.getLogger("runnerd")
+
+class Unfit(Exception):
+    """The program would not start again: it stays as it is."""
+
+
+class Leaver:
+    """Ends the daemon, and leaves its runners. `config`: the file that the next start is given."""
+
+    def __init__(self, driver: Driver, config: Path, *, insecure: bool = False) -> None:
+        self._driver = driver
+        self._check = ["check", "--config", str(config), *(["--insecure-listen"] if insecure else [])]
+        self._asked = trio.Event()
+        self._now = False
+        self._patience = trio.CancelScope()
+        self._by = ""
+        self.again = False
+        """The program is to be started again in place."""
+        self.due_t = 0
+        """Until when (scheduler time) those who are served may go on."""
+        self.pause: Callable[[], None] = lambda: None
+        """Let nobody else in."""
+        self.expecting: Callable[[], bool] = lambda: False
+        """Whether somebody who was let in may be about to ask for something."""
+
+    @property
+    def leaving(self) -> bool:
+        """It has been asked for."""
+        return self._asked.is_set()
+
+    def ask(self, by: str, *, again: bool = False, now: bool = False) -> None:
+        """Leave; at once if it is to be `now`, or has been asked for before."""
+        if now or self.leaving:
+            self._now = True
+            self._patience.cancel()
+        if not self.leaving:
+            self._by, self.again = by, again
+            self.due_t = self._driver.now() + patience_ns(self._driver.state)
+            self._asked.set()
+
+    async def run(self) -> None:
+        """Wait to be asked; then until nobody is served any more, or for long enough. Then stop."""
+        await self._asked.wait()
+        driver = self._driver
+        self.pause()
+        with trio.move_on_after(SETTLE_S):
+            while self.expecting():
+                await trio.sleep(SETTLE_S / 50)
+        waiting = served(driver.state)
+        if waiting:
+            log.info("requests that run may end first: %d", waiting)
+        with trio.move_on_after((self.due_t - driver.now()) / S) as self._patience:
+            await driver.until(self._over)
+        if driver.state.stopping:  # something else has been asked for meanwhile
+            self.again = False
+        else:
+            driver.submit(c.StopRequested("leave", self._by))
+
+    def _over(self) -> bool:
+        return bool(self._driver.state.stopping) or self._now or not served(self._driver.state)
+
+    async def rehearse(self) -> None:
+        """Whether the program that is on the disk now starts, and likes the configuration. Raises Unfit."""
+        argv = [*_program(), *self._check]
+        with trio.move_on_after(REHEARSAL_S):
+            done = await trio.run_process(
+                argv, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+            )
+            if done.returncode == 0:
+                return
+            raise Unfit(done.stderr.decode("utf-8", "replace").strip() or f"it exits with {done.returncode}")
+        raise Unfit(f"it does not check its configuration within {REHEARSAL_S:.0f} s")
+
+
+def served(state: State) -> int:
+    """Requests that a restart would cut. Leases outlive it."""
+    return sum(request.kind != LEASE for request in state.requests.values())
+
+
+def patience_ns(state: State) -> int:
+    """For how long a restart waits for those: the longest unloadTimeout of their models."""
+    views = [state.config.models.get(request.model) for request in state.requests.values()]
+    return max((view.unload_ns for view in views if view is not None), default=int(RESTART_DRAIN_S * S))
+
+
+def _program() -> Sequence[str]:
+    """How this program was started, up to its arguments."""
+    rest = sys.orig_argv[1:]
+    return [sys.executable, *rest[: len(rest) - len(sys.argv) + 1]]
+
+
+__all__ = ["Leaver", "Unfit", "patience_ns", "served"]

@@ -107,3 +107,11 @@ CONTROL_LAST_WORD_S = 1.0
 
 LOAD_PROGRESS_S = 0.25
 """Between two progress replies of a load: a person sees it move."""
+
+# --- timelines and exports ------------------------------------------------------------------------------
+
+CLOCK_STEP_NS = 50_000_000
+"""By how much the time of day may run ahead of scheduler time before a timeline says so: less is not seen."""
+
+EXPORT_BATCH_ROWS = 20_000
+"""Events that an export holds at a time, and a row group of Parquet: 30 MB, and few enough groups."""

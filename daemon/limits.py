@@ -115,3 +115,6 @@ CLOCK_STEP_NS = 50_000_000
 
 EXPORT_BATCH_ROWS = 20_000
 """Events that an export holds at a time, and a row group of Parquet: 30 MB, and few enough groups."""
+
+TIMELINE_WIDE_REQUESTS = 200_000
+"""Requests in a timeline from which on it is said that fewer would do: a page of some 15 MB."""

@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from daemon.cli.log_export import export
+from daemon.cli.log_timeline import timeline
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
@@ -204,6 +205,7 @@ def _request_columns(t: int) -> list[Column]:
 
 
 cli.add_command(export)
+cli.add_command(timeline)
 
 
 def main() -> int:

@@ -69,6 +69,8 @@ class Recorder:
     def __init__(self, state: State, t: int, models: frozenset[str] | None = None) -> None:
         self.state = state
         self.timeline = Timeline(t, t, state.seq + 1, state.seq, models=models)
+        self._there: dict[str, None] = {}
+        """Runners that have not ended."""
         self._lives: dict[str, RequestLife] = {}
         """Those that have not ended, or hold a slot."""
         self._slots: dict[str, Rows] = {}
@@ -90,7 +92,7 @@ class Recorder:
             self._request(event, record, event.subject)
             self._runner(event, None, left)
             self._runner(event, None, self._runner_of(event))
-        elif event.subject in self.state.runners or event.subject in line.runners:
+        elif event.subject in self.state.runners or event.subject in self._there:
             self._runner(event, record, event.subject)
         elif isinstance(body, c.DeadlinePassed):
             if body.kind == "close":
@@ -136,7 +138,7 @@ class Recorder:
     def _look_at_all(self, event: Event | None) -> None:
         """Everything may be other than it was."""
         state = self.state
-        for id in {**self.timeline.runners, **state.runners}:
+        for id in {**self._there, **state.runners}:
             self._runner(event, None, id)
         if event is None or not isinstance(event.body, c.MemoryMeasured):
             for id in {**self._lives, **state.requests}:
@@ -153,16 +155,18 @@ class Recorder:
                 return
             life = RunnerLife(id, runner.model, runner.slots, runner.load_t, dict(runner.options))
             line.runners[id] = life
+            self._there[id] = None
             life.words = words(record)
         elif life.end is not None:
             return
-        elif event is not None and isinstance(event.body, OF_RUNNER):
+        elif record is not None and event is not None and isinstance(event.body, OF_RUNNER):
             life.marks.append(Mark(t, seq, type_of(event), words(record)))
         if runner is None:
             kind = ENDS.get(type(event.body), "lost") if event is not None else "lost"
             life.end = Mark(t, seq, kind, words(record))
             self._change(life, "", t, seq, None)
             self._hold(life, t, {})
+            del self._there[id]
         else:
             self._change(life, phase(runner), t, seq, record)
             self._hold(life, t, holds(runner))

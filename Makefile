@@ -1,8 +1,9 @@
 # Each target stands alone on a machine with Python 3.11 or newer, pip, gcc and make.
 #
 #   make demo         two models, memory for one: the main job shown from start to recovery
-#   make test         all tests, but those that need a real llama-server
+#   make test         all tests, but those that need a real llama-server, or a browser
 #   make test-llama   those, with a llama-server that is found or built
+#   make test-browser the pages that runnerlog writes, in a Chromium that is on the PATH, or RUNNERD_BROWSER=
 #   make check        style, types, import rules, generated documents
 #   make simulate     random worlds against the scheduler; SEEDS=10000 of them
 #   make fuzz         hostile requests, runners' answers, calls and configurations; COUNT of each, from SEED on
@@ -19,7 +20,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test test-llama check simulate fuzz mutate bench bench-policy venv clean
+.PHONY: demo test test-llama test-browser check simulate fuzz mutate bench bench-policy venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,11 +34,15 @@ demo: venv
 	@$(BIN)/python examples/demo.py
 
 test: venv
-	@$(BIN)/python -m pytest --ignore=tests/llama
+	@$(BIN)/python -m pytest --ignore=tests/llama --ignore=tests/browser
 
 test-llama: venv
 	@server=$$(bash scripts/get_llama.sh | tail -n 1)
 	RUNNERD_LLAMA_SERVER=$$server $(BIN)/python -m pytest tests/llama
+
+test-browser: venv
+	@browser=$$($(BIN)/python -m tests.browser.chromium)
+	RUNNERD_BROWSER=$$browser $(BIN)/python -m pytest tests/browser
 
 check: venv
 	@$(BIN)/ruff check .

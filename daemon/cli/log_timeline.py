@@ -77,7 +77,7 @@ def record(
 
 def _check_models(line: Timeline, models: tuple[str, ...]) -> None:
     """Raises UsageError for a model of which the log says nothing in this time."""
-    known = {life.model for life in [*line.runners.values(), *line.requests]}
+    known = {life.model for life in line.runners.values()} | {life.model for life in line.requests}
     for model in models:
         if model not in known:
             near = nearest(model, sorted(known), 2)

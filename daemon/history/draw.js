@@ -3,7 +3,7 @@
 const AXIS = 34;
 const NAMES = [
   "bg", "panel", "ink", "dim", "line", "soft", "accent", "view", "loading", "idle", "busy", "draining", "stopping", "reclaiming",
-  "bad", "served", "queued", "queued-edge", "closing", "gone", "budget", "used", "on-busy", "on-idle", "on-state", "on-reclaiming", "on-served", "edge", "other",
+  "bad", "served", "queued", "queued-edge", "closing", "gone", "budget", "used", "on-busy", "on-idle", "on-state", "on-reclaiming", "on-served", "on-bad", "edge", "other",
   "m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7",
 ];
 const HATCHED = {loading: "/", draining: ".", stopping: "\\", reclaiming: "-"};
@@ -144,7 +144,7 @@ function drawServed(g, row, y) {
       g.fillStyle = calm(Q.end[request]) ? C.gone : C.bad;
       g.fillRect(x0 + 2, y + 1, Math.min(until - x0 - 4, g.measureText(idOf(request)).width + 4), h - 2);
     }
-    if (until - x0 > 44) label(g, idOf(request), x0 + 4, y + h / 2 + 0.5, C["on-served"], until - x0 - 8);
+    if (until - x0 > 44) label(g, idOf(request), x0 + 4, y + h / 2 + 0.5, Q.end[request] > 1 && !calm(Q.end[request]) ? C["on-bad"] : C["on-served"], until - x0 - 8);
     if (tail && x1 > until) {
       g.fillStyle = C.closing;
       g.fillRect(until, y + h / 2 - 1.5, x1 - until, 3);

@@ -7,6 +7,7 @@ by their hashes.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -25,9 +26,8 @@ ENDS = ("", "completed", "failed", "cancelled", "timed_out", "rejected", "interr
 """By which the data names a runner's states and a request's end; "": it has not ended."""
 
 SCRIPTS = ("data.js", "layout.js", "draw.js", "page.js")
-IN_JSON = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-"""Characters that HTML or JavaScript would take for something, as JSON may write them. In JSON they are only
-in strings."""
+UNSAFE = re.compile("[<>&\x7f-\U0010ffff]")
+"""What HTML might take for something, or who reads the page's source. In JSON it is only in strings."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -43,13 +43,19 @@ def page(line: Timeline, origin: Origin) -> bytes:
     """The page."""
     script = "\n".join(_asset(name) for name in SCRIPTS)
     style = _asset("page.css")
-    data = msgspec.json.encode(Columns(line, origin).data()).decode().translate(str.maketrans(IN_JSON))
+    data = UNSAFE.sub(_escaped, msgspec.json.encode(Columns(line, origin).data()).decode())
     parts = {"SCRIPT": script, "STYLE": style, "SCRIPT-HASH": _hash(script), "STYLE-HASH": _hash(style)}
     html = _asset("page.html")
     for name, text in parts.items():
         html = html.replace(f"%{name}%", text)
     before, _, after = html.partition("%DATA%")
     return (before + data + after).encode()
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """A character as JSON can write it in ASCII."""
+    units = found[0].encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def _asset(name: str) -> str:

@@ -191,8 +191,8 @@ class _Trace:
             if i + 1 == len(changes) or changes[i + 1][0] > t:
                 for device, mine in held.items():
                     self._level(device, "held", t, sum(mine.values()))
-        for name, device in self._line.devices.items():
-            for what, level in (("budget", device.budget_bytes), ("in use", device.used_bytes)):
+        for name, memory in self._line.devices.items():
+            for what, level in (("budget", memory.budget_bytes), ("in use", memory.used_bytes)):
                 for t, value in level.steps:
                     if value != NEVER:
                         self._level(name, what, t, value)

@@ -1,4 +1,7 @@
-"""A Chromium that a test drives, by its debugging protocol over a pair of pipes: nothing else is needed."""
+"""A Chromium that a test drives, by its debugging protocol over a pair of pipes: nothing else is needed.
+
+`python -m tests.browser.chromium` prints which one it would be, or says that there is none.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from select import select
 from typing import Any
@@ -119,6 +123,10 @@ class Browser:
             raise PageError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
+    def ask(self, function: str, *arguments: object) -> Any:
+        """What a function of the page says."""
+        return self.run(f"{function}({', '.join(map(json.dumps, arguments))})")
+
     def size(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:
         """A window of a size, on a system that is light or dark."""
         self.call(
@@ -174,3 +182,9 @@ class Browser:
     def picture(self, path: Path) -> None:
         """What one sees, as a PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+if __name__ == "__main__":
+    if not find_browser():
+        sys.exit(f"no browser: none of {', '.join(NAMES)} is on the PATH, and RUNNERD_BROWSER names none")
+    print(find_browser())

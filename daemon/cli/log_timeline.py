@@ -61,6 +61,7 @@ def record(
     settings: Settings, reader: Reader, after: int, upto: int, models: frozenset[str] | None
 ) -> Timeline:
     """The timeline of the events after number `after`, up to `upto`. Exits with 1 if they cannot follow."""
+    after = after or reader.base.seq - 1
     with settings.output.progress("folding what was before") as say:
         state = settings.fold(reader, after)
         first = next((record.t for record in reader.records(after, after + 1)), state.t)

@@ -289,6 +289,7 @@ function ticks() {
   const step = STEPS_MS.find((s) => span / s <= wanted) || STEPS_MS[STEPS_MS.length - 1];
   const digits = step >= 6e4 ? -1 : step >= 1e3 ? 0 : step >= 1 ? 3 : 6;
   const found = [];
+  if (D.last < D.first) return {found, digits, step};
   D.clock.forEach(([since, at], k) => {
     const from = Math.max(view.t0, k ? since : -Infinity), to = Math.min(view.t1, k + 1 < D.clock.length ? D.clock[k + 1][0] : Infinity);
     if (to <= from) return;
@@ -384,7 +385,7 @@ function draw() {
   for (const row of ROWS) if (inView(row)) DRAW[row.kind](g, row, row.y - top + AXIS);
   outline(g, view.hover, C.ink, 1.2);
   outline(g, view.chosen, C.accent, 2.4);
-  if (!Q.count && !D.runners.length) label(g, D.last < D.first ? "No event in this time." : "No runner and no request in this time.", view.gutter + 10, HEIGHT + AXIS + 16, C.dim);
+  if (!Q.count && !D.runners.length) label(g, D.last < D.first ? "There is nothing to draw." : "No runner and no request in this time.", view.gutter + 10, HEIGHT + AXIS + 16, C.dim);
   if (view.band) {
     g.fillStyle = C.view;
     g.fillRect(view.band[0], AXIS, view.band[1] - view.band[0], view.height);

@@ -417,7 +417,11 @@ function legend() {
 
 function introduce() {
   const from = wall(0), to = wall(LENGTH), same = day(from) === day(to);
-  const when = D.last < D.first ? "no event" : day(from) + " " + clock(from, 0) + " – " + (same ? "" : day(to) + " ") + clock(to, 0) + " (" + lasted(D.length) + ")";
+  if (D.last < D.first) {
+    $("about").textContent = "No event in this time.";
+    return;
+  }
+  const when = day(from) + " " + clock(from, 0) + " – " + (same ? "" : day(to) + " ") + clock(to, 0) + " (" + lasted(D.length) + ")";
   $("about").textContent = [when, many(D.runners.length, "runner"), many(Q.count, "request"), "events " + D.first + " to " + D.last].join(" · ");
   $("about").title = D.origin.path + ", log " + D.origin.log_id + ", runnerd " + D.origin.version;
   document.title = "runnerd timeline, " + day(from) + " " + clock(from, -1);
@@ -426,7 +430,7 @@ function introduce() {
     let requests = 0, bad = 0;
     for (let i = 0; i < Q.count; i++) if (Q.model[i] === lane.model) { requests++; if (badEnd(i)) bad++; }
     const loads = D.runners.filter((r) => r.model === lane.model).length;
-    lane.note = many(requests, "request") + (bad ? ", " + bad.toLocaleString("en") + " of them not completed" : "") + ", " + many(loads, "runner");
+    lane.note = many(requests, "request") + (bad ? ", " + bad.toLocaleString("en") + " not completed" : "") + ", " + many(loads, "runner");
   }
 }
 

@@ -98,7 +98,7 @@ class Recorder:
             if body.kind == "close":
                 self._request(event, None, body.id)
             self._runner(event, None, left)
-        elif isinstance(body, c.Fact):
+        elif isinstance(body, c.Fact) and not isinstance(body, c.StateCarried):
             self._look_at_all(event)
         if isinstance(body, OF_ALL):
             line.marks.append(Mark(event.t, event.seq, record.type, words(record)))

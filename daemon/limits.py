@@ -114,7 +114,7 @@ CLOCK_STEP_NS = 50_000_000
 """By how much the time of day may run ahead of scheduler time before a timeline says so: less is not seen."""
 
 EXPORT_BATCH_ROWS = 20_000
-"""Events that an export holds at a time, and a row group of Parquet: 30 MB, and few enough groups."""
+"""Events that an export holds at a time, and a row group of Parquet: some 40 MB, and few enough groups."""
 
 TIMELINE_WIDE_REQUESTS = 200_000
 """Requests in a timeline from which on it is said that fewer would do: a page of some 15 MB."""

@@ -239,13 +239,13 @@ function drawArea(g, lane, y, h, edge, fill) {
   });
 }
 
-function drawLine(g, level, y, scale, colour, dashes) {
+function drawLine(g, level, most, y, scale, colour, dashes) {
   g.strokeStyle = colour;
   g.lineWidth = 1.4;
   g.setLineDash(dashes);
   g.beginPath();
   eachStep(level.t, (i) => level.v[i], (x0, x1, i) => {
-    if (level.v[i] < 0) return;
+    if (level.v[i] < 0 || level.v[i] > most) return;
     g.moveTo(x0, y - level.v[i] * scale);
     g.lineTo(x1, y - level.v[i] * scale);
   });
@@ -271,8 +271,8 @@ function drawMemory(g, lane, y) {
   });
   g.fillStyle = C.line;
   g.fillRect(view.gutter, base, view.width - view.gutter, 1);
-  drawLine(g, lane.used, base, scale, C.used, [2, 3]);
-  drawLine(g, lane.budget, base, scale, C.budget, [7, 4]);
+  drawLine(g, lane.used, lane.most, base, scale, C.used, [2, 3]);
+  drawLine(g, lane.budget, lane.most, base, scale, C.budget, [7, 4]);
 }
 
 // --- everything ------------------------------------------------------------------------------------------
@@ -320,12 +320,12 @@ function drawAxis(g) {
 }
 
 function drawDowns(g) {
-  for (const [a, b] of D.downs) {
+  for (const [a, b, stopped] of D.downs) {
     const x0 = Math.max(view.gutter, X(a)), x1 = Math.min(view.width, X(b));
     if (x1 < view.gutter || x0 > view.width) continue;
     g.fillStyle = C.soft;
     g.fillRect(x0, AXIS, Math.max(1, x1 - x0), view.height);
-    if (x1 - x0 > 70) label(g, "no daemon", x0 + 5, AXIS + 10, C.dim, x1 - x0 - 8);
+    if (x1 - x0 > 70) label(g, stopped ? "stopped" : "died in here", x0 + 5, AXIS + 10, C.dim, x1 - x0 - 8);
   }
 }
 

@@ -55,7 +55,9 @@ function layOutTop() {
   place(makeRow("mark", refs, (i) => D.marks[i][0], (i) => D.marks[i][0], {}), marks.y + 4, 18);
   for (const device of D.devices) {
     const held = stack(device.name), budget = level(device.budget), used = level(device.used);
-    const most = [...budget.v, ...used.v, ...held.total].reduce((a, b) => Math.max(a, b), 0);
+    // What other programs use may be far more than the budget: it is drawn as far as there is room for it.
+    const budgets = budget.v.some((n) => n > 0) ? budget.v : used.v;
+    const most = [...budgets, ...held.total].reduce((a, b) => Math.max(a, b), 1) * 1.06;
     if (held.t.length) lane("memory", 88, {label: device.name, held, budget, used, most});
   }
   const all = Array.from(WAITS.start.keys());

@@ -121,8 +121,9 @@ class Timeline(msgspec.Struct):
     """How many requests are queued, by model."""
     marks: list[Mark] = msgspec.field(default_factory=list)
     """What concerns more than one runner or request."""
-    downs: list[tuple[int, int]] = msgspec.field(default_factory=list)
-    """When no daemon ran: from the last event of a start to the first of the next."""
+    downs: list[tuple[int, int, bool]] = msgspec.field(default_factory=list)
+    """From the last event of a start to the first of the next, and whether it had been stopped: if not, it
+    died at some time in between."""
     clock: list[tuple[int, int]] = msgspec.field(default_factory=list)
     """Pairs of `t` and the time of day (UTC, ns) that goes with it; linear from each to the next, at the same
     rate."""

@@ -91,7 +91,7 @@ class Columns:
             "states": STATES,
             "ends": ENDS,
             "clock": [[us(t), at // 1000] for t, at in line.clock] or [[0, 0]],
-            "downs": [[us(a), us(b)] for a, b in line.downs],
+            "downs": [[us(a), us(b), int(stopped)] for a, b, stopped in line.downs],
             "marks": [self._mark(mark) for mark in line.marks],
             "devices": [
                 {

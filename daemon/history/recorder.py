@@ -69,6 +69,8 @@ class Recorder:
     def __init__(self, state: State, t: int, models: frozenset[str] | None = None) -> None:
         self.state = state
         self.timeline = Timeline(t, t, state.seq + 1, state.seq, models=models)
+        self._stopped = False
+        """The last event was the end of a clean stop."""
         self._there: dict[str, None] = {}
         """Runners that have not ended."""
         self._lives: dict[str, RequestLife] = {}
@@ -84,10 +86,11 @@ class Recorder:
         line, body = self.timeline, event.body
         self._tell_time(event, record.at)
         if isinstance(body, c.DaemonStarted) and event.t > line.end_t:
-            line.downs.append((line.end_t, event.t))
+            line.downs.append((line.end_t, event.t, self._stopped))
         left = self._runner_of(event)
         apply(self.state, event)
         line.end_t, line.last_seq = event.t, event.seq
+        self._stopped = isinstance(body, c.DaemonStopped)
         if isinstance(body, HOT):
             self._request(event, record, event.subject)
             self._runner(event, None, left)

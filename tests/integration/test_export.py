@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow
 import pytest
 import trio
+from click import ClickException
 from click.testing import CliRunner
 from pyarrow import parquet
 
@@ -206,6 +208,41 @@ def test_a_file_that_comes_meanwhile_stays(log: Path, tmp_path: Path) -> None:
         path.write_text("theirs")
     assert path.read_text() == "theirs"
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_system_without_links_does_as_well(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "out"
+    with files.new_file(path, force=force, log=log) as file:
+        file.write(b"ours")
+    assert path.read_text() == "ours"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(ClickException), files.new_file(path, force=False, log=log) as file:
+        file.write(b"again")
+    assert path.read_text() == "ours"
+    assert left(tmp_path) == []
+
+
+def test_what_is_interrupted_leaves_nothing(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), files.new_file(tmp_path / "out", force=False, log=log) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert not (tmp_path / "out").exists()
+    assert left(tmp_path) == []
+
+
+def test_a_full_disk_is_said(log: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ClickException, match=r"cannot write .*out: No space left on device"),
+        files.new_file(tmp_path / "out", force=False, log=log),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_damaged_log_leaves_no_file(log: Path, tmp_path: Path) -> None:

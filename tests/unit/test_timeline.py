@@ -12,6 +12,7 @@ import pytest
 
 from daemon.history.lives import Level, Part, RequestLife, Timeline
 from daemon.history.recorder import Recorder, holds, phase
+from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.envelope import Record
 from statemachines.replay import fold
@@ -183,6 +184,21 @@ def test_the_time_of_day_follows_the_world_not_the_deadlines() -> None:
     assert line.at_ns(log[0].t) == AT + log[0].t
     assert line.at_ns(log[-1].t) == AT + log[-1].t + 7 * 10**9
     assert Timeline(0, 0, 1, 0).at_ns(5) == 5
+
+
+def test_when_no_daemon_ran() -> None:
+    seen = set()
+    for seed in range(12):
+        log = run_world(seed).world.log
+        line = timeline_of(log)
+        starts = [i for i, event in enumerate(log) if isinstance(event.body, c.DaemonStarted) and i]
+        expected = [(log[i - 1].t, log[i].t, isinstance(log[i - 1].body, c.DaemonStopped)) for i in starts]
+        assert line.downs == [down for down in expected if down[1] > down[0]]
+        seen |= {stopped for _, _, stopped in line.downs}
+    assert False in seen
+    log = [Event(1, 0, 0, "", c.DaemonStarted(1, "balanced", "b", "0"))]
+    log += [Event(2, 5, 0, "", c.DaemonStopped()), Event(3, 9, 0, "", log[0].body)]
+    assert timeline_of(log).downs == [(5, 9, True)]
 
 
 def test_marks_are_sentences() -> None:

@@ -264,16 +264,21 @@ const here = (event) => {
 drawing.addEventListener("wheel", (event) => {
   event.preventDefault();
   const unit = event.deltaMode ? 30 : 1, [x] = here(event);
-  if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) move((event.deltaX || event.deltaY) * unit / view.width);
-  else zoom(Math.exp(Math.max(-240, Math.min(240, event.deltaY * unit)) * 0.0022), T(Math.max(view.gutter, x)));
   tip.hidden = true;
+  if (x < view.gutter && !event.shiftKey) {
+    lanes.scrollTop += event.deltaY * unit;
+    return;
+  }
+  if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) move((event.deltaX || event.deltaY) * unit / view.width);
+  else zoom(Math.exp(Math.max(-240, Math.min(240, event.deltaY * unit)) * 0.0022), T(x));
 }, {passive: false});
+
+const take = ([x, y], mark, moved) => ({x, y, t0: view.t0, t1: view.t1, top: lanes.scrollTop, mark, moved});
 
 drawing.addEventListener("pointerdown", (event) => {
   if (event.button) return;
-  const [x, y] = here(event);
-  pointers.set(event.pointerId, [x, y]);
-  grip = {x, y, t0: view.t0, t1: view.t1, top: lanes.scrollTop, mark: event.shiftKey, moved: false};
+  pointers.set(event.pointerId, here(event));
+  grip = take(here(event), event.shiftKey, false);
   lanes.focus({preventScroll: true});
 });
 
@@ -312,7 +317,11 @@ function pinch([[a], [b]], [[c], [d]]) {
 function letGo(event) {
   pointers.delete(event.pointerId);
   const was = grip;
-  if (!was || pointers.size) return;
+  if (!was) return;
+  if (pointers.size) {  // a finger is left, and goes on from where it is
+    grip = take([...pointers.values()][0], false, true);
+    return;
+  }
   grip = null;
   drawing.classList.remove("dragging");
   if (view.band) {

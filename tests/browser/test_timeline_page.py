@@ -222,6 +222,9 @@ def seen(browser: Browser) -> tuple[float, float]:
 def test_zooming_and_moving(browser: Browser, busy_page: Path) -> None:
     show(browser, busy_page)
     whole = seen(browser)
+    browser.mouse("mouseWheel", 20, 500, deltaX=0, deltaY=120)
+    browser.settle()
+    assert browser.run("lanes.scrollTop") == 120 and seen(browser) == whole
     under = browser.run("T(700)")
     browser.mouse("mouseWheel", 700, 500, deltaX=0, deltaY=-300)
     browser.settle()

@@ -190,7 +190,6 @@ class Columns:
             return start, NEVER, 0
         last = self._us(self._line.end_t if part.end_t == NEVER else part.end_t)
         until = min(last, self._us(life.end.t)) if life.end is not None else last
-        until = max(until, start)
         return start, until - start, last - until
 
 

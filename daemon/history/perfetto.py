@@ -28,9 +28,8 @@ NAMES = {"idle": "ready, idle", "busy": "ready, busy"}
 CHUNK = 2000
 
 Entry = dict[str, Any]
-Order = tuple[int, int, int]
-"""By time; at one time by kind, and of slices the longer first, which contains the other. The rest stays in
-the order in which it was made."""
+Order = tuple[int, int]
+"""By time, then by kind. The rest stays as it was made: what contains another comes first."""
 
 SLICE, ASYNC, COUNTER, INSTANT = range(4)
 
@@ -87,10 +86,10 @@ class _Trace:
         us, rest = divmod(max(t, self._line.start_t) - self._line.start_t, 1000)
         return us if not rest else us + rest / 1000
 
-    def _add(self, t: int, rank: int, entry: Entry, depth: int = 0) -> None:
+    def _add(self, t: int, rank: int, entry: Entry) -> None:
         at = max(t, self._line.start_t)
         entry["ts"] = self._us(t)
-        self.entries.append(((at, rank, depth), entry))
+        self.entries.append(((at, rank), entry))
 
     def _process(self, name: str, pid: int) -> int:
         for kind, args in (("process_name", {"name": name}), ("process_sort_index", {"sort_index": pid})):
@@ -130,7 +129,6 @@ class _Trace:
             t,
             SLICE,
             {"ph": "X", "name": name, "pid": pid, "tid": tid, "dur": dur, **entry},
-            -max(0, end_t - t),
         )
 
     def _mark(self, mark: Mark, pid: int, tid: int, scope: str) -> None:
@@ -168,7 +166,7 @@ class _Trace:
             else:
                 waited = {"ph": "b", "name": "queued", **base, "args": {"seq": part.seq, "why": part.why}}
                 self._add(part.start_t, ASYNC, waited)
-                self._add(min(stop, end_t), ASYNC, {"ph": "e", "name": "queued", **base})
+                self._add(stop, ASYNC, {"ph": "e", "name": "queued", **base})
         self._add(end_t, ASYNC, {"ph": "e", "name": "request", **base})
 
     def _served(self, life: RequestLife, part: Part, end_t: int, waited: Entry | None) -> None:

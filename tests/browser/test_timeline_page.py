@@ -14,9 +14,8 @@ from daemon.history.lives import Mark, Part, RequestLife, RunnerLife, Span, Time
 from daemon.history.page import Origin, page
 from statemachines.state import State
 from tests.browser.chromium import Browser, find_browser
-from tests.simulation.worlds import run_world
 from tests.unit.test_page import HOSTILE, hostile_log
-from tests.unit.test_timeline import AT, at, timeline_of
+from tests.unit.test_timeline import AT, at, log_of, timeline_of
 
 ORIGIN = Origin("/var/lib/runnerd/events.db", "the log's id", "0.1.0", "runnerlog why")
 HELPERS = Path(__file__).with_name("helpers.js").read_text()
@@ -34,7 +33,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def line() -> Timeline:
     """A world in which much goes wrong."""
-    return timeline_of(run_world(3).world.log)
+    return timeline_of(log_of(3))
 
 
 @pytest.fixture(scope="session")
@@ -377,7 +376,7 @@ def test_what_it_costs_to_draw_depends_on_the_window_not_on_the_log(browser: Bro
 def test_a_part_of_a_log_begins_in_the_middle(browser: Browser, tmp_path: Path) -> None:
     from statemachines.replay import fold
 
-    log = run_world(3).world.log
+    log = log_of(3)
     path = tmp_path / "part.html"
     line = timeline_of(log[len(log) // 2 :], state=fold(log[: len(log) // 2], State()))
     path.write_bytes(page(line, ORIGIN))

@@ -20,8 +20,7 @@ from statemachines.replay import fold
 from statemachines.request import TERMINAL
 from statemachines.scheduler import RULES, Scheduler
 from statemachines.state import State
-from tests.simulation.worlds import run_world
-from tests.unit.test_timeline import timeline_of
+from tests.unit.test_timeline import log_of, timeline_of
 
 ORIGIN = Origin("/var/lib/runnerd/events.db", "id", "0.1.0", "runnerlog why")
 HOSTILE = (
@@ -93,7 +92,7 @@ def hostile_log() -> list[Event]:
 
 
 def test_it_is_one_well_formed_page_that_asks_for_nothing() -> None:
-    html, _ = made(timeline_of(run_world(3).world.log))
+    html, _ = made(timeline_of(log_of(3)))
     parsed = Parsed(html)
     assert parsed.open == []
     assert {tag for tag, _ in parsed.elements} & {
@@ -181,7 +180,7 @@ def us(line: Timeline, t: int) -> int:
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("cut", [0, 1])
 def test_the_data_is_the_timeline(seed: int, cut: int) -> None:
-    log = run_world(seed).world.log
+    log = log_of(seed)
     at = len(log) // 2 * cut
     line = timeline_of(log[at:], state=fold(log[:at]) if cut else State())
     _, data = made(line)
@@ -248,14 +247,14 @@ def test_every_state_and_end_has_a_name() -> None:
     assert set(ENDS) == {"", *(state.value for state in TERMINAL)}
     seen = set()
     for seed in range(12):
-        line = timeline_of(run_world(seed).world.log)
+        line = timeline_of(log_of(seed))
         seen |= {span.state for life in line.runners.values() for span in life.spans}
     assert seen == set(STATES)
 
 
 def test_runners_of_one_track_do_not_overlap() -> None:
     for seed in range(12):
-        line = timeline_of(run_world(seed).world.log)
+        line = timeline_of(log_of(seed))
         taken: dict[tuple[str, int], int] = {}
         for id, track in tracks_of(line).items():
             life = line.runners[id]

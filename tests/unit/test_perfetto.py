@@ -11,8 +11,7 @@ import pytest
 from daemon.history.page import Origin
 from daemon.history.perfetto import trace
 from statemachines.replay import fold
-from tests.simulation.worlds import run_world
-from tests.unit.test_timeline import timeline_of
+from tests.unit.test_timeline import log_of, timeline_of
 
 ORIGIN = Origin("/log", "id", "0.1.0", "runnerlog why")
 NEEDS = {
@@ -29,7 +28,7 @@ Entry = dict[str, Any]
 
 
 def entries_of(seed: int, cut: int = 0) -> list[Entry]:
-    log = run_world(seed).world.log
+    log = log_of(seed)
     at = len(log) * cut // 10
     line = timeline_of(log[at:], state=fold(log[:at]) if cut else None)
     made = json.loads(b"".join(trace(line, ORIGIN)))
@@ -121,7 +120,7 @@ def test_it_is_what_the_format_asks_for(seed: int, cut: int) -> None:
 
 
 def test_it_holds_what_the_timeline_holds() -> None:
-    log = run_world(3).world.log
+    log = log_of(3)
     line = timeline_of(log)
     entries = entries_of(3)
     counts = Counter((entry["ph"], entry.get("cat", "")) for entry in entries)
@@ -144,7 +143,7 @@ def test_it_holds_what_the_timeline_holds() -> None:
 
 
 def test_held_memory_is_the_sum_of_what_runners_hold() -> None:
-    log = run_world(5).world.log
+    log = log_of(5)
     names = {
         entry["pid"]: entry["args"]["name"].removeprefix("device ")
         for entry in entries_of(5)

@@ -14,7 +14,7 @@ from daemon.cli.files import new_file
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, between
 from daemon.cli.output import size
-from daemon.cli.select import fields_of, selected
+from daemon.cli.select import fields_of, meant, selected
 from daemon.limits import EXPORT_BATCH_ROWS
 from daemon.version import VERSION
 from events.reader import Reader
@@ -66,11 +66,12 @@ def export(
                 write(batch)
                 count += len(batch)
                 say(f"exporting: {count:,} events, up to {batch[-1]['seq']:,} of {upto:,}")
+        hint = "" if count else meant(reader, subjects)
     written = path.stat().st_size
     if output.machine:
         output.line({"ok": True, "events": count, "bytes": written, "path": str(path)})
     else:
-        output.text(f"{count:,} event{'' if count == 1 else 's'}, {size(written)}: {path}")
+        output.text(f"{count:,} event{'' if count == 1 else 's'}, {size(written)}: {path}{hint}")
 
 
 def whole_steps(reader: Reader, after: int, upto: int) -> tuple[int, int]:

@@ -98,6 +98,8 @@ def test_some_subjects(log: Path, tmp_path: Path) -> None:
     assert (json.loads(done.stdout)["events"], (tmp_path / "none.jsonl").read_text()) == (0, "")
     assert run(log, "export", "-o", tmp_path / "none.parquet", "grey").returncode == 0
     assert parquet.read_table(tmp_path / "none.parquet").num_rows == 0
+    told = run(log, "--no-json", "export", "-o", tmp_path / "near.jsonl", "blu").stdout
+    assert told == f"0 events, 0 B: {tmp_path / 'near.jsonl'}; did you mean blue?\n"
 
 
 def test_steps_are_whole(log: Path, tmp_path: Path) -> None:

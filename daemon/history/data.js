@@ -38,6 +38,7 @@ function unpack() {
 }
 
 const {requests: Q, waiting: WAITS, serving: SERVES} = unpack();
+const LEASES = new Set(D.leases);
 const badEnd = (i) => Q.end[i] > 1;
 const idOf = (i) => "q" + Q.seq[i];
 const runnerEnd = (r) => r.end ? r.end[0] : LENGTH;

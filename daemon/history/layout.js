@@ -156,7 +156,7 @@ const ABOUT = {
   },
   serve(i) {
     const runner = D.runners[SERVES.runner[i]].id;
-    const made = aboutRequest(SERVES.request[i], "served by " + runner + ", slot " + (SERVES.slot[i] + 1) + " (event " + SERVES.seq[i] + ")", SERVES.start[i], SERVES.end[i]);
+    const made = aboutRequest(SERVES.request[i], (LEASES.has(SERVES.request[i]) ? "holds a lease of " : "served by ") + runner + ", slot " + (SERVES.slot[i] + 1) + " (event " + SERVES.seq[i] + ")", SERVES.start[i], SERVES.end[i]);
     if (SERVES.tail[i] > 0) made.lines.splice(3, 0, "its slot was held for " + lasted(SERVES.tail[i]) + " more");
     return made;
   },

@@ -73,11 +73,12 @@ class Part(msgspec.Struct, gc=False):
 
 
 class RequestLife(msgspec.Struct):
-    """A request."""
+    """A request, or (`lease`) a lease: its client uses the slot by itself."""
 
     id: str
     model: str
     arrived_t: int
+    lease: bool = False
     parts: list[Part] = msgspec.field(default_factory=list)
     end: Mark | None = None
     """How it ended (`kind`: a terminal state). None: it had not."""

@@ -102,6 +102,7 @@ class Columns:
                 for name, device in line.devices.items()
             ],
             "runners": [self._runner(life, tracks[life.id]) for life in line.runners.values()],
+            "leases": [i for i, life in enumerate(line.requests) if life.lease],
             **self._requests(),
         }
         return {

@@ -45,7 +45,7 @@ ENDS: dict[type, str] = {
 OF_ALL = (
     c.DaemonStarted, c.StopRequested, c.DaemonStopped, c.ConfigChanged, c.LogResumed, c.LogTailLost,
     c.BreachRecorded, c.ModelCooling, c.ModelCrowded, c.ModelDismissed, c.ClaimMade, c.LoadRequested,
-    c.UnloadRequested, c.PinRequested, c.CancelRequested,
+    c.UnloadRequested, c.PinRequested, c.CancelRequested, c.LeaseRevoked,
 )  # fmt: skip
 """What becomes a mark of the whole timeline."""
 
@@ -204,7 +204,9 @@ class Recorder:
         if life is None:
             if request is None or not self.timeline.shows(request.model):
                 return
-            life = self._lives[id] = RequestLife(id, request.model, request.arrived_t)
+            life = self._lives[id] = RequestLife(
+                id, request.model, request.arrived_t, request.kind == c.LEASE
+            )
             self.timeline.requests.append(life)
             if request.state in TERMINAL:
                 life.end = Mark(t, seq, request.state.value, "")

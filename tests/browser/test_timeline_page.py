@@ -351,7 +351,7 @@ def crowd(count: int) -> Timeline:
         end = Mark(
             t + 4 * 10**9, 4, "failed" if i % 1000 == 7 else "completed", "failed" if i % 1000 == 7 else ""
         )
-        line.requests.append(RequestLife(f"q{i + 1}", "m", t, parts, end))
+        line.requests.append(RequestLife(f"q{i + 1}", "m", t, parts=parts, end=end))
         life.spans.append(Span("busy" if i % 2 else "idle", t, t + 10**9, 5))
     line.end_t = (count + 4) * 10**9
     return line

@@ -191,9 +191,11 @@ def test_the_data_is_the_timeline(seed: int, cut: int) -> None:
     )
     requests = requests_of(data)
     assert [f"q{row['seq']}" for row in requests] == [life.id for life in line.requests]
+    leases = {requests[i]["seq"] for i in data["leases"]}
     for row, life in zip(requests, line.requests, strict=True):
         assert data["models"][row["model"]] == life.model
         assert row["arrived"] == us(line, life.arrived_t)
+        assert (life.lease, row["seq"]) == (row["seq"] in leases, int(life.id[1:]))
         assert ENDS[row["end"]] == (life.end.kind if life.end else "")
         if life.end is not None:
             assert row["arrived"] + row["ended"] == us(line, life.end.t)
@@ -245,11 +247,13 @@ def check_end(line: Timeline, life: RequestLife, part: Part, row: dict[str, int]
 
 def test_every_state_and_end_has_a_name() -> None:
     assert set(ENDS) == {"", *(state.value for state in TERMINAL)}
-    seen = set()
+    seen, leases = set(), 0
     for seed in range(12):
         line = timeline_of(log_of(seed))
         seen |= {span.state for life in line.runners.values() for span in life.spans}
+        leases += sum(life.lease for life in line.requests)
     assert seen == set(STATES)
+    assert leases
 
 
 def test_runners_of_one_track_do_not_overlap() -> None:

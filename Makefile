@@ -1,9 +1,10 @@
 # Each target stands alone on a machine with Python 3.11 or newer, pip, gcc and make.
 #
 #   make demo         two models, memory for one: the main job shown from start to recovery
-#   make test         all tests, but those that need a real llama-server or systemd
+#   make test         all tests, but those that need a real llama-server, systemd or a browser
 #   make test-llama   those, with a llama-server that is found or built
 #   make test-systemd the service, under a systemd that is booted for it; says so where that cannot be done
+#   make test-browser the pages that runnerlog writes, in a Chromium that is on the PATH, or RUNNERD_BROWSER=
 #   make check        style, types, import rules, generated documents
 #   make simulate     random worlds against the scheduler; SEEDS=10000 of them
 #   make fuzz         hostile requests, runners' answers, calls and configurations; COUNT of each, from SEED on
@@ -20,7 +21,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test test-llama test-systemd check simulate fuzz mutate bench bench-policy venv clean
+.PHONY: demo test test-llama test-systemd test-browser check simulate fuzz mutate bench bench-policy venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +35,7 @@ demo: venv
 	@$(BIN)/python examples/demo.py
 
 test: venv
-	@$(BIN)/python -m pytest --ignore=tests/llama --ignore=tests/systemd
+	@$(BIN)/python -m pytest --ignore=tests/llama --ignore=tests/systemd --ignore=tests/browser
 
 test-llama: venv
 	@server=$$(bash scripts/get_llama.sh | tail -n 1)
@@ -51,6 +52,10 @@ test-systemd: venv
 	else
 	    echo "test-systemd: the rest is skipped, for systemd cannot be booted here: $$reason"
 	fi
+
+test-browser: venv
+	@browser=$$($(BIN)/python -m tests.browser.chromium)
+	RUNNERD_BROWSER=$$browser $(BIN)/python -m pytest tests/browser
 
 check: venv
 	@$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from statemachines.state import State
 
 log = logging.getLogger("runnerd")
 
+
 class Unfit(Exception):
     """The program would not start again: it stays as it is."""
 

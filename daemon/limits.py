@@ -139,3 +139,14 @@ second, and reads headers of model files."""
 
 JOURNAL_LINE_BYTES = 48 * 1024
 """A line for the journal is cut here, as journald cuts those of streams; Linux takes datagrams of 208 KiB."""
+
+# --- timelines and exports ------------------------------------------------------------------------------
+
+CLOCK_STEP_NS = 50_000_000
+"""By how much the time of day may run ahead of scheduler time before a timeline says so: less is not seen."""
+
+EXPORT_BATCH_ROWS = 20_000
+"""Events that an export holds at a time, and a row group of Parquet: some 40 MB, and few enough groups."""
+
+TIMELINE_WIDE_REQUESTS = 200_000
+"""Requests in a timeline from which on it is said that fewer would do: a page of some 15 MB."""

@@ -108,3 +108,10 @@ def last_by(reader: Reader, moment: int | Past) -> int:
 def first_by(reader: Reader, moment: int | Past) -> int:
     """The number of the first event from a moment on; one more than the last, where none is as late."""
     return moment if isinstance(moment, int) else reader.first_at(moment.at_ns)
+
+
+def between(reader: Reader, since: int | Past | None, until: int | Past | None) -> tuple[int, int]:
+    """The number of the event before the first, and of the last, of those between two moments."""
+    after = 0 if since is None else max(0, first_by(reader, since) - 1)
+    head = reader.head().seq
+    return after, head if until is None else min(head, last_by(reader, until))

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 from collections import deque
 from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
+from daemon.cli.log_export import export
+from daemon.cli.log_timeline import timeline
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
-from daemon.cli.select import meant, selected
+from daemon.cli.select import fields_of, meant, selected
 from daemon.past import nearest
 from daemon.version import VERSION
-from events.envelope import EventUnreadable, Record
+from events.envelope import Record
 from events.upcast import CLASSES
 from statemachines.replay import UNFOLDABLE
 from statemachines.replay import verify as rederive
@@ -115,17 +115,11 @@ def show(
 
 
 def _print_event(output: Output, record: Record) -> None:
-    try:
-        payload: dict[str, Any] = json.loads(record.payload)
-        payload["type"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise EventUnreadable(record.seq, "its payload is damaged") from None
+    fields = fields_of(record)
     if output.machine:
-        numbers = {"seq": record.seq, "at_ns": record.at, "t_ns": record.t, "type": record.type}
-        about = {"version": record.version, "cause": record.cause, "subject": record.subject}
-        output.line({**numbers, **about, "payload": payload})
+        output.line(fields)
     else:
-        output.event(record.at, record.seq, record.subject, payload, decided=record.cause > 0)
+        output.event(record.at, record.seq, record.subject, fields["payload"], decided=record.cause > 0)
 
 
 @cli.command()
@@ -208,6 +202,10 @@ def _request_columns(t: int) -> list[Column]:
         Column("RUNNER", lambda q: q.runner, drop=1),
         Column("FROM", lambda q: q.caller, drop=2),
     ]
+
+
+cli.add_command(export)
+cli.add_command(timeline)
 
 
 def main() -> int:

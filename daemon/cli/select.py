@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from heapq import merge
 from operator import attrgetter
+from typing import Any
 
 import msgspec
 
@@ -91,3 +93,15 @@ def _of_models(records: Iterator[Record], models: set[str], ids: set[str]) -> It
         named |= {about.model, about.demand.partition("?")[0]} & models
         if named or record.subject in theirs:
             yield record
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """A record as `show --json` and `export` have it. Raises EventUnreadable."""
+    try:
+        payload: dict[str, Any] = json.loads(record.payload)
+        payload["type"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise EventUnreadable(record.seq, "its payload is damaged") from None
+    numbers = {"seq": record.seq, "at_ns": record.at, "t_ns": record.t, "type": record.type}
+    about = {"version": record.version, "cause": record.cause, "subject": record.subject}
+    return {**numbers, **about, "payload": payload}

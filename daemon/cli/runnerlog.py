@@ -15,6 +15,8 @@ from typing import Any
 import click
 import msgspec
 
+from daemon.cli.log_stats import stats
+from daemon.cli.log_waits import waits
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
@@ -208,6 +210,10 @@ def _request_columns(t: int) -> list[Column]:
         Column("RUNNER", lambda q: q.runner, drop=1),
         Column("FROM", lambda q: q.caller, drop=2),
     ]
+
+
+cli.add_command(stats)
+cli.add_command(waits)
 
 
 def main() -> int:

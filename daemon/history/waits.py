@@ -33,6 +33,8 @@ class Wait(msgspec.Struct):
     runner: str = ""
     """Whose slot it had last."""
     ended_t: int = NEVER
+    waited_ns: int = NEVER
+    """Until it had its first slot, or ended without one."""
 
     @property
     def total_ns(self) -> int:
@@ -151,6 +153,8 @@ class Waits:
         if open is not None:
             self._leave(t, open)
             open.slot_t, open.wait.runner = t, d.runner
+            if open.wait.waited_ns == NEVER:
+                open.wait.waited_ns = t - open.wait.arrived_t
 
     def _requeued(self, state: State, t: int, id: str) -> None:
         open = self.open.get(id)
@@ -167,6 +171,8 @@ class Waits:
         wait = open.wait
         if open.slot_t != NEVER:
             wait.parts[SERVED] += t - open.slot_t
+        if wait.waited_ns == NEVER:
+            wait.waited_ns = t - wait.arrived_t
         wait.ended_t, wait.outcome, wait.reason = t, ENDS[type(d)], getattr(d, "reason", "")
         return wait
 

@@ -79,6 +79,8 @@ class Waits:
     def __init__(self) -> None:
         self.open: dict[str, Open] = {}
         self._clocks: dict[str, Clock] = {}
+        self._changed = False
+        """Whether those who are queued may wait for something else after this step."""
         self._pauses = False
         """Whether somebody waits for the end of a pause, which an answer to others may be."""
 
@@ -99,6 +101,8 @@ class Waits:
         elif kind in ENDS:
             ended = self._ended(event.t, body)
         if kind not in OF_ONE_MODEL and (kind is not c.UpstreamEnded or not body.complete or self._pauses):
+            self._changed = True
+        if self._changed and event.seq == state.seq:  # the last of its step
             self._look(state)
         return ended
 
@@ -118,7 +122,7 @@ class Waits:
     def _look(self, state: State) -> None:
         """See what each demand waits for now."""
         t, demands = state.t, state.demands
-        self._pauses = False
+        self._changed = self._pauses = False
         for key, clock in self._clocks.items():
             demand = demands.get(key)
             if demand is not None and (part := part_of(state, demand)) != clock.part:

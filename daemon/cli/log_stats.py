@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from daemon.cli.log_window import Seconds, Walked, count, share, since_and_until, window_of
+from daemon.cli.log_window import Seconds, Walked, count, say, share, since_and_until, window_of
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import Past
 from daemon.cli.output import Column, Number, Output, day_and_time, duration, size
@@ -111,16 +111,18 @@ def _show(output: Output, found: Stats, state: State, by: str, rows: list[Row], 
     total = found.total
     begin, end = (" ".join(day_and_time(ns))[:-4] for ns in (found.begin_ns, found.end_ns))
     output.text(f"{begin} to {end}: {duration(found.span_ns)}")
-    output.text(_summary(found))
+    say(output, _summary(found))
     output.text("")
     shown = [*rows[:limit], *([Row("all", total)] if len(rows) > 1 else [])]
     output.table(_columns(by, shown), shown)
     if len(rows) > limit:
         output.text(f"… and {len(rows) - limit:,} more (--limit)", dim=True)
     _show_devices(output, found, state)
-    for text in [*_ends(total), *(_thrashing(rows) if by == "model" else [])]:
-        output.text("")
-        output.text(text)
+    for lines in (_ends(total), _thrashing(rows) if by == "model" else []):
+        if lines:
+            output.text("")
+        for text in lines:
+            say(output, text)
 
 
 def _summary(found: Stats) -> str:
@@ -233,4 +235,4 @@ def _thrashing(rows: list[Row]) -> list[str]:
             each = figures.dispatched / figures.loads["decided"]
             took = f"{duration(loading)} of loading for {duration(busy)} of serving"
             found.append(f"{key or '(nobody)'} thrashes: {took}, {each:.1f} requests a load")
-    return ["\n".join(found)] if found else []
+    return found

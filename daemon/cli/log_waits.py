@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import heapq
+import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import click
 
-from daemon.cli.log_window import Seconds, Walked, count, share, since_and_until, window_of
+from daemon.cli.log_window import Seconds, Walked, count, say, share, since_and_until, window_of
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import Past
 from daemon.cli.output import Column, Number, Output, day_and_time, duration
+from daemon.cli.select import meant
 from daemon.history.figures import spread
 from daemon.history.parts import PARTS
 from daemon.history.waits import Wait, Waits
 from events.reader import Reader
 
+REQUEST = re.compile(r"q[0-9]{1,18}")
 LIMIT = 20
 """Requests that a person is shown, unless asked otherwise: a screen."""
 MODELS = 12
@@ -77,8 +80,9 @@ def waits(
     """What each request's time was spent on, from its arrival to its end; with REQUESTs (q12) only theirs."""
     output = settings.output
     summaries: dict[str, Summary] = {}
+    named = _numbers(requests)
     with settings.open() as reader, output.progress("reading the log") as tell:
-        found = _waits(settings, reader, (since, until), tell)
+        found = _waits(settings, reader, (since, until), named, tell)
         wanted = (
             w for w in found if (not models or w.model in models) and (not requests or w.request in requests)
         )
@@ -87,8 +91,10 @@ def waits(
             seen = _told(output, counted)
         else:
             seen = _first(counted, sort or "total", (limit or LIMIT) if not output.machine or limit else None)
-    if missing := [id for id in requests if id not in seen.ids]:
-        _say_missing(missing)
+        if missing := [id for id in requests if id not in seen.ids]:
+            raise click.UsageError(f"no request {', '.join(missing)} arrived in this part of the log")
+        if models and not seen.ids:
+            raise click.UsageError(f"no request for {', '.join(models)} arrived then{meant(reader, models)}")
     if output.machine:
         for wait in seen.shown:
             output.line(plain(wait))
@@ -108,17 +114,28 @@ class Seen(NamedTuple):
 
 
 def _waits(
-    settings: Settings, reader: Reader, moments: tuple[Any, Any], tell: Callable[[str], None]
+    settings: Settings,
+    reader: Reader,
+    moments: tuple[Any, Any],
+    named: list[int],
+    tell: Callable[[str], None],
 ) -> Iterator[Wait]:
-    """The requests that arrived in the window, as they end; at last those that have not."""
+    """The requests that arrived in the window, as they end; at last those that have not. What lies before the
+    first that is named, or after the end of the last, is not looked at."""
     waits = Waits()
-    walked = Walked(settings, reader, window_of(reader, *moments), tell)
-    state = walked.walk.state
+    window = window_of(reader, *moments)
+    if named:
+        window = window._replace(first=max(window.first, min(named)))
+    walked = Walked(settings, reader, window, tell)
+    state, left = walked.walk.state, {f"q{number}" for number in named}
     for events, at_ns in walked:
         for event in events:
             ended = waits.note(state, event, at_ns)
             if ended is not None:
+                left.discard(ended.request)
                 yield ended
+        if named and not left:
+            return
     yield from waits.until(state)
 
 
@@ -171,9 +188,12 @@ def _order(sort: str) -> Callable[[Wait], tuple[Any, ...]]:
     return lambda wait: (-wait.parts[part], -wait.total_ns, int(wait.request[1:]))
 
 
-def _say_missing(missing: list[str]) -> None:
-    known = ", ".join(missing)
-    raise click.UsageError(f"no request {known} arrived in this part of the log")
+def _numbers(requests: Sequence[str]) -> list[int]:
+    """The numbers of the events that requests are named for. Raises UsageError."""
+    wrong = [id for id in requests if not REQUEST.fullmatch(id)]
+    if wrong:
+        raise click.UsageError(f"{wrong[0]!r} is no request; they are called q12")
+    return [int(id[1:]) for id in requests]
 
 
 def plain(wait: Wait) -> dict[str, Any]:
@@ -201,7 +221,7 @@ def _show(output: Output, seen: Seen, summaries: list[Summary], named: bool) -> 
         return
     totals = [sum(sum(summary.parts[i]) for summary in summaries) for i in range(len(PARTS))]
     ended = seen.number - seen.open
-    output.text(f"{count(seen.number, 'request')}{_unended(seen.open)}: {_mostly(totals)}")
+    say(output, f"{count(seen.number, 'request')}{_unended(seen.open)}: {_mostly(totals)}")
     output.text("")
     output.table(_columns(output.width, seen.shown), seen.shown)
     if seen.number > len(seen.shown):

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from daemon.cli.log_window import Walked, count, since_and_until, window_of
+from daemon.cli.log_window import Walked, count, say, since_and_until, window_of
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import Past
 from daemon.cli.output import Number
@@ -135,7 +135,7 @@ def what_if(
         output.line({"fidelity": plain, "substitutes": substitutes, "notes": [*crowding, *said]})
     else:
         for text in [*headlines(columns, _described(changes, file)), *crowding]:
-            output.text(text)
+            say(output, text)
         show(output, columns, trust, said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,12 +10,15 @@ import click
 
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
-from daemon.cli.output import failing
+from daemon.cli.output import Output, failing
 from daemon.history.walk import Step, Unfoldable, Walk, Window
+from daemon.past import nearest
 from events.reader import Reader
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NARROW = 40
+"""Sentences are not made narrower than this."""
 LOOK = 5_000
 """Steps between two words about how far it has come."""
 
@@ -44,7 +48,8 @@ class Walked:
     def __init__(
         self, settings: Settings, reader: Reader, window: Window, tell: Callable[[str], None]
     ) -> None:
-        self.walk = Walk(reader.records(), window)
+        state, head = nearest(reader, window.first - 1)
+        self.walk = Walk(state, reader.records(head.seq), window)
         self._output = settings.output
         self._window = window
         self._tell = tell
@@ -66,6 +71,12 @@ class Walked:
             return action()
         except Unfoldable as error:
             failing(self._output, seq=error.seq, error=str(error))
+
+
+def say(output: Output, text: str, *, indent: str = "  ", dim: bool = False) -> None:
+    """A sentence for a person, on as many lines as it needs."""
+    for line in textwrap.wrap(text, max(NARROW, output.width), subsequent_indent=indent):
+        output.text(line, dim=dim)
 
 
 def count(number: int, noun: str) -> str:

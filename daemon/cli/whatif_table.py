@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from daemon.cli.log_window import share
+from daemon.cli.log_window import say, share
 from daemon.cli.output import Column as Shown
 from daemon.cli.output import Output, duration, size
 from daemon.history.compare import UNFINISHED, Column, Fidelity
@@ -47,10 +46,9 @@ def show(output: Output, columns: Sequence[Column], trust: Fidelity, said: list[
             output.text("")
             output.table(_columns(columns, heading, compared=len(variants) == 1), made(columns, models))
     output.text("")
-    output.text(textwrap.fill(_trust(columns[0], baseline, trust), max(40, output.width)))
+    say(output, _trust(columns[0], baseline, trust), indent="")
     for text in said:
-        lines = textwrap.wrap(text, max(40, output.width - 2), initial_indent="- ", subsequent_indent="  ")
-        output.text("\n".join(lines), dim=True)
+        say(output, f"- {text}", dim=True)
 
 
 def _headline(baseline: Column, variant: Column, changed: str) -> str:

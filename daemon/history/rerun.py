@@ -20,6 +20,7 @@ from daemon.history.recording import Memory, Recording
 from events import catalogue as c
 from events.catalogue import NEVER, ConfigView, Event, Fact, Reading
 from events.limits import MS, S
+from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import RULES, Scheduler
 from statemachines.simulator import Exchange, Life, Nature, Sim, World
@@ -235,12 +236,13 @@ class Rerun(World):
         self.exchanges[request] = (runner.id, exchange)
         asked = self.state.requests[request]
         left_ns = runner.held[request] + exchange.ns - self.t
-        if asked.state.value != "dispatched":  # it has ended: only its slot is still to come back
-            left_ns = exchange.close_ns
+        if asked.state is not RequestState.dispatched:  # it has ended: only its slot is still to come back
+            end_t = self.recording.attempts[request][0].end_t
+            left_ns = end_t - self.t if end_t != NEVER else NEVER
         ended = partial(
             self._ended, request, runner.id, exchange.complete, exchange.bytes_to_client, exchange.error
         )
-        self.after(max(0, left_ns), ended)
+        self.after(left_ns if left_ns == NEVER else max(0, left_ns), ended)
 
     def _reconfigure(self) -> None:
         """The configuration that there is at first, changed; what is loaded has the slots and the keep-alive

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from events.catalogue import Event, Fact
 from events.envelope import Record, decode
 from statemachines.fold import apply
+from statemachines.replay import UNFOLDABLE
 from statemachines.state import State
 
 
@@ -39,9 +40,9 @@ class Step(NamedTuple):
 class Walk:
     """Steps out of records, folded one by one. `state` is as it is after the step that was given last."""
 
-    def __init__(self, records: Iterable[Record], window: Window) -> None:
-        """`records`: from the log's base on."""
-        self.state = State()
+    def __init__(self, state: State, records: Iterable[Record], window: Window) -> None:
+        """`state`: at some moment before the window; `records`: those after it."""
+        self.state = state
         self._window = window
         self._steps = _steps(records)
         self._ahead: Step | None = None
@@ -68,7 +69,7 @@ class Walk:
         for event in step.events:
             try:
                 apply(state, event)
-            except Exception as error:
+            except UNFOLDABLE as error:
                 raise Unfoldable(event.seq, error) from error
 
 

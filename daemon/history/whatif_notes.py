@@ -9,6 +9,7 @@ from daemon.history.changes import Changes
 from daemon.history.recording import Recording
 from events import catalogue as c
 from events.catalogue import ConfigView
+from statemachines.ledger import mib
 from statemachines.scheduler import RULES
 
 CLOSED = "requests arrive when they did: who asks again only after an answer would have asked sooner or later"
@@ -97,7 +98,13 @@ def _configured(changes: Changes, recorded: Sequence[ConfigView], recording: Rec
     other = [name for name in wanted if "" != _digest(before, name) != _digest(view, name) != ""]
     if other:
         found.append(f"another command than recorded, but the recorded times: {_listed(other)}")
-    known = {name for memory in recording.readings for name in memory.total_bytes}
+    known: dict[str, int] = {}
+    for memory in recording.readings:
+        known |= memory.total_bytes
+    for name, device in view.devices.items() if changes.view is not None else ():
+        size = known.get(name)
+        if size is not None and (device.budget_bytes or 0) > size and name not in changes.budgets_bytes:
+            found.append(f"{name} has {mib(size)}, whatever its budget: --memory {name}=… makes it larger")
     for device in changes.budgets_bytes:
         bound = [
             name

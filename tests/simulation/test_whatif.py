@@ -52,10 +52,10 @@ def test_where_nothing_misbehaves_the_same_configuration_gives_the_same_story(fi
         check_same(recorded, play(recording), seed)
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+@pytest.mark.parametrize("first", [*range(0, SEEDS, BLOCK), 143])
 def test_so_it_does_from_the_middle_of_a_log_on(first: int) -> None:
     """With runners that are loaded, load or go, requests that run and that wait."""
-    for seed in filter(is_calm, range(first, first + BLOCK)):
+    for seed in filter(is_calm, range(first, min(first + BLOCK, 144))):
         log = world(seed).world.log
         for share in (3, 2):
             recording, recorded = record(log, after=len(log) // share)

@@ -9,50 +9,10 @@ from daemon.history.compare import Column, fidelity
 from daemon.history.parts import DRAIN, LOAD, PARTS, QUEUED, SERVED, TURN, UNLOAD
 from daemon.history.whatif_notes import notes
 from events import catalogue as c
-from events.catalogue import Event
-from events.limits import GIB, MS, S
-from statemachines.simulator import Exchange, Life, Nature, World
+from events.limits import GIB, S
+from statemachines.simulator import Life, World
 from statemachines.state import Runner
-from tests.simulation.again import play, record
-
-LOAD_NS, SERVED_NS, STOP_NS = 10 * S, 2 * S, 100 * MS
-
-
-class Plain(Nature):
-    """Everything takes the same time always."""
-
-    def life(self, world: World, runner: Runner) -> Life:
-        used = dict(runner.reserved_bytes)
-        return Life(spawn_ns=0, ready_ns=LOAD_NS, stop_ns=STOP_NS, used_bytes=used)
-
-    def exchange(self, world: World, request: str, runner: Runner) -> Exchange:
-        return Exchange(SERVED_NS)
-
-
-def story(
-    arrivals: list[tuple[int, str]],
-    *,
-    memory: int = 12,
-    device: str = "gpu0",
-    until: int = 600,
-    **view: object,
-) -> list[Event]:
-    """The log of models of 10 GiB each and so much memory; arrivals in seconds."""
-    world = World(Plain(), {"host": 64 * GIB, "gpu0": memory * GIB})
-    models = {
-        name: c.ModelView(name, **{"memory_bytes": {device: 10 * GIB}, **view})  # type: ignore[arg-type]
-        for name in ("blue", "red")
-    }
-    world.start()
-    world.submit(c.ConfigChanged(c.ConfigView(models, {"gpu0": c.DeviceView(gpu=True)})))
-    for t, name in arrivals:
-        world.at(t * S, partial(world.submit, c.RequestArrived(name, "chat")))
-    world.run(until * S)
-    return world.log
-
-
-def in_turn(count: int, every: int = 30) -> list[tuple[int, str]]:
-    return [(10 + i * every, ("blue", "red")[i % 2]) for i in range(count)]
+from tests.simulation.again import LOAD_NS, SERVED_NS, Plain, in_turn, play, record, story
 
 
 def loads(column: Column) -> tuple[int, int]:

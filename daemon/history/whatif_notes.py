@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from daemon.history.changes import Changes
 from daemon.history.recording import Recording
 from events import catalogue as c
-from events.catalogue import ConfigView
+from events.catalogue import ConfigView, ModelView
 from statemachines.ledger import mib
 from statemachines.scheduler import RULES
 
@@ -105,17 +105,16 @@ def _configured(changes: Changes, recorded: Sequence[ConfigView], recording: Rec
         size = known.get(name)
         if size is not None and (device.budget_bytes or 0) > size and name not in changes.budgets_bytes:
             found.append(f"{name} has {mib(size)}, whatever its budget: --memory {name}=… makes it larger")
-    for device in changes.budgets_bytes:
-        bound = [
-            name
-            for name, model in view.models.items()
-            if model.memory_bytes and not model.memory_bytes.keys() & {"", device}
-        ]
-        if device not in known and bound:
-            found.append(
-                f"of no use to models that are configured for other devices than {device}: {_listed(bound)}"
-            )
+    for added in changes.budgets_bytes:
+        bound = [name for name, model in view.models.items() if _elsewhere(model, added)]
+        if added not in known and bound:
+            found.append(f"of no use to what is configured for other devices than {added}: {_listed(bound)}")
     return found
+
+
+def _elsewhere(model: ModelView, device: str) -> bool:
+    """Whether a model is configured for other devices only."""
+    return bool(model.memory_bytes) and "" not in model.memory_bytes and device not in model.memory_bytes
 
 
 def _digest(view: ConfigView, name: str) -> str:

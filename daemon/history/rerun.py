@@ -286,9 +286,7 @@ class Rerun(World):
 
     def _submit(self, fact: Fact) -> None:
         """A fact about who there is now."""
-        if isinstance(fact, c.ClientGone):
-            fact = c.ClientGone(self.again.now.get(fact.request, fact.request))
-        elif isinstance(fact, c.CancelRequested):
+        if isinstance(fact, c.ClientGone | c.CancelRequested):
             fact = msgspec.structs.replace(fact, request=self.again.now.get(fact.request, fact.request))
         elif isinstance(fact, c.ConfigChanged):
             fact = msgspec.structs.replace(fact, view=self.change(fact.view))

@@ -109,6 +109,9 @@ def _total(found: Stats, state: State, by: str) -> dict[str, Any]:
 
 def _show(output: Output, found: Stats, state: State, by: str, rows: list[Row], limit: int) -> None:
     total = found.total
+    if not found.end_ns:
+        output.text("nothing happened in this part of the log", dim=True)
+        return
     begin, end = (" ".join(day_and_time(ns))[:-4] for ns in (found.begin_ns, found.end_ns))
     output.text(f"{begin} to {end}: {duration(found.span_ns)}")
     say(output, _summary(found))

@@ -25,6 +25,11 @@ LIMIT = 20
 """Requests that a person is shown, unless asked otherwise: a screen."""
 MODELS = 12
 """Models whose percentiles a person is shown, unless asked otherwise."""
+LEGEND = (
+    "The parts of a request's time add up: queued (for a slot of a ready runner), turn (others come first), "
+    "drain and unload (of what makes room for it), memory (others hold it, or it is measured), load, pause "
+    "(after a failure), retry (in a slot of a runner that failed it), served."
+)
 SORTS = ("total", "arrived", "model", *PARTS)
 
 
@@ -59,7 +64,7 @@ def _brief(values: Sequence[int]) -> dict[str, int | None]:
     return figures
 
 
-@click.command()
+@click.command(epilog=LEGEND)
 @since_and_until
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="Only requests for this model.")
 @click.option(

@@ -37,7 +37,8 @@ def headlines(columns: Sequence[Column], changed: str) -> list[str]:
 def show(output: Output, columns: Sequence[Column], trust: Fidelity, said: list[str]) -> None:
     """The figures, how far they can be trusted, and what must be known of them."""
     baseline, variants = columns[1], columns[2:]
-    output.text("")
+    if variants:
+        output.text("")
     rows = _rows(columns)
     output.table(_columns(columns, "", compared=len(variants) == 1), rows)
     models = _models(columns)

@@ -105,10 +105,18 @@ def _configured(changes: Changes, recorded: Sequence[ConfigView], recording: Rec
         size = known.get(name)
         if size is not None and (device.budget_bytes or 0) > size and name not in changes.budgets_bytes:
             found.append(f"{name} has {mib(size)}, whatever its budget: --memory {name}=… makes it larger")
+    gpus = {
+        b.model for b in recording.behaviours.values() if any(device != "host" for device in b.used_bytes)
+    }
     for added in changes.budgets_bytes:
         bound = [name for name, model in view.models.items() if _elsewhere(model, added)]
         if added not in known and bound:
-            found.append(f"of no use to what is configured for other devices than {added}: {_listed(bound)}")
+            found.append(
+                f"its memory is not for what is configured for other devices than {added}: {_listed(bound)}"
+            )
+        learned = [name for name, model in view.models.items() if not model.memory_bytes and name in gpus]
+        if added not in known and learned:
+            found.append(f"measured on another device than {added}, where it stays: {_listed(learned)}")
     return found
 
 

@@ -236,19 +236,26 @@ def _readings(measures: Sequence[Measure], behaviours: dict[str, Behaviour]) -> 
             next_gone += 1
         for id in [id for id, b in leaving.items() if NEVER < b.back_t <= measure.t]:
             del leaving[id]
-        foreign = {}
-        for device, reading in measure.devices.items():
-            theirs = reading.total_bytes - reading.free_bytes - measure.used_bytes.get(device, 0)
-            theirs -= sum(took(b).get(device, 0) for b in leaving.values())
-            for id in [id for id, b in leaving.items() if device in took(b)]:
-                if theirs < 0:
-                    leaving[id].back_t = measure.t
-                    theirs += took(leaving.pop(id))[device]
-            foreign[device] = max(0, theirs)
+        for device in measure.devices:
+            while _theirs(measure, device, leaving) < 0 and (first := _first(leaving, device)) is not None:
+                leaving.pop(first).back_t = measure.t
+        foreign = {device: max(0, _theirs(measure, device, leaving)) for device in measure.devices}
         total = {device: reading.total_bytes for device, reading in measure.devices.items()}
         reliable = {device: reading.reliable for device, reading in measure.devices.items()}
         found.append(Memory(measure.t, total, reliable, foreign))
     return found
+
+
+def _theirs(measure: Measure, device: str, leaving: dict[str, Behaviour]) -> int:
+    """What is neither free on a device, nor our runners', nor was that of those who have left."""
+    reading = measure.devices[device]
+    ours = measure.used_bytes.get(device, 0) + sum(took(b).get(device, 0) for b in leaving.values())
+    return reading.total_bytes - reading.free_bytes - ours
+
+
+def _first(leaving: dict[str, Behaviour], device: str) -> str | None:
+    """Who went first of those who had some of a device."""
+    return next((id for id, b in leaving.items() if took(b).get(device)), None)
 
 
 def took(b: Behaviour) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from daemon.history.figures import BUSY, IDLE, LEAVING, LOADING, Figures
@@ -133,14 +133,14 @@ class Stats:
 
     # --- whose figures -----------------------------------------------------------------------------------
 
-    def _of(self, model: str, caller: str = "", runner: str = "") -> Iterator[Figures]:
-        yield self.total
+    def _of(self, model: str, caller: str = "", runner: str = "") -> tuple[Figures, ...]:
         key = self._key(model, caller, runner, self.end_ns)
-        if key is not None:
-            figures = self.by.get(key)
-            if figures is None:
-                figures = self.by[key] = Figures()
-            yield figures
+        if key is None:
+            return (self.total,)
+        figures = self.by.get(key)
+        if figures is None:
+            figures = self.by[key] = Figures()
+        return (self.total, figures)
 
     # --- requests ----------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class Column:
         self.claims = self.crowded = self.limit = 0
         """Claims; those that would have had the memory that they need, but not a place among the runners that
         may be loaded; and how many may be."""
+        self._spreads: dict[str | None, dict[str, int | None]] = {}
         self._waits = Waits()
         self._places: dict[str, int] = {}
 
@@ -84,9 +85,13 @@ class Column:
         return self.outcomes.count(outcome)
 
     def waits(self, model: str | None = None) -> dict[str, int | None]:
-        """How the waits are spread, of all or of one model's: of those that were not refused on arrival."""
-        every = zip(self.waited_ns, self.outcomes, self.models, strict=True)
-        return spread([ns for ns, outcome, of in every if outcome != "rejected" and model in (None, of)])
+        """How the waits are spread, of all or of one model's: of those that were not refused on arrival. To
+        be asked when all has been noted."""
+        if model not in self._spreads:
+            every = zip(self.waited_ns, self.outcomes, self.models, strict=True)
+            mine = [ns for ns, outcome, of in every if outcome != "rejected" and model in (None, of)]
+            self._spreads[model] = spread(mine)
+        return self._spreads[model]
 
     @property
     def accepted(self) -> int:

@@ -16,7 +16,7 @@ from statemachines.request import RequestState
 from statemachines.state import State
 from tests.simulation.worlds import run_world
 
-SEEDS = 40
+SEEDS = 30
 
 
 def folded(log: list[Event]) -> Iterator[tuple[State, list[Event]]]:
@@ -80,7 +80,7 @@ def test_parts_add_up_and_are_what_a_look_at_each_instant_says(first: int) -> No
 
 def test_the_worlds_have_every_part() -> None:
     spent = [0] * len(PARTS)
-    for seed in range(60):
+    for seed in range(24):
         for wait in split(run_world(seed).world.log).values():
             spent = [a + b for a, b in zip(spent, wait.parts, strict=True)]
     assert all(spent), dict(zip(PARTS, spent, strict=True))

@@ -16,7 +16,7 @@ from tests.simulation.again import play, record
 from tests.simulation.worlds import RandomWorld
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = 40
+SEEDS = 30
 BLOCK = 10
 
 
@@ -66,14 +66,14 @@ def test_where_much_goes_wrong_most_of_it_is_as_it_was() -> None:
     """Crashes, hangs, lies and deaths of the daemon are repeated by the place of the load or the request; not
     refused ports, nor facts that come twice."""
     total = alike = 0
-    for seed in range(40):
+    for seed in range(24):
         if not is_calm(seed):
             recording, recorded = record(world(seed).world.log)
             again = play(recording)
             found = fidelity(recorded, again)
             assert UNFINISHED not in again.outcomes, seed
             total, alike = total + found.requests, alike + found.same_wait
-    assert total > 2000
+    assert total > 1000
     assert alike / total > 0.8
 
 
@@ -89,7 +89,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=range(len(VARIANTS)))
 def test_every_arrival_has_an_end_whatever_is_changed(variant: Changes) -> None:
-    for seed in range(12):
+    for seed in range(8):
         log = world(seed).world.log
         for after in (0, len(log) // 2):
             recording, recorded = record(log, after)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from events import catalogue as c
-from events.catalogue import NEVER, Event, Fact, Option, Reading
+from events.catalogue import LEASE, NEVER, Event, Fact, Option, Reading
 from events.limits import S
 from statemachines.runner import RunnerState
 from statemachines.state import Runner, State
@@ -68,7 +68,12 @@ class Attempt(msgspec.Struct):
     bytes_to_client: int = 0
     error: str = ""
     cut_t: int = NEVER
-    """When its request or its runner ended, and it with that; NEVER: it came to its end by itself."""
+    """When its request or its runner ended, or its lease was revoked, and it with that; NEVER: it came to its
+    end by itself."""
+    revoked_t: int = NEVER
+    """Of a lease: when its holder was told to let go."""
+    back_ns: int = S
+    """Of a lease: how long after a start of the daemon its holder came back; NEVER: he did not."""
 
 
 class Arrival(msgspec.Struct):
@@ -128,7 +133,9 @@ class Recorder:
         """Arrivals that got no further than a blocked log."""
         self.rules: dict[int, None] = {}
         self.first_t = self.last_t = state.t
-        self.models = {request.id: request.model for request in state.requests.values()}
+        self.pools = {r.id: pool_of(r.model, r.kind) for r in state.requests.values()}
+        """Of each request: among whom it is counted where times stand in for each other."""
+        self._started_t = NEVER
         self._leaving: dict[str, Behaviour] = {}
         """Those whose processes are gone, and whose memory has not been seen to be back."""
         self._asked_t = NEVER
@@ -170,7 +177,7 @@ class Recorder:
 
     def _arrived(self, state: State, event: Event, f: c.RequestArrived) -> None:
         self.arrivals.append(Arrival(event.subject, event.t, f.model))
-        self.models[event.subject] = f.model
+        self.pools[event.subject] = pool_of(f.model, f.kind)
         self.inputs.append(Input(event.t, f, event.subject))
 
     def _dispatched(self, state: State, event: Event, d: c.RequestDispatched) -> None:
@@ -184,10 +191,22 @@ class Recorder:
         last.end_t, last.complete, last.error = event.t, f.complete, f.error
         last.bytes_to_client = f.bytes_to_client
         runner = self.behaviours.get(f.runner)
-        if f.request in self.ends and self.ends[f.request] >= last.sent_t and not f.complete:
+        if last.revoked_t != NEVER and f.complete:
+            last.cut_t = last.revoked_t
+        elif f.request in self.ends and self.ends[f.request] >= last.sent_t and not f.complete:
             last.cut_t = self.ends[f.request]
         elif not f.complete and runner is not None and (runner.exit_t != NEVER or runner.stop_t != NEVER):
             last.cut_t = max(last.sent_t, runner.exit_t if runner.exit_t != NEVER else event.t)
+
+    def _revoked(self, state: State, event: Event, d: c.LeaseRevoked) -> None:
+        attempts = self.attempts.get(d.request)
+        if attempts and attempts[-1].revoked_t == NEVER:
+            attempts[-1].revoked_t = event.t
+
+    def _resumed_lease(self, state: State, event: Event, f: c.LeaseResumed) -> None:
+        attempts = self.attempts.get(f.request)
+        if attempts and attempts[-1].back_ns == NEVER and self._started_t != NEVER:
+            attempts[-1].back_ns = event.t - self._started_t
 
     def _ended(self, state: State, event: Event, d: Any) -> None:
         self.ends[d.request] = event.t
@@ -298,12 +317,20 @@ class Recorder:
 
     def _started(self, state: State, event: Event, f: c.DaemonStarted) -> None:
         self.rules[f.rules] = None
-        self._asked_t = NEVER
+        self._asked_t, self._started_t = NEVER, event.t
+        for request in state.requests.values():
+            if request.slot and request.id in self.attempts:  # only leases outlive a start
+                self.attempts[request.id][-1].back_ns = NEVER
         self.restarts[len(self.inputs)] = Restart(self.last_t or event.t, {})
         self.inputs.append(Input(event.t, f))
 
     def _resumed(self, state: State, event: Event, f: c.LogResumed) -> None:
         self.refused += f.refused
+
+
+def pool_of(model: str, kind: str) -> str:
+    """Leases last otherwise than requests do."""
+    return f"{model} {LEASE}" if kind == LEASE else model
 
 
 INPUTS = {
@@ -316,6 +343,8 @@ HANDLERS: dict[type, Any] = {
     c.RequestArrived: Recorder._arrived,
     c.RequestDispatched: Recorder._dispatched,
     c.UpstreamEnded: Recorder._upstream_ended,
+    c.LeaseRevoked: Recorder._revoked,
+    c.LeaseResumed: Recorder._resumed_lease,
     c.RequestCompleted: Recorder._ended,
     c.RequestFailed: Recorder._ended,
     c.RequestCancelled: Recorder._ended,

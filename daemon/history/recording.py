@@ -25,6 +25,8 @@ from statemachines.state import Runner, State
 
 SERVICE_GUESS_NS = 5 * S
 """What a request takes where a log has not a single one that was completed: some hundred tokens."""
+HEEDS_NS = 100 * MS
+"""How soon the holder of a lease lets go who was never told to."""
 GIVEN_UP = ("load_timeout", "load_stalled")
 """Stops of a runner that would not have become ready."""
 
@@ -62,7 +64,7 @@ class Recording:
         """Of each runner that was loaded: its model, and how many of that came before it."""
         self.readings = _readings(recorder.measures, self.behaviours)
         self._services = Services(recorder)
-        self.exchanges = {id: self._exchanges(recorder, id, model) for id, model in recorder.models.items()}
+        self.exchanges = {id: self._exchanges(recorder, id, pool) for id, pool in recorder.pools.items()}
         """By request: one for each attempt, and for any further one."""
         self.lives: dict[str, list[Life]] = {}
         """By model: of each load that was seen."""
@@ -99,13 +101,20 @@ class Recording:
 
     # --- exchanges ---------------------------------------------------------------------------------------
 
-    def _exchanges(self, recorder: Recorder, id: str, model: str) -> list[Exchange]:
+    def _exchanges(self, recorder: Recorder, id: str, pool: str) -> list[Exchange]:
         attempts, found = self.attempts.get(id, []), list[Exchange]()
         for i, attempt in enumerate(attempts):
-            cut_ns = self._cut_ns(attempt)
+            cut_ns = self._cut_ns(attempt, recorder.ends.get(id, self.last_t))
             if cut_ns is None:
                 ns = attempt.end_t - attempt.sent_t
-                found.append(Exchange(ns, attempt.complete, attempt.bytes_to_client, error=attempt.error))
+                sent = attempt.bytes_to_client
+                # It may have gone on to its end though its request had ended: it would have been let.
+                close_ns = max(MS, attempt.end_t - recorder.ends.get(id, attempt.end_t) + 1)
+                found.append(
+                    Exchange(
+                        ns, attempt.complete, sent, close_ns, back_ns=attempt.back_ns, error=attempt.error
+                    )
+                )
                 continue
             cut_ns = max(cut_ns, attempt.end_t - attempt.sent_t)  # and it was not let go at once
             later = [
@@ -113,20 +122,25 @@ class Recording:
             ]
             if not later:
                 self.substitutes.cut_off += 1
-            ns = later[0] if later else self._services.substitute(model, cut_ns)
+            ns = later[0] if later else self._services.substitute(pool, cut_ns)
             close_ns = attempt.end_t - attempt.cut_t if attempt.end_t >= attempt.cut_t >= 0 else MS
             if attempt.end_t == NEVER and id in recorder.ends:
                 close_ns = NEVER  # nobody ever said that it had ended
-            found.append(Exchange(ns, close_ns=close_ns))
+            heeded = attempt.revoked_t == attempt.cut_t != NEVER
+            heeds_ns = attempt.end_t - attempt.revoked_t if heeded else NEVER
+            if attempt.revoked_t == NEVER:
+                heeds_ns = HEEDS_NS
+            found.append(Exchange(ns, close_ns=close_ns, heeds_ns=heeds_ns, back_ns=attempt.back_ns))
         if not found:
             self.substitutes.never_served += 1
-            found.append(Exchange(self._services.substitute(model, 0)))
+            found.append(Exchange(self._services.substitute(pool, 0)))
         return found
 
-    def _cut_ns(self, attempt: Attempt) -> int | None:
-        """How long an exchange went on that was cut off, or goes on still; None: it came to its own end."""
+    def _cut_ns(self, attempt: Attempt, ended_t: int) -> int | None:
+        """How long an exchange went on that was cut off, or goes on still; None: it came to its own end.
+        `ended_t`: when its request ended, or was seen last."""
         if attempt.end_t == NEVER:
-            return self.last_t - attempt.sent_t
+            return max(0, ended_t - attempt.sent_t)
         if attempt.cut_t != NEVER:
             return max(attempt.cut_t, attempt.end_t if attempt.cut_t < attempt.sent_t else 0) - attempt.sent_t
         runner = self.behaviours.get(attempt.runner)
@@ -188,26 +202,26 @@ class Recording:
 
 
 class Services:
-    """How long requests took, by model, for those of which that is not known."""
+    """How long requests took, by pool, for those of which that is not known."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._known: dict[str, list[int]] = {}
         self._next: dict[str, int] = {}
         for id, attempts in recorder.attempts.items():
             last = attempts[-1]
-            if last.complete and last.cut_t == NEVER and (model := recorder.models.get(id)) is not None:
-                self._known.setdefault(model, []).append(last.end_t - last.sent_t)
+            if last.complete and last.cut_t == NEVER and (pool := recorder.pools.get(id)) is not None:
+                self._known.setdefault(pool, []).append(last.end_t - last.sent_t)
         every = [ns for known in self._known.values() for ns in known]
         self._otherwise = [_median(every) or SERVICE_GUESS_NS]
 
-    def substitute(self, model: str, more_than_ns: int) -> int:
+    def substitute(self, pool: str, more_than_ns: int) -> int:
         """The next one that is longer than that."""
-        known = self._known.get(model, self._otherwise)
-        at = self._next.get(model, 0)
+        known = self._known.get(pool, self._otherwise)
+        at = self._next.get(pool, 0)
         for i in range(len(known)):
             ns = known[(at + i) % len(known)]
             if ns > more_than_ns:
-                self._next[model] = (at + i + 1) % len(known)
+                self._next[pool] = (at + i + 1) % len(known)
                 return ns
         return more_than_ns + 1
 

@@ -199,6 +199,7 @@ class Rerun(World):
     def _take_over(self) -> None:
         """The runners, exchanges and questions that were there when the recording begins."""
         recording, state = self.recording, self.state
+        self.leases |= {r.id: None for r in state.requests.values() if r.kind == c.LEASE}
         for runner in state.runners.values():
             self._take_over_runner(runner)
             for request in runner.held:
@@ -302,6 +303,7 @@ class Rerun(World):
     def _restart(self, t: int, fact: Any, restart: Restart) -> None:
         """The daemon was gone, and is there again. What had outlived it outlives it now."""
         self.t = max(self.t, t)
+        self.away |= {id: each for id, each in self.exchanges.items() if self._is_lease(id)}
         self.exchanges.clear()
         default = fact.boot_id == self._boot and (bool(fact.survivors) or not restart.lost)
         self._boot = fact.boot_id
@@ -318,7 +320,20 @@ class Rerun(World):
         for runner in list(self.state.runners.values()):
             if runner.state is RunnerState.stopping and runner.processes:
                 self._stop(runner.id)
+        for id, (_, exchange) in list(self.away.items()):
+            self.after(exchange.back_ns, partial(self._resume, id))
         self._plan()
+
+    def _resume(self, id: str) -> None:
+        """The holder of a lease is back, and has it for as long as he had it."""
+        mine = self.away.pop(id, None)
+        if mine is None or not self._is_lease(id):
+            return
+        self.submit(c.LeaseResumed(id, "its holder"))
+        if self._is_lease(id):
+            self.exchanges[id] = mine
+            left_ns = self.state.runners[mine[0]].held[id] + mine[1].ns - self.t
+            self.after(max(0, left_ns), partial(self._ended, id, mine[0], True, 0))
 
     def measurement(self) -> c.MemoryMeasured:
         """What the devices report now: what others used then, what ours use now."""

@@ -19,7 +19,7 @@ from daemon.cli.whatif_table import headlines, show
 from daemon.config.units import duration_ns, size_bytes
 from daemon.history.changes import EVERY, Changes, with_digests_of
 from daemon.history.compare import Column, fidelity
-from daemon.history.recorder import Recorder
+from daemon.history.observed import Recorder
 from daemon.history.recording import Recording
 from daemon.history.rerun import Rerun
 from daemon.history.whatif_notes import notes

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from daemon.history.recorder import CRASH_NS, Arrival, Attempt, Behaviour, Input, Measure, Recorder, Restart
+from daemon.history.observed import CRASH_NS, Arrival, Attempt, Behaviour, Input, Measure, Recorder, Restart
 from events.catalogue import NEVER
 from events.limits import LOAD_GUESS_NS, MS, S
 from statemachines.simulator import Exchange, Life

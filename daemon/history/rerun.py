@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from daemon.history.recorder import Restart
+from daemon.history.observed import Restart
 from daemon.history.recording import Memory, Recording
 from events import catalogue as c
 from events.catalogue import NEVER, ConfigView, Event, Fact, Reading

@@ -6,7 +6,7 @@ import copy
 from functools import partial
 
 from daemon.history.compare import Column
-from daemon.history.recorder import Recorder
+from daemon.history.observed import Recorder
 from daemon.history.recording import Recording
 from daemon.history.rerun import Change, Rerun
 from events import catalogue as c

@@ -79,6 +79,8 @@ class Exchange(msgspec.Struct):
     not."""
     back_ns: int = S
     """From a start of the daemon to its holder's return. NEVER: he does not come back."""
+    error: str = ""
+    """What the relay says of one that ends by itself, and incomplete."""
 
 
 class Nature:
@@ -384,7 +386,8 @@ class World:
             self.after(exchange.close_ns, partial(self._ended, d.request, d.runner, False, 0))
             return
         bytes_to_client = exchange.bytes_to_client if exchange.complete else min(exchange.bytes_to_client, 50)
-        self.after(exchange.ns, partial(self._ended, d.request, d.runner, exchange.complete, bytes_to_client))
+        ended = partial(self._ended, d.request, d.runner, exchange.complete, bytes_to_client, exchange.error)
+        self.after(exchange.ns, ended)
 
     def _is_lease(self, id: str) -> bool:
         request = self.state.requests.get(id)
@@ -426,11 +429,13 @@ class World:
             self.exchanges[id] = mine
             self.after(mine[1].ns, partial(self._ended, id, mine[0], True, 0))
 
-    def _ended(self, request: str, runner: str, complete: bool, bytes_to_client: int) -> None:
+    def _ended(
+        self, request: str, runner: str, complete: bool, bytes_to_client: int, error: str = ""
+    ) -> None:
         running = self.exchanges.get(request)
         if running is not None and running[0] == runner:
             del self.exchanges[request]
-            self.submit(c.UpstreamEnded(request, runner, complete, bytes_to_client, 200))
+            self.submit(c.UpstreamEnded(request, runner, complete, bytes_to_client, 200, error=error))
 
     def _close(self, event: Event, d: Any) -> None:
         """A request ended: its exchange is closed."""

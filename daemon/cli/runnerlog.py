@@ -14,7 +14,10 @@ import click
 import msgspec
 
 from daemon.cli.log_export import export
+from daemon.cli.log_stats import stats
 from daemon.cli.log_timeline import timeline
+from daemon.cli.log_waits import waits
+from daemon.cli.log_whatif import what_if
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
@@ -206,6 +209,9 @@ def _request_columns(t: int) -> list[Column]:
 
 cli.add_command(export)
 cli.add_command(timeline)
+cli.add_command(stats)
+cli.add_command(waits)
+cli.add_command(what_if)
 
 
 def main() -> int:

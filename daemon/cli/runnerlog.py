@@ -15,6 +15,7 @@ from typing import Any
 import click
 import msgspec
 
+from daemon.cli.log_why import why, why_not
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
@@ -208,6 +209,10 @@ def _request_columns(t: int) -> list[Column]:
         Column("RUNNER", lambda q: q.runner, drop=1),
         Column("FROM", lambda q: q.caller, drop=2),
     ]
+
+
+cli.add_command(why)
+cli.add_command(why_not)
 
 
 def main() -> int:

@@ -107,3 +107,23 @@ CONTROL_LAST_WORD_S = 1.0
 
 LOAD_PROGRESS_S = 0.25
 """Between two progress replies of a load: a person sees it move."""
+
+# --- explanations ----------------------------------------------------------------------------------------
+
+EXPLAIN_S = 60.0
+"""How long an explanation may take: a log of a million events takes some five seconds."""
+
+EXPLAINED_AT_ONCE = 2
+"""Explanations that are made at once, each by a process that takes a core for some seconds."""
+
+EXPLAIN_BYTES = 4 * MIB
+"""An explanation: the longest has some hundred lines."""
+
+EXPLAIN_MEMORY_BYTES = 2 * GIB
+"""And the address space of the process that makes it: the state of a log is some tens of MiB."""
+
+EXPLAIN_NICE = 10
+"""Behind the daemon and its runners, whoever asks."""
+
+EXPLAIN_DURABLE_S = 1.0
+"""How long an explanation waits for what has just happened to be in the log: a commit takes milliseconds."""

@@ -7,10 +7,8 @@ import click
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.told import print_explanation, print_why_not
-from daemon.history import obstacle
-from daemon.history.past import happening
 from daemon.history.told import UnknownSubject
-from daemon.history.why import explain
+from daemon.history.why import explain, explain_absence
 
 
 @click.command()
@@ -25,7 +23,8 @@ def why(settings: Settings, at: int | Past | None, subject: str) -> None:
         try:
             told = explain(reader, subject, upto)
         except UnknownSubject as error:
-            raise click.UsageError(str(error)) from None
+            near = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""
+            raise click.UsageError(f"{error}{near}") from None
     print_explanation(output, told)
 
 
@@ -37,11 +36,8 @@ def why_not(settings: Settings, at: int | Past | None, model: str) -> None:
     """What is in the way of MODEL being loaded, and when that can clear at the earliest."""
     output = settings.output
     with settings.open() as reader, output.progress("reading the log"):
-        upto = None if at is None else last_by(reader, at)
-        state = settings.fold(reader, upto)
-        last = happening(reader, state.seq)
-        told = obstacle.why_not(state, model)
-    print_why_not(output, told, last.at if last is not None else 0)
+        told = explain_absence(reader, model, None if at is None else last_by(reader, at))
+    print_why_not(output, told)
 
 
 __all__ = ["why", "why_not"]

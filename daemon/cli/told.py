@@ -75,7 +75,7 @@ def paragraph(output: Output, text: str, *, style: str = "", indent: str = "") -
     )
 
 
-def print_why_not(output: Output, told: WhyNot, at_ns: int) -> None:
+def print_why_not(output: Output, told: WhyNot) -> None:
     """For a person: what is in the way, when it can clear, and the memory at that moment."""
     if output.machine:
         output.raw(msgspec.json.encode(told).decode())
@@ -84,9 +84,9 @@ def print_why_not(output: Output, told: WhyNot, at_ns: int) -> None:
     if told.when:
         paragraph(output, "When: " + told.when[:1].lower() + told.when[1:])
     if told.earliest_ns:
-        output.text(f"That is at {day_and_time(at_ns + told.earliest_ns)[1][:8]} at the earliest.")
+        output.text(f"That is not before {day_and_time(told.at_ns + told.earliest_ns)[1][:8]}.")
     elif told.latest_ns:
-        output.text(f"That is by {day_and_time(at_ns + told.latest_ns)[1][:8]} at the latest.")
+        output.text(f"That is no later than {day_and_time(told.at_ns + told.latest_ns)[1][:8]}.")
     if told.need_bytes:
         paragraph(output, f"{told.model} needs {sizes(told.need_bytes)} ({SOURCES[told.need_source]}).")
     _print_way(output, told)

@@ -35,6 +35,8 @@ class ModelWatch(Lives):
         """What kept it from being loaded at the moment, if it was not."""
         self.known: tuple[str, ...] = ()
         self.t = 0
+        self.now_t = 0
+        """The time that it is, where that is later than the last event."""
         self._past = False
         self._requests: dict[str, None] = {}
         self.looks = {
@@ -64,6 +66,7 @@ class ModelWatch(Lives):
 
     def stopped(self, state: State) -> None:
         """The moment has come."""
+        state.t = max(state.t, self.now_t)
         self._past, self.t = True, state.t
         self.known = tuple(state.config.models)
         self.alive = [life for life in self if not life.over]
@@ -72,16 +75,18 @@ class ModelWatch(Lives):
             self.absent = why_not(state, self.model)
 
 
-def explain_model(reader: Reader, model: str, moment: int | None) -> Explanation:
-    """Why a model was loaded, or was not, after event `moment` (None: the last)."""
+def explain_model(reader: Reader, model: str, moment: int | None, *, now: bool, t: int = 0) -> Explanation:
+    """Why a model was loaded, or was not, after event `moment` (None: the last). `now`: nothing that came
+    after is told, and it is said in the present; `t`: the time that it is, if the daemon lives."""
     head = reader.head().seq
     watch = ModelWatch(model, head if moment is None else moment)
+    watch.upto = moment if now else None
+    watch.now_t = t
     state = walk(reader, watch)
     if not watch.asked and not watch.lives and model not in watch.known:
         near = difflib.get_close_matches(model, watch.known, n=3)
         raise UnknownSubject(model, tuple(near))
     life = _telling(watch)
-    now = moment is None or moment >= head
     summary = _summary(watch, life, state, now=now)
     if life is None:
         lines = tuple(_asked(watch))

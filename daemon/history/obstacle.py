@@ -56,7 +56,7 @@ class WhyNot(msgspec.Struct, frozen=True):
 
     model: str
     seq: int
-    t: int
+    t_ns: int
     verdict: Verdict
     reason: str
     sentence: str
@@ -68,6 +68,8 @@ class WhyNot(msgspec.Struct, frozen=True):
     need_source: Source
     in_the_way: tuple[InTheWay, ...]
     memory: tuple[Device, ...]
+    at_ns: int = 0
+    """The time of day of the moment, UTC; 0: not known."""
 
 
 class Trial(msgspec.Struct):
@@ -258,7 +260,8 @@ def _turn(state: State, demand: Demand) -> _Found:
         return _lingers(runner, left_ns, demand.turn_due)
     serves = count(len(runner.held), "request")
     words = f"{name(runner)} has the room. It serves {serves}, and its turn is not over."
-    when = f"When it is idle, or its turn is over, in {duration(left_ns)} at the latest. Then it has to go."
+    over = f"in {duration(left_ns)} at the latest"
+    when = f"When it is idle, or its turn is over ({over}) and its last request has ended."
     return _Found("quantum", words, when, latest_t=demand.turn_due)
 
 

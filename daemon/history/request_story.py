@@ -362,20 +362,24 @@ def reason_words(
 # --- as a whole ------------------------------------------------------------------------------------------
 
 
-def explain_request(reader: Reader, made: Happening, upto: int | None) -> Explanation:
+def explain_request(reader: Reader, made: Happening, upto: int | None, t: int) -> Explanation:
     """A request, from its arrival to its end, or to event `upto`."""
     told = Told(made)
     told.upto = upto
     state = walk(reader, told)
+    if told.end is None:
+        told.last_t = state.t = max(state.t, t)
     told.waits.close(told.last_t, state)
     return _explained(told, state, "request", request_summary(told, state))
 
 
-def explain_operation(reader: Reader, made: Happening, upto: int | None) -> Explanation:
+def explain_operation(reader: Reader, made: Happening, upto: int | None, t: int) -> Explanation:
     """An operator's request, from its fact to its answer."""
     told = Told(made)
     told.upto = upto
     state = walk(reader, told)
+    if told.end is None:
+        told.last_t = state.t = max(state.t, t)
     told.waits.close(told.last_t, state)
     return _explained(told, state, "operation", operation_summary(told, state))
 

@@ -43,7 +43,7 @@ PAST = (
 
 WHOLE = {
     "a measurement": "free memory was measured",
-    "room": "there was no room yet",
+    "room": "room was waited for",
     "its turn": "it was not its turn yet",
     "memory that other programs hold": "other programs held the memory",
     "the end of the pause after a failed load": "it was not tried again yet, after a failed load",

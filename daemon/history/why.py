@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from daemon.history.lives import Lives
 from daemon.history.model_story import explain_model
-from daemon.history.past import happening, walk
+from daemon.history.obstacle import WhyNot, why_not
+from daemon.history.past import Watch, happening, walk
 from daemon.history.request_story import explain_operation, explain_request
 from daemon.history.runner_story import of_life
 from daemon.history.told import Explanation, UnknownSubject
@@ -17,27 +20,42 @@ _ID = re.compile(r"[rqo][1-9][0-9]{0,17}")
 OPERATIONS = (c.LoadRequested, c.UnloadRequested, c.PinRequested, c.CancelRequested)
 
 
-def explain(reader: Reader, subject: str, upto: int | None = None) -> Explanation:
+def explain(
+    reader: Reader, subject: str, upto: int | None = None, *, now: bool = False, t: int = 0
+) -> Explanation:
     """Why a runner (r17) was loaded and went, a request (q12) took as long as it did, an operation (o9) ended
     as it did; or why a model is, or is not, loaded. `upto`: of the first three, what was known by that event;
-    of a model, the moment that is asked about. Raises UnknownSubject, LogError."""
+    of a model, the moment that is asked about, unless that is `now`. `t`: the time that it is, in
+    scheduler time, if the daemon lives; else that of the last event. Raises UnknownSubject, LogError."""
     made = happening(reader, int(subject[1:])) if _ID.fullmatch(subject) else None
     kind = type(made.body) if made is not None and made.subject == subject else None
     if made is not None and (upto is None or made.seq <= upto):
         if kind is c.RunnerLoad:
-            return explain_runner(reader, subject, made.body.model, upto)
+            return explain_runner(reader, subject, made.body.model, upto, t)
         if kind is c.RequestArrived:
-            return explain_request(reader, made, upto)
+            return explain_request(reader, made, upto, t)
         if kind in OPERATIONS:
-            return explain_operation(reader, made, upto)
-    return explain_model(reader, subject, upto)
+            return explain_operation(reader, made, upto, t)
+    return explain_model(reader, subject, upto, now=now or upto is None, t=t)
 
 
-def explain_runner(reader: Reader, id: str, model: str, upto: int | None) -> Explanation:
+def explain_absence(reader: Reader, model: str, upto: int | None = None, t: int = 0) -> WhyNot:
+    """What was in the way of a model after event `upto` (None: the last). Raises LogError."""
+    watch = Watch()
+    watch.upto = upto
+    state = walk(reader, watch)
+    last = happening(reader, state.seq)
+    before_t, state.t = state.t, max(state.t, t)
+    at_ns = last.at + state.t - before_t if last is not None else 0
+    return msgspec.structs.replace(why_not(state, model), at_ns=at_ns)
+
+
+def explain_runner(reader: Reader, id: str, model: str, upto: int | None, t: int) -> Explanation:
     """The whole life of a runner."""
     watch = Lives(model, id)
     watch.upto = upto
     state = walk(reader, watch)
+    state.t = max(state.t, t)
     life = watch.lives.get(id)
     if life is None:
         raise UnknownSubject(id)

@@ -111,7 +111,7 @@ LOAD_PROGRESS_S = 0.25
 # --- explanations ----------------------------------------------------------------------------------------
 
 EXPLAIN_S = 60.0
-"""How long an explanation may take: a log of a million events takes some five seconds."""
+"""How long an explanation may take: a log of a million events takes some six seconds."""
 
 EXPLAINED_AT_ONCE = 2
 """Explanations that are made at once, each by a process that takes a core for some seconds."""

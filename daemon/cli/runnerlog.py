@@ -15,6 +15,8 @@ from typing import Any
 import click
 import msgspec
 
+from daemon.cli.log_diff import diff
+from daemon.cli.log_replay import replay
 from daemon.cli.log_why import why, why_not
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
@@ -213,6 +215,8 @@ def _request_columns(t: int) -> list[Column]:
 
 cli.add_command(why)
 cli.add_command(why_not)
+cli.add_command(diff)
+cli.add_command(replay)
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ def print_explanation(output: Output, told: Explanation) -> None:
     if told.lines:
         output.text("")
     for line in told.lines:
-        output.moment(line.at_ns, line.seq, line.text)
+        output.moment(line.at_ns, line.seq, printable(line.text))
     if told.phases:
         total = sum(phase.ns for phase in told.phases)
         heading(output, f"Where its {duration(total)} went")

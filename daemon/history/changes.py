@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from daemon.history.memory import Device, activity, ledger
-from daemon.history.past import Happening, Watch, happening, walk
+from daemon.history.walk import Happening, Watch, happening, walk
 from events import catalogue as c
 from events.catalogue import ConfigView
 from events.reader import CursorPruned, Reader
@@ -99,7 +99,8 @@ class _Between(Watch):
     """The first moment, and what became of runners and requests since."""
 
     def __init__(self, first: int, last: int) -> None:
-        self.stop_at, self.upto = first, last
+        self.begin = self.stop_at = first
+        self.upto = last
         self.glance: _Glance | None = None
         self.gone: dict[str, str] = {}
         self.ended: dict[str, str] = {}

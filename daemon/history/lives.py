@@ -8,7 +8,7 @@ import msgspec
 
 from daemon.history.memory import Alternative, Device, alternatives, ledger
 from daemon.history.obstacle import InTheWay, in_its_way
-from daemon.history.past import Happening, Watch
+from daemon.history.walk import Happening, Watch
 from events import catalogue as c
 from events.catalogue import NEVER, Option
 from statemachines.room import need_of
@@ -23,6 +23,10 @@ RESTARTS_KEPT = 8
 
 LIVES_KEPT = 16
 """Runners of one model that have ended, of which the last are kept: more instances than one has at once."""
+
+
+BEFORE_LOAD = 10_000
+"""Events before a load that no request is named for: among them is who asked for it."""
 
 
 class Asker(msgspec.Struct, frozen=True):
@@ -233,6 +237,14 @@ class Lives(Watch):
         life = self.lives.get(self.runner) if self.runner else None
         if life is not None and life.over and h.cause != life.after[-1].cause:
             self.done = life.end is None or life.end.choice is None or life.successor is not None
+
+
+def before_load(load: Happening) -> int:
+    """The event up to which nothing tells why a runner was loaded: the last before somebody asked for it."""
+    kind, _, id = load.body.reason.partition(" ")
+    if kind == "request" and id[1:].isdigit():
+        return min(int(id[1:]), load.seq) - 1
+    return max(0, load.seq - BEFORE_LOAD)
 
 
 def turn_of(h: Happening, state: State) -> Turn:

@@ -7,12 +7,13 @@ import difflib
 import msgspec
 
 from daemon.history import runner_story
-from daemon.history.lives import Life, Lives
+from daemon.history.lives import Life, Lives, before_load
 from daemon.history.obstacle import WhyNot, why_not
-from daemon.history.past import Happening, walk
 from daemon.history.told import Explanation, Line, UnknownSubject
+from daemon.history.walk import Happening, Watch, happening, walk
 from daemon.history.words import MOMENT_NS, count, duration, first_up, options_of
 from events import catalogue as c
+from events.envelope import decode
 from events.reader import Reader
 from statemachines.state import State
 
@@ -47,9 +48,6 @@ class ModelWatch(Lives):
         }
 
     def _arrives(self, h: Happening, state: State) -> None:
-        if not self._past and h.body.model == self.model:
-            self.asked += 1
-            self.last_asked = h
         if self._past and all(life.over and self._told(life) for life in self.alive):
             self.done = True
 
@@ -82,6 +80,7 @@ def explain_model(reader: Reader, model: str, moment: int | None, *, now: bool, 
     watch = ModelWatch(model, head if moment is None else moment)
     watch.upto = moment if now else None
     watch.now_t = t
+    watch.begin = _begins(reader, watch)
     state = walk(reader, watch)
     if not watch.asked and not watch.lives and model not in watch.known:
         near = difflib.get_close_matches(model, watch.known, n=3)
@@ -92,20 +91,38 @@ def explain_model(reader: Reader, model: str, moment: int | None, *, now: bool, 
         lines = tuple(_asked(watch))
         memory = watch.absent.memory if watch.absent else ()
         return Explanation(
-            model,
-            "model",
-            model,
-            summary,
-            lines,
-            memory=memory,
-            decided_seq=watch.stop_at or 0,
-            upto_seq=state.seq,
-            absent=watch.absent,
-        )
+            model, "model", model, summary, lines, memory=memory, decided_seq=watch.stop_at or 0,
+            upto_seq=state.seq, absent=watch.absent,
+        )  # fmt: skip
     told = runner_story.of_life(reader, life, state, model, summary)
     return msgspec.structs.replace(
         told, absent=watch.absent, lines=runner_story.in_order([*told.lines, *_asked(watch, life)])
     )
+
+
+def _begins(reader: Reader, watch: ModelWatch) -> int:
+    """The event up to which nothing has to be seen: the pass finds the runners that live at the moment, or
+    the last that had, and who asked for the model last."""
+    moment = watch.stop_at or 0
+    at = Watch()
+    at.begin = at.upto = moment
+    alive = walk(reader, at).models.get(watch.model, {})
+    loads = [h for id in alive if (h := happening(reader, int(id[1:]))) is not None]
+    if not alive:
+        for record in reader.records(0, moment):
+            if record.type not in ("runner.load", "request.arrived"):
+                continue
+            body = decode(record).body
+            if getattr(body, "model", "") == watch.model:
+                h = Happening(record.seq, record.at, record.t, record.cause, record.subject, body)
+                if isinstance(body, c.RunnerLoad):
+                    loads = [h]
+                else:
+                    watch.asked, watch.last_asked = watch.asked + 1, h
+    begins = [before_load(h) for h in loads]
+    if watch.last_asked is not None:
+        begins.append(watch.last_asked.seq - 1)
+    return min([moment, *begins])
 
 
 def _telling(watch: ModelWatch) -> Life | None:

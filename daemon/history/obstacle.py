@@ -164,6 +164,8 @@ def _refused(state: State, trial: Trial, model: str) -> _Found:
         cooling = state.cooling.get(model)
         message = cooling.message.strip() if cooling else ""
         template = STATUS.get(body.reason, (500, body.reason))[1]
+        if body.reason == "queue_full":
+            template = f"the queue is full: {state.queued} wait"
         sentence = template.format(model=model, detail=detail, message=message or "it said nothing")
         if body.reason == "pinned" and "persistent" in detail and ", pinned)" not in detail:
             words = f"{_sentence(sentence.partition(';')[0])} Nobody else's load unloads a persistent group."

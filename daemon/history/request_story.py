@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from daemon.endings import STATUS
 from daemon.history import runner_story
 from daemon.history.lives import Choice, Turn, chosen, other_wait, turn_of
-from daemon.history.past import Happening, Watch, walk
 from daemon.history.runner_story import choice_words, in_order, line, turn_words
 from daemon.history.told import Explanation, Line, Phase
 from daemon.history.waits import Waits
+from daemon.history.walk import Happening, Watch, walk
 from daemon.history.words import count, duration, listed, options_of, size, sizes
 from events import catalogue as c
 from events.reader import Reader
+from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, State, demand_key, fits
 
@@ -36,6 +39,7 @@ class Told(Watch):
     def __init__(self, made: Happening) -> None:
         self.made = made
         self.first = made.seq
+        self.begin = made.seq - 1
         self.demand = ""
         self.model: str = getattr(made.body, "model", "")
         self.runners: dict[str, str] = {}
@@ -48,9 +52,8 @@ class Told(Watch):
         self.end: Happening | None = None
         self.dispatch: Happening | None = None
         self.exchange: Happening | None = None
-        self.served_ns = 0
         self.last_t = made.t
-        self.waits = Waits(self.waiting)
+        self.waits = Waits(self.where)
         self._turns: tuple[Turn, ...] = ()
 
     def waiting(self, state: State) -> Demand | None:
@@ -60,6 +63,13 @@ class Told(Watch):
             self.made.subject in demand.waiting or self.made.subject in demand.operations
         )
         return demand if mine else None
+
+    def where(self, state: State) -> Demand | str | None:
+        """The demand that it waits in, or the runner that serves it."""
+        request = state.requests.get(self.made.subject)
+        if request is not None and request.state is RequestState.dispatched:
+            return request.runner
+        return self.waiting(state)
 
     def every(self, h: Happening, state: State) -> None:
         """Any event since."""
@@ -85,16 +95,14 @@ class Told(Watch):
             return
         if isinstance(h.body, c.RequestDispatched):
             self.dispatch, self.exchange = h, None
+            self.waits.moved()
         elif isinstance(h.body, c.UpstreamEnded):
             self.exchange = h
-            self.served_ns += h.t - self.dispatch.t if self.dispatch is not None else 0
         elif isinstance(h.body, ENDS):
             self.end = h
         elif isinstance(h.body, c.RequestRequeued):
             self.dispatch = None
-
-    def stopped(self, state: State) -> None:
-        """Unused: it looks at every event."""
+            self.waits.moved()
 
     # --- what is said of each event ----------------------------------------------------------------------
 
@@ -353,6 +361,8 @@ def reason_words(
 ) -> str:
     """What its client was told."""
     reason = body.reason or "the daemon was started again"
+    if reason == "queue_full":
+        return "the queue was full"
     sentence = STATUS.get(reason, (0, reason.replace("_", " ")))[1]
     said = message.strip().splitlines()
     detail = getattr(body, "detail", "") or "no further word"
@@ -369,7 +379,7 @@ def explain_request(reader: Reader, made: Happening, upto: int | None, t: int) -
     state = walk(reader, told)
     if told.end is None:
         told.last_t = state.t = max(state.t, t)
-    told.waits.close(told.last_t, state)
+    told.waits.look(told.last_t, state)
     return _explained(told, state, "request", request_summary(told, state))
 
 
@@ -380,7 +390,7 @@ def explain_operation(reader: Reader, made: Happening, upto: int | None, t: int)
     state = walk(reader, told)
     if told.end is None:
         told.last_t = state.t = max(state.t, t)
-    told.waits.close(told.last_t, state)
+    told.waits.look(told.last_t, state)
     return _explained(told, state, "operation", operation_summary(told, state))
 
 
@@ -392,7 +402,7 @@ def _explained(told: Told, state: State, kind: str, summary: str) -> Explanation
         told.model,
         summary,
         in_order(told.lines),
-        tuple(phases(told, state)),
+        tuple(phases(told)),
         choice.considered if choice else (),
         choice.memory if choice else (),
         choice.made.seq if choice else 0,
@@ -401,17 +411,12 @@ def _explained(told: Told, state: State, kind: str, summary: str) -> Explanation
     )
 
 
-def phases(told: Told, state: State) -> Iterator[Phase]:
+def phases(told: Told) -> Iterator[Phase]:
     """The parts of its time; they add up to all of it."""
-    yield from told.waits.phases()
-    running_ns = told.served_ns
-    if told.dispatch is not None and told.exchange is None:
-        over = told.end.t if told.end is not None else told.last_t
-        running_ns += over - told.dispatch.t
-    if told.dispatch is not None:
-        yield Phase(
-            "served", running_ns, f"{told.dispatch.body.runner} served it{served_words(told.exchange)}"
-        )
+    parts = list(told.waits.phases())
+    for i, part in enumerate(parts):
+        last = part.kind == "served" and i == len(parts) - 1
+        yield msgspec.structs.replace(part, text=part.text + served_words(told.exchange)) if last else part
 
 
 def served_words(exchange: Happening | None) -> str:
@@ -424,7 +429,7 @@ def served_words(exchange: Happening | None) -> str:
 
 def request_summary(told: Told, state: State) -> str:
     """How long it took, and for what."""
-    name, parts = f"{told.made.subject} ({told.model})", list(phases(told, state))
+    name, parts = f"{told.made.subject} ({told.model})", list(phases(told))
     if told.end is None:
         return f"{name} {_goes_on(told, parts)}."
     took = f"after {duration(told.end.t - told.made.t)}"

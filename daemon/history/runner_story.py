@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from daemon.history.lives import Asker, Choice, End, Life, Turn
-from daemon.history.past import Happening, happening
 from daemon.history.told import Explanation, Line
+from daemon.history.walk import Happening, happening
 from daemon.history.words import (
     asker_words,
     count,

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from daemon.history.memory import activity
-from daemon.history.past import UNFOLDABLE, CannotFollow
+from daemon.history.walk import CannotFollow
+from daemon.past import nearest
 from events.envelope import Record, decode
 from events.reader import Reader
 from statemachines.fold import apply
 from statemachines.ledger import held_bytes
+from statemachines.replay import UNFOLDABLE
 from statemachines.state import State
 
 KEPT_EVERY = 2000
@@ -51,7 +53,7 @@ class Steps:
 
     def __init__(self, reader: Reader, after: int, upto: int, only: list[int] | None = None) -> None:
         self._reader = reader
-        self._state = State()
+        self._state, _ = nearest(reader, max(after, reader.base.seq - 1))
         self._kept: dict[int, State] = {}
         self._every = KEPT_EVERY
         self.after = max(after, reader.base.seq - 1)
@@ -113,12 +115,21 @@ class Steps:
 
     def state(self, seq: int) -> State:
         """The state after event `seq`, which must not be changed."""
-        if seq < self._state.seq:
-            near = [kept for kept in self._kept if kept <= seq]
-            self._state = copy.deepcopy(self._kept[max(near)]) if near else State()
+        if not self._state.seq <= seq <= self._state.seq + KEPT_EVERY:
+            self._from(seq)
         if seq > self._state.seq:
             self._fold(self._reader.records(self._state.seq, seq))
         return self._state
+
+    def _from(self, seq: int) -> None:
+        """Go on from the last copy or snapshot before an event, or from where we are."""
+        near = max((kept for kept in self._kept if kept <= seq), default=0)
+        state, head = nearest(self._reader, seq)
+        here = self._state.seq if self._state.seq <= seq else 0
+        if max(near, here) <= head.seq:
+            self._state = state
+        elif near > here:
+            self._state = copy.deepcopy(self._kept[near])
 
     def _fold(self, records: Iterable[Record]) -> None:
         state = self._state

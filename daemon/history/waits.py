@@ -1,4 +1,4 @@
-"""Where a wait went: the parts of the time in which a demand waited, each with what it waited for then."""
+"""Where a request's time went: parts of it, each with what it waited for then, or who served it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from daemon.history.past import Happening
 from daemon.history.told import Phase
+from daemon.history.walk import Happening
 from events import catalogue as c
 from events.catalogue import NEVER
 from statemachines.state import Demand, State
@@ -55,11 +55,11 @@ Part = tuple[Kind, str]
 
 
 class Waits:
-    """The parts of one demand's wait, from the events as they are shown to it. `demand`: where it waits now,
-    if it does."""
+    """The parts of a request's time, from the events as they are shown to it. `where`: the demand that it
+    waits in, or the runner that serves it."""
 
-    def __init__(self, demand: Callable[[State], Demand | None]) -> None:
-        self._demand = demand
+    def __init__(self, where: Callable[[State], Demand | str | None]) -> None:
+        self._where = where
         self._since: int | None = None
         self._words: Part = ("waited", "")
         self._moved = True
@@ -68,22 +68,25 @@ class Waits:
     def every(self, h: Happening, state: State) -> None:
         """An event, and the state before it: until now it waited for what that state says."""
         if h.cause == 0:
-            self._look(h.t, state)
+            self.look(h.t, state)
         self._moved = self._moved or isinstance(h.body, MOVERS)
 
-    def _look(self, t: int, state: State) -> None:
-        demand = self._demand(state)
-        if demand is None:
+    def moved(self) -> None:
+        """It does something else from now on."""
+        self._moved = True
+
+    def look(self, t: int, state: State) -> None:
+        """The time is `t`, and until now it waited for what the state says, or was served."""
+        where = self._where(state)
+        if where is None:
             self._since, self._moved = None, True
             return
-        if self._moved or self._since is None:
-            self._words, self._moved = words(state, demand), False
+        if isinstance(where, str):
+            self._words, self._moved = ("served", f"{where} served it"), True
+        elif self._moved or self._since is None:
+            self._words, self._moved = words(state, where), False
         self._add(self._words, t - (self._since if self._since is not None else state.t))
         self._since = t
-
-    def close(self, t: int, state: State) -> None:
-        """The end of the log, or of the wait."""
-        self._look(t, state)
 
     def _add(self, part: Part, ns: int) -> None:
         if self.parts and self.parts[-1][0] == part:

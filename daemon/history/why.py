@@ -6,13 +6,13 @@ import re
 
 import msgspec
 
-from daemon.history.lives import Lives
+from daemon.history.lives import Lives, before_load
 from daemon.history.model_story import explain_model
 from daemon.history.obstacle import WhyNot, why_not
-from daemon.history.past import Watch, happening, walk
 from daemon.history.request_story import explain_operation, explain_request
 from daemon.history.runner_story import of_life
-from daemon.history.told import Explanation, UnknownSubject
+from daemon.history.told import Explanation
+from daemon.history.walk import Happening, Watch, happening, walk
 from events import catalogue as c
 from events.reader import Reader
 
@@ -31,7 +31,7 @@ def explain(
     kind = type(made.body) if made is not None and made.subject == subject else None
     if made is not None and (upto is None or made.seq <= upto):
         if kind is c.RunnerLoad:
-            return explain_runner(reader, subject, made.body.model, upto, t)
+            return explain_runner(reader, made, upto, t)
         if kind is c.RequestArrived:
             return explain_request(reader, made, upto, t)
         if kind in OPERATIONS:
@@ -42,7 +42,7 @@ def explain(
 def explain_absence(reader: Reader, model: str, upto: int | None = None, t: int = 0) -> WhyNot:
     """What was in the way of a model after event `upto` (None: the last). Raises LogError."""
     watch = Watch()
-    watch.upto = upto
+    watch.upto = watch.begin = reader.head().seq if upto is None else upto
     state = walk(reader, watch)
     last = happening(reader, state.seq)
     before_t, state.t = state.t, max(state.t, t)
@@ -50,13 +50,10 @@ def explain_absence(reader: Reader, model: str, upto: int | None = None, t: int 
     return msgspec.structs.replace(why_not(state, model), at_ns=at_ns)
 
 
-def explain_runner(reader: Reader, id: str, model: str, upto: int | None, t: int) -> Explanation:
+def explain_runner(reader: Reader, load: Happening, upto: int | None, t: int) -> Explanation:
     """The whole life of a runner."""
-    watch = Lives(model, id)
-    watch.upto = upto
+    watch = Lives(load.body.model, load.subject)
+    watch.upto, watch.begin = upto, before_load(load)
     state = walk(reader, watch)
     state.t = max(state.t, t)
-    life = watch.lives.get(id)
-    if life is None:
-        raise UnknownSubject(id)
-    return of_life(reader, life, state)
+    return of_life(reader, watch.lives[load.subject], state)

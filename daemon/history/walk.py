@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from daemon.past import nearest
 from events.catalogue import Payload
 from events.envelope import LogError, decode
 from events.reader import CursorPruned, Reader
 from statemachines.fold import apply
-from statemachines.invariants import Breach
-from statemachines.machine import IllegalTransition
+from statemachines.replay import UNFOLDABLE
 from statemachines.state import State
-
-UNFOLDABLE = (Breach, IllegalTransition, LookupError, ArithmeticError, AssertionError)
-"""What folding a log raises that no runnerd has written, though its chain may be in order."""
 
 MAX_SEQ = 2**63 - 1
 """What no event's number exceeds."""
@@ -49,6 +46,8 @@ class Watch:
     """What a pass is made for: it is shown the events of some types before they are folded."""
 
     looks: Mapping[type[Payload], Look] = {}
+    begin: int = 0
+    """It needs to see nothing up to this event: the pass may go on from a snapshot before it."""
     first: int | None = None
     """From this event on `every` is shown all of them, whatever their type."""
     upto: int | None = None
@@ -66,11 +65,16 @@ class Watch:
 
 
 def walk(reader: Reader, watch: Watch) -> State:
-    """Fold the log from its base and show the watch what it wants to see; the state at the end of the pass.
-    Raises LogError (EventUnreadable, CannotFollow) for a damaged log."""
-    state, looks, stop_at = State(), watch.looks, watch.stop_at
+    """Fold the log from where the watch begins, or from the snapshot before it, and show it what it wants to
+    see; the state at the end of the pass. Raises LogError (EventUnreadable, CannotFollow) for a damaged log,
+    and where what is wanted has been pruned."""
+    begin = watch.begin if watch.upto is None else min(watch.begin, watch.upto)
+    state, head = nearest(reader, max(begin, reader.base.seq - 1))
+    looks, stop_at = watch.looks, watch.stop_at
     first = watch.first if watch.first is not None else MAX_SEQ
-    for record in reader.records(0, watch.upto):
+    if stop_at == head.seq:
+        watch.stopped(state)
+    for record in reader.records(head.seq, watch.upto):
         event = decode(record)
         body = event.body
         try:

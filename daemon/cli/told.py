@@ -82,11 +82,11 @@ def print_why_not(output: Output, told: WhyNot) -> None:
         return
     paragraph(output, told.sentence, style="bold")
     if told.when:
-        paragraph(output, "When: " + told.when[:1].lower() + told.when[1:])
+        paragraph(output, "Clears: " + told.when[:1].lower() + told.when[1:])
     if told.earliest_ns:
         output.text(f"That is not before {day_and_time(told.at_ns + told.earliest_ns)[1][:8]}.")
     elif told.latest_ns:
-        output.text(f"That is no later than {day_and_time(told.at_ns + told.latest_ns)[1][:8]}.")
+        output.text(f"This is over by {day_and_time(told.at_ns + told.latest_ns)[1][:8]} at the latest.")
     if told.need_bytes:
         paragraph(output, f"{told.model} needs {sizes(told.need_bytes)} ({SOURCES[told.need_source]}).")
     _print_way(output, told)

@@ -101,6 +101,8 @@ class Life(msgspec.Struct):
     """It has ended."""
     successor: Happening | None = None
     """The load for which it had to go."""
+    older: bool = False
+    """It is older than what was read: `load` and `ready` are made of the state, and have no number."""
 
 
 ENDINGS = (c.RunnerDrain, c.RunnerStop, c.ProcessExited, c.SpawnFailed, c.LeaseRefused, c.RunnerLost)
@@ -134,6 +136,12 @@ class Lives(Watch):
             c.RunnerFailed: self._follows,
             **dict.fromkeys(ENDINGS, self._ends),
         }
+
+    def begun(self, state: State) -> None:
+        """Who is there already: the log, or the pass, begins later than he."""
+        for runner in state.models.get(self.model, {}).values():
+            if self.runner in ("", runner.id):
+                self.lives[runner.id] = older(runner)
 
     def __iter__(self) -> Any:
         return iter(self.lives.values())
@@ -242,6 +250,8 @@ class Lives(Watch):
 def before_load(load: Happening) -> int:
     """The event up to which nothing tells why a runner was loaded: the last before somebody asked for it."""
     kind, _, id = load.body.reason.partition(" ")
+    if not load.seq:
+        return 0
     if kind == "request" and id[1:].isdigit():
         return min(int(id[1:]), load.seq) - 1
     return max(0, load.seq - BEFORE_LOAD)
@@ -265,6 +275,17 @@ def chosen(state: State, h: Happening, demand: Demand, turns: tuple[Turn, ...]) 
     way = in_its_way(state, demand, need) if need is not None else ()
     others = alternatives(state, demand, d.considered, d.victims)
     return Choice(h, asker_of(state, demand), turns, way, others, ledger(state))
+
+
+def older(runner: Runner) -> Life:
+    """The life of a runner whose beginning was not read."""
+    r = runner
+    body = c.RunnerLoad(
+        r.model, r.digest, r.options, r.reserved_bytes, r.slots, r.keep_alive_ns, r.load_ns, "older"
+    )
+    load = Happening(0, 0, r.load_t, 0, r.id, body)
+    ready = Happening(0, 0, r.ready_t, 0, r.id, None) if r.ready_t != NEVER else None
+    return Life(r.id, r.model, load, (), None, ready=ready, older=True)
 
 
 def asker_of(state: State, demand: Demand) -> Asker:

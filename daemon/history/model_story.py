@@ -7,7 +7,7 @@ import difflib
 import msgspec
 
 from daemon.history import runner_story
-from daemon.history.lives import Life, Lives, before_load
+from daemon.history.lives import Life, Lives, before_load, older
 from daemon.history.obstacle import WhyNot, why_not
 from daemon.history.told import Explanation, Line, UnknownSubject
 from daemon.history.walk import Happening, Watch, happening, walk
@@ -107,7 +107,7 @@ def _begins(reader: Reader, watch: ModelWatch) -> int:
     at = Watch()
     at.begin = at.upto = moment
     alive = walk(reader, at).models.get(watch.model, {})
-    loads = [h for id in alive if (h := happening(reader, int(id[1:]))) is not None]
+    loads = [happening(reader, int(id[1:])) or older(runner).load for id, runner in alive.items()]
     if not alive:
         for record in reader.records(0, moment):
             if record.type not in ("runner.load", "request.arrived"):
@@ -137,12 +137,15 @@ def _summary(watch: ModelWatch, life: Life | None, state: State, *, now: bool) -
     then = "now" if now else "then"
     is_, has = ("is", "has") if now else ("was", "had")
     if life is None:
+        if watch.model not in watch.known:
+            return f"{watch.model} {is_} not loaded {then}: the configuration {has} no such model."
         asked = (
             f"{count(watch.asked, 'request')} had asked for it"
             if watch.asked
-            else f"nobody {has} asked for it since the log begins"
+            else f"nobody {has} asked for it"
         )
-        return f"{watch.model} {is_} not loaded {then}: no runner of it {has} been there yet, and {asked}."
+        never = f"no runner of it {has} been there since the log begins"
+        return f"{watch.model} {is_} not loaded {then}: {never}, and {asked}."
     if life in watch.alive:
         if now or life.end is None:
             return runner_story.summary(life, state)

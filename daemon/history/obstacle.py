@@ -170,7 +170,7 @@ def _refused(state: State, trial: Trial, model: str) -> _Found:
         if body.reason == "pinned" and "persistent" in detail and ", pinned)" not in detail:
             words = f"{_sentence(sentence.partition(';')[0])} Nobody else's load unloads a persistent group."
             return _Found("persistent", words, WHEN["persistent"])
-        found = _Found(body.reason, _sentence(sentence), WHEN.get(body.reason, ""))
+        found = _Found(body.reason, _sentence(sentence), WHEN.get(body.reason, "When somebody asks again."))
         if isinstance(body, c.RequestRejected) and body.reason in ("cooling_down", "quarantined"):
             found.earliest_t = found.latest_t = state.t + body.retry_after_ns
             found.when = f"In {duration(body.retry_after_ns)}, if somebody asks then."
@@ -187,6 +187,7 @@ WHEN = {
     "pinned": "Not by itself.",
     "persistent": "Not by itself: members of a persistent group leave when they expire, or are unloaded.",
     "preloaded": "Not by itself: what was preloaded does not make room for a preload.",
+    "load_failed": "After the pause that follows a failed load, if somebody asks then.",
     "no_port": "As soon as a runner has ended and given its port back.",
     "no_memory": "When another program has given memory back.",
 }
@@ -241,8 +242,9 @@ def _waits(state: State, after: State, demand: Demand) -> _Found:
         words = f"Other programs hold the memory that {model} needs: {_lacking(after, demand)}."
         when = "As soon as they give it back."
         return _Found("foreign_memory", words, when, latest_t=demand.short_t + MEMORY_WAIT_NS)
-    if demand.turn_due != NEVER:
-        return _turn(after, demand)
+    runner = after.runners.get(demand.turn_of)
+    if demand.turn_due != NEVER and runner is not None and runner.state is RunnerState.ready:
+        return _turn(after, demand, runner)
     first = before(after, demand)
     if first is not None:
         words = (
@@ -252,12 +254,9 @@ def _waits(state: State, after: State, demand: Demand) -> _Found:
     return _pending(after, demand)
 
 
-def _turn(state: State, demand: Demand) -> _Found:
+def _turn(state: State, demand: Demand, runner: Runner) -> _Found:
     """A runner keeps its place for a while."""
-    runner, left_ns = state.runners.get(demand.turn_of), max(0, demand.turn_due - state.t)
-    if runner is None:
-        words = f"{demand.model} waits for its turn."
-        return _Found("quantum", words, f"In {duration(left_ns)} at the latest.", latest_t=demand.turn_due)
+    left_ns = max(0, demand.turn_due - state.t)
     if not runner.held:
         return _lingers(runner, left_ns, demand.turn_due)
     serves = count(len(runner.held), "request")

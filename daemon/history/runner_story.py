@@ -90,6 +90,8 @@ def _alive(life: Life, state: State) -> str:
 def because(life: Life) -> str:
     """`because q20 (from 127.0.0.1) asked for it`."""
     reason = life.load.body.reason
+    if life.older:
+        return "since before the log begins"
     if reason == "queue":
         return "beside another one of its model, because all were busy and there was room"
     if reason == "instances":
@@ -138,8 +140,9 @@ def in_order(each: Iterable[Line]) -> tuple[Line, ...]:
 
 
 def _lines(life: Life, reader: Reader) -> Iterator[Line]:
-    yield from _birth(life, reader)
-    if life.ready is not None:
+    if not life.older:
+        yield from _birth(life, reader)
+    if life.ready is not None and not life.older:
         yield line(life.ready, f"{life.id} was ready, after {duration(life.ready.t - life.load.t)}")
     for start in life.restarts:
         yield line(

@@ -57,6 +57,9 @@ class Watch:
     done = False
     """It has seen enough: the pass ends."""
 
+    def begun(self, state: State) -> None:
+        """The state that the pass begins with."""
+
     def every(self, h: Happening, state: State) -> None:
         """Any event from `first` on, and the state before it."""
 
@@ -70,6 +73,7 @@ def walk(reader: Reader, watch: Watch) -> State:
     and where what is wanted has been pruned."""
     begin = watch.begin if watch.upto is None else min(watch.begin, watch.upto)
     state, head = nearest(reader, max(begin, reader.base.seq - 1))
+    watch.begun(state)
     looks, stop_at = watch.looks, watch.stop_at
     first = watch.first if watch.first is not None else MAX_SEQ
     if stop_at == head.seq:

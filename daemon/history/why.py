@@ -6,15 +6,16 @@ import re
 
 import msgspec
 
-from daemon.history.lives import Lives, before_load
+from daemon.history.lives import Lives, before_load, older
 from daemon.history.model_story import explain_model
 from daemon.history.obstacle import WhyNot, why_not
 from daemon.history.request_story import explain_operation, explain_request
 from daemon.history.runner_story import of_life
-from daemon.history.told import Explanation
+from daemon.history.told import Explanation, UnknownSubject
 from daemon.history.walk import Happening, Watch, happening, walk
+from daemon.past import nearest
 from events import catalogue as c
-from events.reader import Reader
+from events.reader import CursorPruned, Reader
 
 _ID = re.compile(r"[rqo][1-9][0-9]{0,17}")
 OPERATIONS = (c.LoadRequested, c.UnloadRequested, c.PinRequested, c.CancelRequested)
@@ -26,7 +27,8 @@ def explain(
     """Why a runner (r17) was loaded and went, a request (q12) took as long as it did, an operation (o9) ended
     as it did; or why a model is, or is not, loaded. `upto`: of the first three, what was known by that event;
     of a model, the moment that is asked about, unless that is `now`. `t`: the time that it is, in
-    scheduler time, if the daemon lives; else that of the last event. Raises UnknownSubject, LogError."""
+    scheduler time, if the daemon lives; else that of the last event. Raises UnknownSubject, LogError
+    (CursorPruned)."""
     made = happening(reader, int(subject[1:])) if _ID.fullmatch(subject) else None
     kind = type(made.body) if made is not None and made.subject == subject else None
     if made is not None and (upto is None or made.seq <= upto):
@@ -36,6 +38,14 @@ def explain(
             return explain_request(reader, made, upto, t)
         if kind in OPERATIONS:
             return explain_operation(reader, made, upto, t)
+    base = reader.base.seq
+    if made is None and _ID.fullmatch(subject) and int(subject[1:]) < base:
+        found = nearest(reader, base - 1)[0].runners.get(subject)
+        if found is None:
+            raise UnknownSubject(subject, begins=base)
+        return explain_runner(reader, older(found).load, upto, t)
+    if upto is not None and upto < base - 1:
+        raise CursorPruned(f"the log begins at event {base}")
     return explain_model(reader, subject, upto, now=now or upto is None, t=t)
 
 

@@ -286,5 +286,5 @@ def test_a_model_at_a_time_is_told_with_what_came_after(log: Path) -> None:
     assert told["summary"].startswith("red was loaded then, as ")
     assert "later, " in told["summary"] and "to make room for blue" in told["summary"]
     (told,) = rows(log, "why", "blue", "--at", str(ready))
-    assert told["summary"].startswith("blue was not loaded then: no runner of it had been there yet")
+    assert told["summary"].startswith("blue was not loaded then: no runner of it had been there since")
     assert told["absent"]["reason"] == "claimed"

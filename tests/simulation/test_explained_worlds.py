@@ -4,6 +4,7 @@ of each request's time add up."""
 from __future__ import annotations
 
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from daemon.history.told import Explanation, UnknownSubject
 from daemon.history.why import OPERATIONS, explain
 from events import catalogue as c
 from events.catalogue import Event
-from events.reader import Head, Reader
+from events.pruning import prune
+from events.reader import CursorPruned, Head, Reader
+from statemachines.replay import fold
 from statemachines.state import State
 from tests.kept import KeptWorld
 
@@ -68,6 +71,29 @@ def test_a_world_is_explained(seed: int, tmp_path: Path, monkeypatch: pytest.Mon
             assert outcome(reader, name, half) == then[name]
         assert diff(reader, half // 2, half) == changed
     assert len(told) > 3
+
+
+@pytest.mark.parametrize("seed", [21, 30, 41])
+def test_a_pruned_log_tells_what_it_still_has(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    events = KeptWorld(path, seed, snapshots=3).log
+    with Reader(path) as reader:
+        cut = list(reader.snapshots())[1]
+        there = list(fold(events[: cut.upto]).runners)
+        lost = next(e.subject for e in events if isinstance(e.body, c.RunnerLoad) and e.subject not in there)
+    connection = sqlite3.connect(path, isolation_level=None)
+    prune(connection, cut.upto, cut.hash)
+    connection.close()
+    with Reader(path) as reader:
+        for name in subjects(events):
+            told_then = outcome(reader, name, len(events))
+            assert told_then is None or told_then.summary
+        for name in there:
+            told = explain(reader, name)
+            assert told.lines and all(line.seq > cut.upto for line in told.lines)
+        assert int(lost[1:]) > cut.upto or outcome(reader, lost, len(events)) is None
+        with pytest.raises(CursorPruned):
+            explain(reader, "m0", cut.upto - 1)
 
 
 def outcome(reader: Reader, name: str, at: int) -> Explanation | None:

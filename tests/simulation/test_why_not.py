@@ -67,10 +67,19 @@ class Asker:
         mine = [r for r in scheduler.state.models[model].values() if r.live]
         return "loads" if any(r.id not in before for r in mine) else "joins"
 
+    def too_early(self, said: WhyNot) -> bool:
+        """Whether, if nothing else happens, it is loaded before the time that was named."""
+        scheduler = Scheduler(copy.deepcopy(self.world.state))
+        t, before = scheduler.state.t, set(scheduler.state.runners)
+        scheduler.step(c.RequestArrived(said.model, "chat"), t)
+        scheduler.advance(t + (said.earliest_ns or 1) - 1)
+        return any(id not in before for id in scheduler.state.models.get(said.model, {}))
+
     def check(self, said: WhyNot, outcome: str) -> None:
         expected = {"loaded": ["served"], "coming": ["joins"], "at_once": ["loads"]}
         where = f"event {said.seq}: {said}"
         assert outcome in expected.get(said.verdict, ["refused", "waits"]), f"{outcome}, {where}"
+        assert said.earliest_ns is None or not self.too_early(said), where
         assert said.sentence and (said.when or said.verdict in ("loaded", "at_once")), where
 
 

@@ -96,31 +96,6 @@ def sound(told: Explanation, events: list[Event]) -> None:
     assert numbers == sorted(numbers) and numbers
     assert all(line.t_ns == events[line.seq - 1].t for line in told.lines)
     assert not re.search(r"None|True|\{|_ns|  ", told.summary + " ".join(line.text for line in told.lines))
-    if told.kind == "request":
-        mine = [event for event in events if getattr(event.body, "request", "") == told.subject]
-        end = (
-            next(
-                (
-                    e
-                    for e in mine
-                    if type(e.body).__name__.startswith("Request")
-                    and e.cause
-                    and e.seq == max(x.seq for x in mine if type(x.body).__name__ in ENDS)
-                ),
-                None,
-            )
-            if any(type(x.body).__name__ in ENDS for x in mine)
-            else None
-        )
-        began = events[int(told.subject[1:]) - 1].t
-        if end is not None:
-            assert sum(phase.ns for phase in told.phases) == end.t - began, told
-
-
-ENDS = (
-    "RequestCompleted", "RequestFailed", "RequestCancelled", "RequestTimedOut", "RequestRejected",
-    "RequestInterrupted",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -150,25 +125,35 @@ def test_nothing_is_told_twice_as_golden() -> None:
     assert {path.stem for path in (ROOT / "golden" / "why").glob("*.txt")} == set(STORIES) | {"why_not"}
 
 
-WHY_NOT = {
-    "pinned_is_not_evicted": ["b"],
-    "load_failure_answers_waiters_and_cools_down": ["a"],
-    "what_never_fits_is_refused_at_once": ["a"],
-}
+WHY_NOT = [
+    ("quantum_then_swap", "a", 3),
+    ("quantum_then_swap", "a", 6),
+    ("quantum_then_swap", "b", 6),
+    ("quantum_then_swap", "a", 9),
+    ("quantum_then_swap", "b", 9),
+    ("quantum_then_swap", "b", 11),
+    ("quantum_then_swap", "a", 18),
+    ("quantum_then_swap", "b", 27),
+    ("never_fits_refused", "huge", 3),
+    ("group_persistent", "huge", 6),
+    ("pinned_is_not_evicted", "b", 16),
+    ("other_programs_hold_the_memory", "a", 4),
+    ("other_programs_hold_the_memory", "a", 56),
+    ("queue_full", "a", 17),
+    ("stopping_drains", "a", 29),
+    ("load_never_healthy", "a", 16),
+    ("concurrency_limit", "a", 17),
+]
+"""A scenario, a model, and the event after which somebody asks: each another obstacle, or none."""
 
 
 def test_obstacles_are_told() -> None:
-    parts = []
-    for name, models in WHY_NOT.items():
-        run = played(name)
-        half = run.world.log[: len(run.world.log) // 2]
-        for events in (half, run.world.log):
-            whole = [event for step in list(steps(events))[:-1] for event in step]
-            for model in models:
-                told = why_not(fold(whole), model)
-                told = msgspec.structs.replace(told, at_ns=AT + told.t_ns)
-                parts.append(
-                    f"{name}: $ runnerlog why-not {model} --at {told.seq}\n"
-                    + text_of(lambda out, told=told: print_why_not(out, told))
-                )
+    parts, seen = [], set()
+    for name, model, seq in WHY_NOT:
+        state = fold(played(name).world.log[:seq])
+        told = msgspec.structs.replace(why_not(state, model), at_ns=AT + state.t)
+        seen.add((told.verdict, told.reason))
+        shown = text_of(lambda out, told=told: print_why_not(out, told))
+        parts.append(f"{name}: $ runnerlog why-not {model} --at {seq}\n{shown}")
+    assert len(seen) == len(WHY_NOT)
     compare(ROOT / "golden" / "why" / "why_not.txt", "\n".join(parts))

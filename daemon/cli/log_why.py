@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from daemon.cli.describe import printable
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.told import print_explanation, print_why_not
@@ -24,7 +25,7 @@ def why(settings: Settings, at: int | Past | None, subject: str) -> None:
             told = explain(reader, subject, upto)
         except UnknownSubject as error:
             near = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""
-            raise click.UsageError(f"{error}{near}") from None
+            raise click.UsageError(printable(f"{error}{near}")) from None
     print_explanation(output, told)
 
 

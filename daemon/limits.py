@@ -111,7 +111,7 @@ LOAD_PROGRESS_S = 0.25
 # --- explanations ----------------------------------------------------------------------------------------
 
 EXPLAIN_S = 60.0
-"""How long an explanation may take: a log of a million events takes some six seconds."""
+"""How long an explanation may take: in a log of a million events without snapshots, six seconds of a core."""
 
 EXPLAINED_AT_ONCE = 2
 """Explanations that are made at once, each by a process that takes a core for some seconds."""
@@ -122,8 +122,8 @@ EXPLAIN_BYTES = 4 * MIB
 EXPLAIN_MEMORY_BYTES = 2 * GIB
 """And the address space of the process that makes it: the state of a log is some tens of MiB."""
 
-EXPLAIN_NICE = 10
-"""Behind the daemon and its runners, whoever asks."""
+EXPLAIN_NICE = 5
+"""Behind the daemon and its runners, but somebody waits for it."""
 
 EXPLAIN_DURABLE_S = 1.0
 """How long an explanation waits for what has just happened to be in the log: a commit takes milliseconds."""

@@ -59,7 +59,9 @@ def print_explanation(output: Output, told: Explanation) -> None:
         )
         print_obstacle(output, told.absent)
     if told.memory:
-        print_memory(output, told.memory, f"Memory just before that (event {told.decided_seq})")
+        then = told.absent is not None and told.absent.seq == told.decided_seq
+        when = "then" if then else "just before that"
+        print_memory(output, told.memory, f"Memory {when} (event {told.decided_seq})")
     if told.output:
         heading(output, "Its last lines")
         for text in told.output.splitlines():

@@ -6,7 +6,7 @@ import textwrap
 
 import msgspec
 
-from daemon.cli.describe import printable
+from daemon.cli.describe import named, printable
 from daemon.cli.output import Column, Output, day_and_time, duration, memory, size
 from daemon.history.memory import Alternative, Device
 from daemon.history.obstacle import InTheWay, WhyNot
@@ -36,7 +36,7 @@ def print_explanation(output: Output, told: Explanation) -> None:
     if told.lines:
         output.text("")
     for line in told.lines:
-        output.moment(line.at_ns, line.seq, printable(line.text))
+        output.moment(line.at_ns, line.seq, named(printable(line.text)))
     if told.phases:
         total = sum(phase.ns for phase in told.phases)
         heading(output, f"Where its {duration(total)} went")
@@ -72,7 +72,9 @@ def paragraph(output: Output, text: str, *, style: str = "", indent: str = "") -
     """Text that fits the terminal."""
     width = max(20, output.width)
     output.text(
-        "\n".join(textwrap.wrap(printable(text), width, initial_indent=indent, subsequent_indent=indent)),
+        "\n".join(
+            textwrap.wrap(named(printable(text)), width, initial_indent=indent, subsequent_indent=indent)
+        ),
         style=style,
     )
 

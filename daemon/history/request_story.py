@@ -243,8 +243,8 @@ class Told(Watch):
 
     def cancels(self, h: Happening, state: State) -> str:
         if h.seq == self.made.seq:
-            return f"an operator ({h.body.by or 'unknown'}) cancelled {h.body.request}: {h.subject}"
-        asked = f"an operator ({h.body.by or 'unknown'}) cancelled it: {h.subject}"
+            return f"{h.body.by or 'an operator'} cancelled {h.body.request}: {h.subject}"
+        asked = f"{h.body.by or 'an operator'} cancelled it: {h.subject}"
         return asked if h.body.request == self.made.subject else ""
 
     def ended(self, h: Happening, state: State) -> str:
@@ -263,7 +263,7 @@ class Told(Watch):
         d = h.body
         view = state.model(d.model)
         self.demand = demand_key(d.model, d.options, d.priority + (view.priority if view else 0))
-        who = "the configuration (preload)" if d.preload else f"an operator ({d.by or 'unknown'})"
+        who = "the configuration (preload)" if d.preload else f"{d.by or 'an operator'}"
         return f"{who} asked for {d.model}{options_of(d.options)} to be loaded: {h.subject}"
 
     def unload_asked(self, h: Happening, state: State) -> str:
@@ -280,13 +280,13 @@ class Told(Watch):
         there = listed([f"{r.id} ({r.model})" for r in mine]) or "nothing of that was there"
         how = ", without waiting for requests" if d.now else ""
         what = d.runner or d.model or "everything"
-        return f"an operator ({d.by or 'unknown'}) asked to unload {what}{how}: {there}"
+        return f"{d.by or 'an operator'} asked to unload {what}{how}: {there}"
 
     def pin_asked(self, h: Happening, state: State) -> str:
         if h.seq != self.made.seq:
             return ""
         verb = "pinned" if h.body.pinned else "unpinned"
-        return f"an operator ({h.body.by or 'unknown'}) {verb} {h.body.model}"
+        return f"{h.body.by or 'an operator'} {verb} {h.body.model}"
 
     def operation_ended(self, h: Happening, state: State) -> str:
         if h.body.operation != self.made.subject:

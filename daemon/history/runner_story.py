@@ -36,6 +36,7 @@ REASONS = {
     "exited": "its process ended by itself",
     "spawn_failed": "its process could not be started",
     "port_taken": "its port was in use by another program",
+    "lease_revoked": "a lease of it was revoked, whose holder may still talk to it",
     "lost": "its process had ended while no daemon ran",
 }
 """Why a runner went, after `because`."""
@@ -205,7 +206,7 @@ def asked(asker: Asker, reader: Reader) -> Iterator[Line]:
     who = asker_words(asker)
     if asker.id.startswith("o"):
         by = getattr(h.body, "by", "")
-        who = f"an operator ({by or 'unknown'}) " if not asker.preload else "the configuration (preload) "
+        who = f"{by or 'an operator'} " if not asker.preload else "the configuration (preload) "
         yield line(h, f"{who}asked for {asker.model}{options_of(asker.options)}: {asker.id}")
     else:
         there = "no runner with that was there" if asker.options else "no runner of it was there"
@@ -313,7 +314,7 @@ def _cause(life: Life, end: End, h: Happening) -> str:
             if body.gently
             else ""
         )
-        return f"an operator ({body.by or 'unknown'}) asked to unload {what}{how}: {h.subject}"
+        return f"{body.by or 'an operator'} asked to unload {what}{how}: {h.subject}"
     if isinstance(body, c.ConfigChanged):
         gone = life.model not in body.view.models
         by = f", by {body.by}" if body.by else ""

@@ -20,6 +20,7 @@ import trio
 from daemon.cli.output import Output
 from daemon.cli.told import print_explanation, print_why_not
 from daemon.history.obstacle import why_not
+from daemon.history.runner_story import REASONS
 from daemon.history.told import Explanation
 from daemon.history.why import explain
 from events.catalogue import Event
@@ -119,6 +120,14 @@ def compare(path: Path, text: str) -> None:
     if os.environ.get("RUNNERD_REWRITE"):
         path.write_text(text, "utf-8")
     assert path.read_text("utf-8").splitlines() == text.splitlines()
+
+
+def test_every_reason_for_which_a_runner_goes_has_its_words() -> None:
+    decided = r'(?:RunnerStop\([^"\n]*"\w+", |\bs\.(?:drain|retire)\(\w+, |_gone\(state, runner, )"(\w+)"'
+    sources = (ROOT.parent / "statemachines").glob("*.py")
+    reasons = {reason for path in sources for reason in re.findall(decided, path.read_text("utf-8"))}
+    assert {"evicted", "keep_alive", "hung", "exited", "lease_revoked"} < reasons
+    assert reasons - {"evicted"} <= set(REASONS)
 
 
 def test_nothing_is_told_twice_as_golden() -> None:

@@ -35,6 +35,8 @@ class Explainer:
 
     async def ask(self, log: Path, seq: int, t: int, kind: str, subject: str) -> dict[str, Any]:
         """What the child says: `told`, or `unknown` and `nearest`. Raises Unexplained."""
+        if not subject.isprintable():  # nothing is called so, nor could be an argument
+            return {"unknown": subject, "nearest": []}
         if self._asked >= EXPLAINED_AT_ONCE:
             raise Unexplained("busy", f"{self._asked} explanations are being made: ask again in a moment")
         self._asked += 1

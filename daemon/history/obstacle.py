@@ -13,9 +13,9 @@ from typing import Literal
 
 import msgspec
 
-from daemon.cli.describe import duration, size
 from daemon.endings import STATUS
 from daemon.history.memory import Device, activity, ledger
+from daemon.history.words import count, duration, listed, size
 from events import catalogue as c
 from events.catalogue import NEVER, Event, Option
 from events.limits import MEMORY_WAIT_NS
@@ -404,13 +404,3 @@ def _lacking(state: State, demand: Demand) -> str:
 def name(runner: Runner) -> str:
     """`r5 (qwen)`."""
     return f"{runner.id} ({runner.model})"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 request`, `2 requests`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def listed(names: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

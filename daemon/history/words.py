@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from daemon.cli.describe import demand_name, duration, size
-from daemon.history.lives import Asker
 from events.catalogue import Option
+
+if TYPE_CHECKING:
+    from daemon.history.lives import Asker
 
 MOMENT_NS = 50_000_000
 """Shorter than anybody notices."""

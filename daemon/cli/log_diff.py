@@ -11,11 +11,11 @@ from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.output import Column, Output, day_and_time, duration, size
 from daemon.cli.told import heading, paragraph
-from daemon.history.changes import Diff, RunnerChange
-from daemon.history.changes import Moment as Point
-from daemon.history.changes import diff as difference
-from daemon.history.memory import Device
-from daemon.history.words import count, listed
+from daemon.explain.changes import Diff, RunnerChange
+from daemon.explain.changes import Moment as Point
+from daemon.explain.changes import diff as difference
+from daemon.explain.memory import Device
+from daemon.explain.words import count, listed
 
 
 @click.command()

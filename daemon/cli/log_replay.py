@@ -17,7 +17,7 @@ from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by, parsed
 from daemon.cli.output import Output, day_and_time
 from daemon.cli.select import selected
-from daemon.history.steps import Change, Glance, Step, Steps, changes, glance
+from daemon.explain.steps import Change, Glance, Step, Steps, changes, glance
 from events.envelope import Record
 from events.reader import Reader
 from statemachines.ledger import budget_bytes, free_bytes

@@ -8,8 +8,8 @@ from daemon.cli.describe import printable
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.told import print_explanation, print_why_not
-from daemon.history.told import UnknownSubject
-from daemon.history.why import explain, explain_absence
+from daemon.explain.told import UnknownSubject
+from daemon.explain.why import explain, explain_absence
 
 
 @click.command()

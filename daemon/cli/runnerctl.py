@@ -424,7 +424,7 @@ def watch(context: Context, after: int | None) -> None:
 def why(context: Context, subject: str) -> None:
     """Why SUBJECT is as it is: a runner (r17), a request (q12), an operation (o9), or a model."""
     from daemon.cli.told import print_explanation
-    from daemon.history.told import Explanation
+    from daemon.explain.told import Explanation
 
     client = context.client()
     with context.output.progress("reading the log"):
@@ -438,7 +438,7 @@ def why(context: Context, subject: str) -> None:
 def why_not(context: Context, model: str) -> None:
     """What is in the way of MODEL being loaded, and when that can clear."""
     from daemon.cli.told import print_why_not
-    from daemon.history.obstacle import WhyNot
+    from daemon.explain.obstacle import WhyNot
 
     client = context.client()
     with context.output.progress("reading the log"):

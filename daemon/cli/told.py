@@ -8,10 +8,10 @@ import msgspec
 
 from daemon.cli.describe import named, printable
 from daemon.cli.output import Column, Output, day_and_time, duration, memory, size
-from daemon.history.memory import Alternative, Device
-from daemon.history.obstacle import InTheWay, WhyNot
-from daemon.history.told import Explanation, Phase
-from daemon.history.words import short, sizes
+from daemon.explain.memory import Alternative, Device
+from daemon.explain.obstacle import InTheWay, WhyNot
+from daemon.explain.told import Explanation, Phase
+from daemon.explain.words import short, sizes
 
 VERDICTS = {
     "victim": "had to go",

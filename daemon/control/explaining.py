@@ -1,4 +1,4 @@
-"""Explanations, asked of a process that reads the log beside the daemon (`daemon.history.child`)."""
+"""Explanations, asked of a process that reads the log beside the daemon (`daemon.explain.child`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import trio
 from daemon.limits import EXPLAIN_BYTES, EXPLAIN_S, EXPLAINED_AT_ONCE
 from events.limits import PROCESS_END_S
 
-CHILD = (sys.executable, "-I", "-m", "daemon.history.child")
+CHILD = (sys.executable, "-I", "-m", "daemon.explain.child")
 
 
 class Unexplained(Exception):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.history import steps as steps_module
-from daemon.history.changes import diff
-from daemon.history.steps import Steps, changes, glance
+from daemon.explain import steps as steps_module
+from daemon.explain.changes import diff
+from daemon.explain.steps import Steps, changes, glance
 from events import catalogue as c
 from events.catalogue import Event
 from events.reader import CursorPruned, Reader

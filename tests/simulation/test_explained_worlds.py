@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.history import walk as walk_module
-from daemon.history.changes import diff
-from daemon.history.told import Explanation, UnknownSubject
-from daemon.history.why import OPERATIONS, explain
+from daemon.explain import walk as walk_module
+from daemon.explain.changes import diff
+from daemon.explain.told import Explanation, UnknownSubject
+from daemon.explain.why import OPERATIONS, explain
 from events import catalogue as c
 from events.catalogue import Event
 from events.pruning import prune

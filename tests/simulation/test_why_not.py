@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from daemon.history.obstacle import TRIAL_STEPS, WhyNot, why_not
+from daemon.explain.obstacle import TRIAL_STEPS, WhyNot, why_not
 from events import catalogue as c
 from events.catalogue import Event
 from statemachines.request import RequestState

@@ -19,10 +19,10 @@ import trio
 
 from daemon.cli.output import Output
 from daemon.cli.told import print_explanation, print_why_not
-from daemon.history.obstacle import why_not
-from daemon.history.runner_story import REASONS
-from daemon.history.told import Explanation
-from daemon.history.why import explain
+from daemon.explain.obstacle import why_not
+from daemon.explain.runner_story import REASONS
+from daemon.explain.told import Explanation
+from daemon.explain.why import explain
 from events.catalogue import Event
 from events.reader import Reader
 from events.store import open_store

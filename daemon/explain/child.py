@@ -1,4 +1,4 @@
-"""Explanations for a daemon that must not be held up: `python -m daemon.history.child LOG SEQ T KIND WHAT`.
+"""Explanations for a daemon that must not be held up: `python -m daemon.explain.child LOG SEQ T KIND WHAT`.
 
 A process of its own reads the log, through a connection of its own, up to event SEQ, and prints one JSON
 object: {"told": …}, {"unknown": …, "nearest": […]}, or {"error": …}. KIND is `why` or `why_not`; T is now, in
@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from daemon.history.told import UnknownSubject
-from daemon.history.why import explain, explain_absence
+from daemon.explain.told import UnknownSubject
+from daemon.explain.why import explain, explain_absence
 from daemon.limits import EXPLAIN_MEMORY_BYTES, EXPLAIN_NICE
 from events.envelope import LogError
 from events.reader import Reader

@@ -6,12 +6,12 @@ import difflib
 
 import msgspec
 
-from daemon.history import runner_story
-from daemon.history.lives import Life, Lives, before_load, older
-from daemon.history.obstacle import WhyNot, why_not
-from daemon.history.told import Explanation, Line, UnknownSubject
-from daemon.history.walk import Happening, Watch, happening, walk
-from daemon.history.words import MOMENT_NS, count, duration, first_up, options_of
+from daemon.explain import runner_story
+from daemon.explain.lives import Life, Lives, before_load, older
+from daemon.explain.obstacle import WhyNot, why_not
+from daemon.explain.told import Explanation, Line, UnknownSubject
+from daemon.explain.walk import Happening, Watch, happening, walk
+from daemon.explain.words import MOMENT_NS, count, duration, first_up, options_of
 from events import catalogue as c
 from events.envelope import decode
 from events.reader import Reader

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from daemon.history.told import Phase
-from daemon.history.walk import Happening
+from daemon.explain.told import Phase
+from daemon.explain.walk import Happening
 from events import catalogue as c
 from events.catalogue import NEVER
 from statemachines.state import Demand, State

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from daemon.endings import STATUS
-from daemon.history import runner_story
-from daemon.history.lives import Choice, Turn, chosen, other_wait, turn_of
-from daemon.history.runner_story import choice_words, in_order, line, turn_words
-from daemon.history.told import Explanation, Line, Phase
-from daemon.history.waits import Waits
-from daemon.history.walk import Happening, Watch, walk
-from daemon.history.words import count, duration, listed, options_of, size, sizes
+from daemon.explain import runner_story
+from daemon.explain.lives import Choice, Turn, chosen, other_wait, turn_of
+from daemon.explain.runner_story import choice_words, in_order, line, turn_words
+from daemon.explain.told import Explanation, Line, Phase
+from daemon.explain.waits import Waits
+from daemon.explain.walk import Happening, Watch, walk
+from daemon.explain.words import count, duration, listed, options_of, size, sizes
 from events import catalogue as c
 from events.reader import Reader
 from statemachines.request import RequestState

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from daemon.history.memory import Device, activity, ledger
-from daemon.history.walk import Happening, Watch, happening, walk
+from daemon.explain.memory import Device, activity, ledger
+from daemon.explain.walk import Happening, Watch, happening, walk
 from events import catalogue as c
 from events.catalogue import ConfigView
 from events.reader import CursorPruned, Reader

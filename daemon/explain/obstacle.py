@@ -14,8 +14,8 @@ from typing import Literal
 import msgspec
 
 from daemon.endings import STATUS
-from daemon.history.memory import Device, activity, ledger
-from daemon.history.words import count, duration, listed, size
+from daemon.explain.memory import Device, activity, ledger
+from daemon.explain.words import count, duration, listed, size
 from events import catalogue as c
 from events.catalogue import NEVER, Event, Option
 from events.limits import MEMORY_WAIT_NS

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from daemon.history.memory import activity
-from daemon.history.walk import CannotFollow
+from daemon.explain.memory import activity
+from daemon.explain.walk import CannotFollow
 from daemon.past import nearest
 from events.envelope import Record, decode
 from events.reader import Reader

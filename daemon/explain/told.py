@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from daemon.history.memory import Alternative, Device
-from daemon.history.obstacle import WhyNot
+from daemon.explain.memory import Alternative, Device
+from daemon.explain.obstacle import WhyNot
 
 Kind = Literal["runner", "request", "operation", "model"]
 

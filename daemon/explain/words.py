@@ -9,7 +9,7 @@ from daemon.cli.describe import demand_name, duration, size
 from events.catalogue import Option
 
 if TYPE_CHECKING:
-    from daemon.history.lives import Asker
+    from daemon.explain.lives import Asker
 
 MOMENT_NS = 50_000_000
 """Shorter than anybody notices."""

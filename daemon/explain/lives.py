@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from daemon.history.memory import Alternative, Device, alternatives, ledger
-from daemon.history.obstacle import InTheWay, in_its_way
-from daemon.history.walk import Happening, Watch
+from daemon.explain.memory import Alternative, Device, alternatives, ledger
+from daemon.explain.obstacle import InTheWay, in_its_way
+from daemon.explain.walk import Happening, Watch
 from events import catalogue as c
 from events.catalogue import NEVER, Option
 from statemachines.room import need_of

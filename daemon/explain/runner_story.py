@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from daemon.history.lives import Asker, Choice, End, Life, Turn
-from daemon.history.told import Explanation, Line
-from daemon.history.walk import Happening, happening
-from daemon.history.words import (
+from daemon.explain.lives import Asker, Choice, End, Life, Turn
+from daemon.explain.told import Explanation, Line
+from daemon.explain.walk import Happening, happening
+from daemon.explain.words import (
     asker_words,
     count,
     demand_name,

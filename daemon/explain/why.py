@@ -6,13 +6,13 @@ import re
 
 import msgspec
 
-from daemon.history.lives import Lives, before_load, older
-from daemon.history.model_story import explain_model
-from daemon.history.obstacle import WhyNot, why_not
-from daemon.history.request_story import explain_operation, explain_request
-from daemon.history.runner_story import of_life
-from daemon.history.told import Explanation, UnknownSubject
-from daemon.history.walk import Happening, Watch, happening, walk
+from daemon.explain.lives import Lives, before_load, older
+from daemon.explain.model_story import explain_model
+from daemon.explain.obstacle import WhyNot, why_not
+from daemon.explain.request_story import explain_operation, explain_request
+from daemon.explain.runner_story import of_life
+from daemon.explain.told import Explanation, UnknownSubject
+from daemon.explain.walk import Happening, Watch, happening, walk
 from daemon.past import nearest
 from events import catalogue as c
 from events.reader import CursorPruned, Reader

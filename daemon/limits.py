@@ -150,3 +150,23 @@ EXPORT_BATCH_ROWS = 20_000
 
 TIMELINE_WIDE_REQUESTS = 200_000
 """Requests in a timeline from which on it is said that fewer would do: a page of some 15 MB."""
+
+# --- explanations ----------------------------------------------------------------------------------------
+
+EXPLAIN_S = 60.0
+"""How long an explanation may take: in a log of a million events without snapshots, six seconds of a core."""
+
+EXPLAINED_AT_ONCE = 2
+"""Explanations that are made at once, each by a process that takes a core for some seconds."""
+
+EXPLAIN_BYTES = 4 * MIB
+"""An explanation: the longest has some hundred lines."""
+
+EXPLAIN_MEMORY_BYTES = 2 * GIB
+"""And the address space of the process that makes it: the state of a log is some tens of MiB."""
+
+EXPLAIN_NICE = 5
+"""Behind the daemon and its runners, but somebody waits for it."""
+
+EXPLAIN_DURABLE_S = 1.0
+"""How long an explanation waits for what has just happened to be in the log: a commit takes milliseconds."""

@@ -51,7 +51,7 @@ def _asked(p: Payload, field: str = "by") -> str:
     return f"asked by {p.get(field) or 'an operator'}"
 
 
-def _demand(key: str) -> str:
+def demand_name(key: str) -> str:
     """What those in one queue want, without the priority and the runner that they must not get again."""
     model, _, rest = key.partition("?")
     fixed = rest.partition("!")[0]
@@ -122,14 +122,14 @@ def _measured(s: str, p: Payload) -> str:
 def _claim(s: str, p: Payload) -> str:
     room = _memory(p.get("need_bytes", {}))
     victims = ", ".join(p.get("victims", ())) or "nobody"
-    return f"{_demand(p['demand'])} claims room ({room}): {victims} must go"
+    return f"{demand_name(p['demand'])} claims room ({room}): {victims} must go"
 
 
 def _turn(s: str, p: Payload) -> str:
     if p["reason"] == "memory":
-        return f"{_demand(p['demand'])} waits for memory that other programs hold"
+        return f"{demand_name(p['demand'])} waits for memory that other programs hold"
     until = "has been idle for a moment" if p["reason"] == "linger" else "has had its turn"
-    return f"{_demand(p['demand'])} waits until {p.get('runner') or 'another'} {until}"
+    return f"{demand_name(p['demand'])} waits until {p.get('runner') or 'another'} {until}"
 
 
 def _drain(s: str, p: Payload) -> str:
@@ -198,7 +198,7 @@ def _wanted(s: str, p: Payload) -> str:
 
 
 def _dismissed(s: str, p: Payload) -> str:
-    whom = _demand(p.get("demand") or p["model"])
+    whom = demand_name(p.get("demand") or p["model"])
     detail = f" ({p['detail']})" if p.get("detail") else ""
     return f"those who wait for {whom} are told: {_words(p['reason'])}{detail}"
 
@@ -232,7 +232,7 @@ DEADLINES: dict[str, str] = {
 
 def _deadline(s: str, p: Payload) -> str:
     words = DEADLINES.get(p["kind"]) or f"the deadline {p['kind']} of {{id}} has passed"
-    return words.replace("{id}", _demand(p["id"]) or "the daemon")
+    return words.replace("{id}", demand_name(p["id"]) or "the daemon")
 
 
 SENTENCES: dict[str, Callable[[str, Payload], str]] = {
@@ -302,7 +302,7 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "model.crowded": _crowded,
     "model.dismissed": _dismissed,
     "claim.made": _claim,
-    "claim.ended": lambda s, p: f"the claim of {_demand(p['demand'])} ends: {_words(p['reason'])}",
+    "claim.ended": lambda s, p: f"the claim of {demand_name(p['demand'])} ends: {_words(p['reason'])}",
     "turn.waits": _turn,
     "reclaim.waits": lambda s, p: f"{s}: its memory has not come back yet",
     "step.continues": lambda s, p: "more to decide: goes on in the next step",

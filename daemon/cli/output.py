@@ -75,17 +75,22 @@ class Output:
     def event(self, at_ns: int, seq: int, subject: str, payload: dict[str, Any], *, decided: bool) -> None:
         """One event for a person: when, its number, what happened. `payload` has its type. What was decided
         is set in below the fact that it follows from."""
+        type = payload.pop("type")
+        what = named(describe(type, subject, payload))
+        dim = type in ("deadline.passed", "memory.measured")
+        self.moment(at_ns, seq, what, mark="└ " if decided else "", dim=dim)
+
+    def moment(self, at_ns: int, seq: int, text: str, *, mark: str = "", dim: bool = False) -> None:
+        """What happened at a time, beside it and its number; a new day has a line of its own."""
         day, clock = day_and_time(at_ns)
         if day != self._day:
             self._day = day
             self.text(day, dim=True)
-        type = payload.pop("type")
-        head = f"{clock} {seq:>6}  " + ("└ " if decided else "")
-        what = named(describe(type, subject, payload))
+        head = f"{clock} {seq:>6}  {mark}"
         lines = textwrap.wrap(
-            what, max(20, self.width), initial_indent=head, subsequent_indent=" " * len(head)
+            text, max(20, self.width), initial_indent=head, subsequent_indent=" " * len(head)
         )
-        self.text("\n".join(lines) or head, dim=type in ("deadline.passed", "memory.measured"))
+        self.text("\n".join(lines) or head, dim=dim)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Any]) -> None:
         """A table that fits the terminal; nothing where it has no rows."""

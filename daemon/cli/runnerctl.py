@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from daemon.cli.describe import named, printable
 from daemon.cli.lease import lease, pairs
@@ -431,6 +432,34 @@ def watch(context: Context, after: int | None) -> None:
 
 
 @cli.command()
+@click.argument("subject")
+@click.pass_obj
+def why(context: Context, subject: str) -> None:
+    """Why SUBJECT is as it is: a runner (r17), a request (q12), an operation (o9), or a model."""
+    from daemon.cli.told import print_explanation
+    from daemon.explain.told import Explanation
+
+    client = context.client()
+    with context.output.progress("reading the log"):
+        reply = client.call("Explain", subject=subject)
+    print_explanation(context.output, msgspec.convert(reply, Explanation))
+
+
+@cli.command("why-not")
+@click.argument("model")
+@click.pass_obj
+def why_not(context: Context, model: str) -> None:
+    """What is in the way of MODEL being loaded, and when that can clear."""
+    from daemon.cli.told import print_why_not
+    from daemon.explain.obstacle import WhyNot
+
+    client = context.client()
+    with context.output.progress("reading the log"):
+        reply = client.call("WhyNot", model=model)
+    print_why_not(context.output, msgspec.convert(reply["told"], WhyNot))
+
+
+@cli.command()
 @click.argument("model", required=False, default="")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what comes.")
 @click.option("--daemon", "daemon_only", is_flag=True, help="Only what the daemon itself says.")
@@ -471,6 +500,10 @@ MESSAGES: dict[str, Callable[[Row], str]] = {
     ),
     "LeaseNotFound": lambda p: "no lease is held that this token is of: it has ended",
     "RunnerNotFound": lambda p: f"no runner {p['runner']!r}; runnerctl ps lists them",
+    "SubjectNotFound": lambda p: (
+        f"the log has no {p['subject']!r}"
+        + (f"; did you mean {' or '.join(p['nearest'])}?" if p["nearest"] else "")
+    ),
     "ProfileNotFound": lambda p: (
         f"no profile {p['profile']!r}; "
         + (f"there are {', '.join(p['known'])}" if p["known"] else "the configuration has none")

@@ -13,11 +13,14 @@ from pathlib import Path
 import click
 import msgspec
 
+from daemon.cli.log_diff import diff
 from daemon.cli.log_export import export
+from daemon.cli.log_replay import replay
 from daemon.cli.log_stats import stats
 from daemon.cli.log_timeline import timeline
 from daemon.cli.log_waits import waits
 from daemon.cli.log_whatif import what_if
+from daemon.cli.log_why import why, why_not
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
@@ -212,6 +215,10 @@ cli.add_command(timeline)
 cli.add_command(stats)
 cli.add_command(waits)
 cli.add_command(what_if)
+cli.add_command(why)
+cli.add_command(why_not)
+cli.add_command(diff)
+cli.add_command(replay)
 
 
 def main() -> int:

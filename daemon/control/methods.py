@@ -22,10 +22,11 @@ import trio
 from daemon.catalog import Catalog
 from daemon.config.errors import ConfigError
 from daemon.control import views
+from daemon.control.explaining import Explainer, Unexplained
 from daemon.control.varlink import Parameters, VarlinkError, invalid
 from daemon.driver import Driver
 from daemon.leaving import Leaver, Unfit, served
-from daemon.limits import LEASE_TOKEN_BYTES, LOAD_PROGRESS_S
+from daemon.limits import EXPLAIN_DURABLE_S, LEASE_TOKEN_BYTES, LOAD_PROGRESS_S
 from daemon.logs import PROXY, UPSTREAM, Logs
 from daemon.nearest import nearest
 from daemon.ports import Dispatched, Ended, Revoked
@@ -103,6 +104,18 @@ class ProfileParameters(Parameters, frozen=True):
     name: str | None = None
 
 
+class ExplainParameters(Parameters, frozen=True):
+    """Of Explain."""
+
+    subject: Annotated[str, msgspec.Meta(min_length=1, max_length=CONFIG_NAME_CHARS)]
+
+
+class WhyNotParameters(Parameters, frozen=True):
+    """Of WhyNot."""
+
+    model: str
+
+
 class StopParameters(Parameters, frozen=True):
     """Of Stop."""
 
@@ -146,6 +159,7 @@ class Service:
         self.catalog = catalog
         self.reloader = reloader
         self.logs = logs
+        self.explainer = Explainer()
         self.started_t = driver.now()
         self.watching: dict[object, int] = {}
         """The last event that each watcher has been sent."""
@@ -183,14 +197,14 @@ class Service:
         """The model's id for an id or alias. Raises VarlinkError."""
         id = self.catalog.resolve(name)
         if id is None:
-            raise VarlinkError(f"{INTERFACE}.ModelNotFound", model=name, nearest=self._nearest(name))
+            raise VarlinkError(f"{INTERFACE}.ModelNotFound", model=name, nearest=self.nearest(name))
         return id
 
     def source(self, name: str) -> str:
         """What logs are meant: a model's id for an id or alias. Raises VarlinkError."""
         return name if name in ("", PROXY, UPSTREAM) else self.model_id(name)
 
-    def _nearest(self, name: str) -> list[str]:
+    def nearest(self, name: str) -> list[str]:
         """The ids and aliases that a mistyped name may have meant, the likeliest first."""
         config = self.catalog.config
         known = [*config.models, *(alias for model in config.models.values() for alias in model.aliases)]
@@ -331,6 +345,35 @@ async def use_profile(s: Service, p: ProfileParameters, caller: Caller) -> Reply
         "active": s.catalog.profile,
         "profiles": {name: profile.description for name, profile in profiles.items()},
     }
+
+
+async def explain(s: Service, p: ExplainParameters, caller: Caller) -> Reply:
+    """Explain. An alias stands for its model."""
+    subject = s.catalog.resolve(p.subject) or p.subject
+    said = await _told(s, "why", subject)
+    if "unknown" in said:
+        nearest = s.nearest(subject)
+        raise VarlinkError(f"{INTERFACE}.SubjectNotFound", subject=p.subject, nearest=nearest)
+    told: Reply = said["told"]
+    return told
+
+
+async def why_not(s: Service, p: WhyNotParameters, caller: Caller) -> Reply:
+    """WhyNot."""
+    said = await _told(s, "why_not", s.model_id(p.model))
+    return {"told": said["told"]}
+
+
+async def _told(s: Service, kind: str, subject: str) -> Reply:
+    """What the log says up to what has happened by now, or, while it is blocked, up to what it has."""
+    seq = s.driver.state.seq
+    if not s.driver.log_blocked:
+        with trio.move_on_after(EXPLAIN_DURABLE_S):
+            await s.driver.durable(seq)
+    try:
+        return await s.explainer.ask(s.driver.path, seq, s.driver.now(), kind, subject)
+    except Unexplained as error:
+        raise VarlinkError(f"{INTERFACE}.OperationFailed", reason=error.reason, message=str(error)) from None
 
 
 async def stop(s: Service, p: StopParameters, caller: Caller) -> Reply:
@@ -508,6 +551,8 @@ ONCE: dict[str, tuple[type[Parameters], Callable[[Service, Any, Caller], Awaitab
     "Unload": (UnloadParameters, unload),
     "Pin": (PinParameters, pin),
     "Cancel": (CancelParameters, cancel),
+    "Explain": (ExplainParameters, explain),
+    "WhyNot": (WhyNotParameters, why_not),
     "Logs": (LogsParameters, logs),
     "Reload": (Nothing, reload),
     "UseProfile": (ProfileParameters, use_profile),

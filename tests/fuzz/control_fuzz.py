@@ -24,6 +24,7 @@ from daemon.catalog import Catalog
 from daemon.clock import Clock
 from daemon.config.file import load
 from daemon.control import inbox
+from daemon.control.explaining import Explainer
 from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
 from daemon.logs import Logs, Ring
@@ -152,6 +153,7 @@ async def world(directory: Path) -> AsyncIterator[World]:
         catalog = Catalog(config)
         reloader = Reloader(driver, catalog, b"key")
         control = ControlServer(driver, catalog, reloader, Logs(Ring(), lambda: []))
+        control._service.explainer = Quick()
         path = directory / "control.sock"
         with listen(path) as sock:
             async with driver.run():
@@ -159,6 +161,15 @@ async def world(directory: Path) -> AsyncIterator[World]:
                 nursery.start_soon(control.serve, sock)
                 yield World(path, driver, control)
                 nursery.cancel_scope.cancel()
+
+
+class Quick(Explainer):
+    """Explains nothing, at once: what is asked is taken from who asks, a process for each would take long."""
+
+    async def _run(self, arguments: Sequence[str]) -> bytes:
+        await trio.lowlevel.checkpoint()
+        os.fsencode("".join(arguments))
+        return b'{"told": {}}'
 
 
 class Replies:

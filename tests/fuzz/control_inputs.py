@@ -73,6 +73,8 @@ PARAMETERS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "Cancel": lambda rng: {"request": rng.choice([*NAMES, f"q{rng.randrange(5000)}"])},
     "Reload": lambda rng: {},
     "UseProfile": lambda rng: _some(rng, name=rng.choice(["", "calm", *NAMES])),
+    "Explain": lambda rng: {"subject": rng.choice([*MODELS, *NAMES, f"q{rng.randrange(5000)}"])},
+    "WhyNot": lambda rng: {"model": _name(rng)},
     "Watch": lambda rng: _some(rng, after=rng.choice([*NUMBERS[3:], -1])),
     "Logs": lambda rng: _some(rng, source=rng.choice(["", "proxy", "upstream", *NAMES])),
     "FollowLogs": lambda rng: _some(rng, source=rng.choice(["proxy", *NAMES]), history=True),

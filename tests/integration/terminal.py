@@ -39,11 +39,13 @@ def shown(
     *,
     columns: int = 80,
     env: dict[str, str] | None = None,
-    react: Callable[[str, int], None] = lambda text, pid: None,
+    lines: int = 24,
+    react: Callable[[str, int], str | None] = lambda text, pid: None,
 ) -> Screen:
-    """Run a command on a terminal of its own. `react` is called with what was shown so far, and its pid."""
+    """Run a command on a terminal of its own. `react` is called with what was shown so far, and its pid;
+    what it returns is typed."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
     environ |= {"TERM": "xterm-256color", **(env or {})}
     process = subprocess.Popen(
@@ -62,7 +64,9 @@ def shown(
             if not part:
                 return Screen(process.wait(PATIENCE_S), data.decode().replace("\r\n", "\n"))
             data += part
-            react(data.decode(errors="replace"), process.pid)
+            typed = react(data.decode(errors="replace"), process.pid)
+            if typed:
+                os.write(ours, typed.encode())
         raise AssertionError(f"{command} does not end:\n{data.decode(errors='replace')}")
     finally:
         os.close(ours)

@@ -56,6 +56,8 @@ DRIVEN: dict[str, Callable[[Live], Parameters]] = {
     "Cancel": lambda live: {"request": running(live)},
     "UseProfile": lambda live: {"name": "calm"},
     "Reload": changed,
+    "Explain": lambda live: {"subject": "red"},
+    "WhyNot": lambda live: {"model": "red"},
     "Watch": lambda live: {"after": 0},
     "Logs": lambda live: {"source": "proxy"},
     "FollowLogs": lambda live: {"source": "proxy"},

@@ -1,0 +1,44 @@
+"""`runnerlog why` and `why-not`: the chain of causes, and what is in a model's way."""
+
+from __future__ import annotations
+
+import click
+
+from daemon.cli.describe import printable
+from daemon.cli.logfile import Settings
+from daemon.cli.moments import FORMS, Moment, Past, last_by
+from daemon.cli.told import print_explanation, print_why_not
+from daemon.explain.told import UnknownSubject
+from daemon.explain.why import explain, explain_absence
+
+
+@click.command()
+@click.option("--at", type=Moment(), help=f"At this moment: {FORMS}.")
+@click.argument("subject")
+@click.pass_obj
+def why(settings: Settings, at: int | Past | None, subject: str) -> None:
+    """Why SUBJECT is as it is: a runner (r17), a request (q12), an operation (o9), or a model."""
+    output = settings.output
+    with settings.open() as reader, output.progress("reading the log"):
+        upto = None if at is None else last_by(reader, at)
+        try:
+            told = explain(reader, subject, upto)
+        except UnknownSubject as error:
+            near = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""
+            raise click.UsageError(printable(f"{error}{near}")) from None
+    print_explanation(output, told)
+
+
+@click.command("why-not")
+@click.option("--at", type=Moment(), help=f"At this moment: {FORMS}.")
+@click.argument("model")
+@click.pass_obj
+def why_not(settings: Settings, at: int | Past | None, model: str) -> None:
+    """What is in the way of MODEL being loaded, and when that can clear at the earliest."""
+    output = settings.output
+    with settings.open() as reader, output.progress("reading the log"):
+        told = explain_absence(reader, model, None if at is None else last_by(reader, at))
+    print_why_not(output, told)
+
+
+__all__ = ["why", "why_not"]

@@ -31,6 +31,7 @@ from daemon.tickets import LeaseTicket, Ticket
 from events import catalogue as c
 from events.catalogue import Event, Fact
 from events.envelope import Record
+from events.failpoints import reach
 from events.limits import SAMPLE_NS, SAMPLE_STEP_BYTES, S
 from events.store import EventStore
 from statemachines.request import RequestState
@@ -347,7 +348,9 @@ class Driver:
         address = self._address(body.runner)
         view = self.state.config.models.get(ticket.model)
         first_byte_ns = view.first_byte_ns if view is not None else 0
+        reach("dispatch.before")
         ticket.tell(Dispatched(address, body.attempt, first_byte_ns / S))
+        reach("dispatch.after")
 
     def _address(self, runner: str) -> Address:
         address = self._addresses.get(runner)
@@ -389,6 +392,7 @@ class Driver:
     def _operation_ended(self, event: Event, body: c.OperationEnded) -> None:
         operation = self._operations.pop(body.operation, None)
         if operation is not None:
+            reach("reply.before")
             if not body.ok:
                 operation.answer = endings.describe(
                     self.state, "operation.ended", body.reason, operation.about, detail=body.detail
@@ -506,7 +510,7 @@ def launch_of(runner: Runner) -> Launch:
     """What the log decided about a runner's start."""
     return Launch(
         runner.id, runner.model, runner.digest, runner.options, runner.port, runner.socket,
-        runner.shard_ports, runner.stall_ns,
+        runner.shard_ports, runner.stall_ns, runner.ready_t != c.NEVER,
     )  # fmt: skip
 
 

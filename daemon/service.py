@@ -40,6 +40,7 @@ from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from daemon.reload import Reloader
 from events import catalogue as c
+from events.failpoints import reach
 from events.limits import HTTP_BACKLOG, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
 from events.witness import boot_id
@@ -148,8 +149,10 @@ class _Run:
         """Wait for a requested stop to be done, log the last fact, and end the rest."""
         driver = self._driver
         await stop_done(driver)
+        reach("stop.done")
         driver.submit(c.DaemonStopped())
         await driver.durable(driver.state.seq)
+        reach("stop.after")
         if self._control is not None:
             with trio.move_on_after(WATCHERS_S):
                 await self._control.all_told(driver.state.seq)
@@ -310,6 +313,7 @@ def _all_gone(state: State) -> bool:
 async def stop_done(driver: Driver) -> None:
     """Wait until a stop has been asked for, and everything has ended that is to. Raises StopFailed."""
     await driver.until(lambda: bool(driver.state.stopping))
+    reach("stop.before")
     with trio.move_on_after(STOP_LOG_MS / 1000) as late:
         await driver.durable(driver.state.seq)
     if late.cancelled_caught:

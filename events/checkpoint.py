@@ -16,6 +16,7 @@ import trio
 
 from events.commit import is_temporary
 from events.envelope import LogError
+from events.failpoints import reach
 from events.limits import (
     WAL_HARD_BYTES,
     WAL_PACE_S,
@@ -124,6 +125,8 @@ class Checkpointer:
         self.wal_bytes()
 
     def _checkpoint(self) -> None:
+        reach("checkpoint.before")
         _, pages, _ = self._connection.raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if pages < 0:  # SQLite's answer on a connection that has not met the WAL yet
             raise LogError("the log is not in WAL mode")
+        reach("checkpoint.after")

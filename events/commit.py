@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from events.envelope import LogError, Row
+from events.failpoints import reach
 from events.limits import INSERT_ROWS, RETRY_CAP_S, RETRY_FIRST_S
 from events.reader import Head
 
@@ -79,11 +80,13 @@ class Committer:
         head = Head(rows[-1][0], rows[-1][8])
         wait_s = RETRY_FIRST_S
         error: sqlite3.Error | None = None
+        reach("commit.before")
         while True:
             try:
                 if error is None or not self._has_reached(head):
                     self._insert(rows)
                 self._head = head
+                reach("commit.after")
                 return
             except sqlite3.Error as failure:
                 if not is_temporary(failure):

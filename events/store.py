@@ -31,6 +31,7 @@ from events.catalogue import Event
 from events.checkpoint import Checkpointer
 from events.commit import EVENTS, Committer, StoreBroken
 from events.envelope import LogError, Record, Row, encode
+from events.failpoints import reach
 from events.histogram import APPEND_BUCKETS_NS, Histogram
 from events.limits import (
     CLOSE_S,
@@ -173,6 +174,7 @@ class EventStore:
         """
         if self.broken is not None or self._closing:
             raise StoreBroken("the event log is closed") from self.broken
+        reach("append.before")
         seq, hash = self._seq, self._hash
         rows = []
         for event in events:
@@ -188,6 +190,7 @@ class EventStore:
         self._queue.append(_Step(events, rows))
         self._urgent |= urgent
         self._proceed()
+        reach("append.after")
 
     async def wait(self, seq: int) -> None:
         """Wait until event `seq` is durable. Raises StoreBroken if it will not be."""

@@ -110,6 +110,7 @@ def _serve(options: argparse.Namespace) -> int:
     from daemon.logs import Ring
     from daemon.processes.gate import raise_open_files
     from daemon.service import Options, Places, serve
+    from events import failpoints
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname).1s %(message)s")
     log, ring = logging.getLogger("runnerd"), Ring()
@@ -118,10 +119,13 @@ def _serve(options: argparse.Namespace) -> int:
         config = load(options.config)
         host, port = parse_listen(options.listen or config.listen)
         config.check_exposure(host, insecure=options.insecure_listen)
+        failpoint = failpoints.arm(os.environ)
     except (ConfigError, ValueError) as error:
         return _end(EXIT_USAGE, str(error))
     for warning in config.warnings:
         log.warning("%s", warning)
+    if failpoint:
+        log.warning("%s is set: this daemon dies at %s", failpoints.VARIABLE, failpoint)
     places = Places(
         log=options.log or config.event_log or default_log(os.environ),
         control=options.socket or config.control_socket or default_socket(os.environ),

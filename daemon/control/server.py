@@ -47,6 +47,7 @@ from daemon.limits import (
 from daemon.logs import Logs
 from daemon.reload import Reloader
 from daemon.version import VERSION
+from events.failpoints import reach
 from events.limits import HTTP_ACCEPT_PAUSE_S
 
 log = logging.getLogger("runnerd")
@@ -209,6 +210,8 @@ class ControlServer:
                 async for reply, continues in replies:
                     if not call.oneway and (call.more or not continues):
                         await _send(stream, encode_reply(reply, continues=continues))
+                    if not continues:
+                        reach("reply.after")
         except VarlinkError as error:
             if not call.oneway:
                 await _send(stream, error_reply(error))

@@ -33,7 +33,7 @@ from events.catalogue import Event, Fact
 from events.envelope import Record
 from events.failpoints import reach
 from events.limits import SAMPLE_NS, SAMPLE_STEP_BYTES, S
-from events.store import EventStore
+from events.store import EventStore, StoreBroken
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import Scheduler
@@ -90,6 +90,8 @@ class Driver:
         """Read ahead what a model will load, while its victims drain."""
         self.connections: Callable[[], Mapping[str, int]] = dict
         """Clients connected now, by the door that they came in by."""
+        self.mistakes: Callable[[], Mapping[str, int]] = dict
+        """Connections that a mistake in runnerd has ended, likewise."""
         store.on_durable = self._durable
         store.on_resumed = self._log_resumed
 
@@ -144,6 +146,7 @@ class Driver:
             refused=self._refused_ever,
             unready=self.unready(),
             connections=self.connections(),
+            mistakes=self.mistakes(),
         )
 
     # --- facts in ----------------------------------------------------------------------------------------
@@ -173,13 +176,15 @@ class Driver:
         scheduler, t = self._scheduler, self._clock()
         try:
             events = scheduler.step(fact, t) if fact is not None else scheduler.advance(t)
+            if events:
+                urgent = len(events) != 2 or type(events[1].body) is not c.RequestCompleted
+                self._store.append(events, time.time_ns(), urgent=urgent)
+        except StoreBroken:
+            raise  # the store ends the daemon, and the fact is not to blame
         except Exception as error:
             self._fail(fact, error)
-        if events:
-            urgent = len(events) != 2 or type(events[1].body) is not c.RequestCompleted
-            self._store.append(events, time.time_ns(), urgent=urgent)
-            if scheduler.is_due_before(self._wake_t):
-                self._wake.set()
+        if events and scheduler.is_due_before(self._wake_t):
+            self._wake.set()
         return events
 
     def _fail(self, fact: Fact | None, error: Exception) -> NoReturn:
@@ -192,15 +197,23 @@ class Driver:
 
     def _record_breach(self, fact: Fact | None, error: Exception) -> None:
         """Keep the offending fact beside the log; it must not be met again at every start."""
-        model = getattr(fact, "model", "")
+        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error)
         kept = {
             "fact": fact,
-            "model": model,
+            "model": getattr(fact, "model", ""),
             "detail": f"{type(error).__name__}: {error}",
             "seq": self.state.seq,
         }
-        Path(f"{self._path}.breach").write_bytes(msgspec.json.encode(kept))
-        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error)
+        try:
+            try:
+                text = msgspec.json.encode(kept)
+            except UnicodeEncodeError:  # what cannot be written down may be what is wrong with it
+                kept |= {"fact": {"type": fact.__struct_config__.tag}} if fact is not None else {}
+                kept |= {"model": "", "detail": type(error).__name__}
+                text = msgspec.json.encode(kept)
+            Path(f"{self._path}.breach").write_bytes(text)
+        except OSError as failure:
+            log.critical("it cannot be kept beside the log: %s", failure)
 
     # --- the front door's side ---------------------------------------------------------------------------
 

@@ -181,6 +181,7 @@ class _Run:
         door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave
         driver.connections = partial(connections, door, self._control)
+        driver.mistakes = partial(mistakes, door, self._control)
         listen_front(front)
         control.listen(CONTROL_CONNECTIONS)
         log.info("listening on %s, control socket %s", url_of(front), self._places.control)
@@ -196,6 +197,11 @@ class _Run:
 def connections(door: FrontDoor, control: ControlServer) -> dict[str, int]:
     """Clients connected now, by the door that they came in by."""
     return {"http": door.connections, "control": control.connections}
+
+
+def mistakes(door: FrontDoor, control: ControlServer) -> dict[str, int]:
+    """Connections that a mistake in runnerd has ended, by the door that they came in by."""
+    return {"http": door.mistakes, "control": control.mistakes}
 
 
 @contextmanager

@@ -128,6 +128,8 @@ class ControlServer:
         """Clients connected now."""
         self._of_one: Counter[int] = Counter()
         """The same by user."""
+        self.mistakes = 0
+        """Connections that a mistake in runnerd has ended."""
 
     async def all_told(self, seq: int) -> None:
         """Wait until every watcher has been sent the events up to a number."""
@@ -163,6 +165,7 @@ class ControlServer:
             pass  # the client went away
         except* Exception:
             log.exception("control socket: a connection failed")
+            self.mistakes += 1
         finally:
             self.connections -= 1
             self._of_one[uid] -= 1

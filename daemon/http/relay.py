@@ -128,6 +128,9 @@ class Exchange:
             self.error = FIRST_BYTE_LATE if self._late else str(failure)
         except ClientLost:
             self.error = "the client went away"
+        except Exception as mistake:
+            self.error = f"runnerd has made a mistake: {type(mistake).__name__}"
+            raise
         finally:
             self._leave_upstream()
 

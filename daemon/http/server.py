@@ -41,6 +41,8 @@ class FrontDoor:
         limits = limits or Limits()
         clock = Clock()
         self._connections: set[Connection] = set()
+        self.mistakes = 0
+        """Connections that a mistake in runnerd has ended."""
         self._shared = Shared(
             desk=desk,
             catalog=catalog,
@@ -111,4 +113,7 @@ class FrontDoor:
             sock.close()
             return
         self._connections.add(connection)
-        nursery.start_soon(connection.run, self._connections.discard)
+        nursery.start_soon(connection.run, self._connections.discard, self._failed)
+
+    def _failed(self) -> None:
+        self.mistakes += 1

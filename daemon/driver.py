@@ -33,7 +33,7 @@ from events.catalogue import Event, Fact
 from events.envelope import Record
 from events.failpoints import reach
 from events.limits import SAMPLE_NS, SAMPLE_STEP_BYTES, S
-from events.store import EventStore, StoreBroken
+from events.store import SLOW, EventStore, StoreBroken
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import Scheduler
@@ -94,6 +94,7 @@ class Driver:
         """Connections that a mistake in runnerd has ended, likewise."""
         store.on_durable = self._durable
         store.on_resumed = self._log_resumed
+        store.on_blocked = self._log_blocked
 
     @property
     def state(self) -> State:
@@ -114,6 +115,16 @@ class Driver:
     def log_blocked(self) -> str:
         """Why the log cannot be written now; "" while it can."""
         return self._store.blocked_error
+
+    @property
+    def log_blocked_ns(self) -> int:
+        """For how long the log could not be written by now; 0 while it can."""
+        since_ns = self._store.blocked_since
+        return 0 if since_ns is None else time.monotonic_ns() - since_ns
+
+    def abandon_log(self) -> None:
+        """Do not wait for a log that cannot be written any longer. The daemon ends."""
+        self._store.give_up()
 
     def outputs(self) -> Sequence[ports.Output]:
         """The files that runners' processes write to."""
@@ -155,6 +166,8 @@ class Driver:
         """Number, fold and append a fact; its step's events are not durable yet. Raises StepFailed."""
         events = self._step(fact)
         self._close(events)
+        if type(fact) is c.StopRequested:
+            self._changed.set()  # who ends the daemon must hear of it though it cannot be logged
         return events
 
     def report(self, fact: Fact) -> None:
@@ -502,16 +515,22 @@ class Driver:
         return False
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition on the durable state holds."""
+        """Wait until a condition on the state holds. It is looked at after each transaction of the log."""
         while not condition():
-            self._changed = trio.Event()
+            if self._changed.is_set():
+                self._changed = trio.Event()
             await self._changed.wait()
 
+    def _log_blocked(self, error: str) -> None:
+        log.error("the event log cannot be written: %s. Until it can, requests are refused", error)
+
     def _log_resumed(self, blocked_ns: int, error: str) -> None:
-        """The store writes again: say so in it, and how many were refused meanwhile."""
+        """The store writes again: say so in it, and how many were refused meanwhile. Of a disk that is slow,
+        only where somebody was: what is said of it is written slowly, too."""
         refused, self._refused = self._refused, 0
-        with suppress(StepFailed):
-            self.submit(c.LogResumed(refused, blocked_ns, error))
+        if refused or error != SLOW:
+            with suppress(StepFailed):
+                self.submit(c.LogResumed(refused, blocked_ns, error))
 
 
 def _cancelled() -> bool:

@@ -36,7 +36,10 @@ EVENTS = sa.Table(
 )
 """The table of migration 0001, for SQLAlchemy."""
 
-_TEMPORARY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL})
+_TEMPORARY = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PROTOCOL}
+)
+"""Others have locks, for longer than SQLite waits in the last case; or there is no room."""
 
 _TEMPORARY_IO = frozenset(
     {

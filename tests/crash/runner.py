@@ -1,12 +1,14 @@
 """A runner that notes what it was made to do, each start and each request, in a file that outlives it.
 
-    python -I -S runner.py --port N --ledger FILE [--fail] [--shard]
+    python -I -S runner.py --port N --ledger FILE [--fail] [--stray]
 
-Each line is one write to a file opened for appending: nothing is lost, whoever is killed.
+It ends if it is to fail; with a stray, a child of its own in another session would outlive it. Each line is
+one write to a file opened for appending: nothing is lost, whoever is killed.
 """
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -75,6 +77,9 @@ def main() -> None:
     note(ledger, start=os.getpid(), start_time=start_time())
     if "--fail" in argv:
         sys.exit("it was told to fail")
+    if "--stray" in argv and not os.fork():
+        os.setsid()
+        signal.pause()
     server = socket.create_server(("127.0.0.1", int(argv[argv.index("--port") + 1])), backlog=64)
     while True:
         client, _ = server.accept()

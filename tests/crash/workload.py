@@ -21,6 +21,9 @@ MODELS = ("red", "blue", "green", "pair")
 """Any two of them fit."""
 
 CLIENTS = 5
+OPERATIONS = ("pin", "unpin", "unpin", "unpin", "load", "unload", "now", "cancel", "cancel", "reload")
+"""What the operator does: he mostly takes his pins back, or nothing would find room."""
+
 LEAST_BREATH_S, BREATH_S = 0.001, 0.02
 """Between two operations of the operator."""
 
@@ -139,7 +142,7 @@ class Workload:
         self._daemon.ends(chance.uniform(LEAST_BREATH_S, BREATH_S))
         client, model = Client([self._control]), chance.choice(MODELS)
         try:
-            match chance.choice(("pin", "unpin", "load", "unload", "now", "cancel", "reload")):
+            match chance.choice(OPERATIONS):
                 case "pin" | "unpin" as what:
                     client.call("Pin", model=model, pinned=what == "pin")
                     told.done["operator.pin", model, str(what == "pin")] += 1

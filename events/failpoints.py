@@ -31,6 +31,8 @@ NAMES = (
     "answer.before", "answer.after",  # a runner's answer begins; the client has all of it, the log nothing
     "reply.before", "reply.after",  # an operator's answer is durable; he has it
     "reload.before", "reload.after",
+    "snapshot.before", "snapshot.after",  # around each part of one
+    "prune.before", "prune.after",  # the last statement of it; it is committed
     "stop.before",  # a stop has been asked for
     "stop.done",  # everything has ended that was to
     "stop.after",  # the last fact is durable

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from daemon import keeping
 from daemon.cli import runnerd
 from events import checkpoint, failpoints
 
@@ -29,6 +30,10 @@ SOFT_PAGES = 40
 """As WAL_SOFT_PAGES, but so few that a short life has checkpoints."""
 
 
+CARRY_EVENTS = 300
+"""As that of the daemon, but so few that a short life has snapshots, and prunes what lies before them."""
+
+
 def serve(arguments: Sequence[str], failpoint: str, journal: Connection) -> None:
     """In the new process: be the daemon."""
     os.dup2(journal.fileno(), 2)
@@ -37,6 +42,8 @@ def serve(arguments: Sequence[str], failpoint: str, journal: Connection) -> None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     checkpoint.WAL_SOFT_PAGES = SOFT_PAGES
+    keeping.Keeping.__init__.__defaults__ = (CARRY_EVENTS,)
+    keeping.CARRY_PAUSE_S = 0.0
     if failpoint:
         os.environ[failpoints.VARIABLE] = failpoint
     sys.exit(runnerd.main(["serve", *arguments]))

@@ -11,9 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from daemon.keeping import archive_path
 from events import catalogue as c
 from events.catalogue import NEVER, Event
-from events.envelope import decode
+from events.envelope import Record, chain_hash, decode, first_hash
 from events.reader import Reader
 from statemachines import replay
 from statemachines.fold import apply
@@ -54,14 +55,35 @@ def keep_alive(state: State) -> dict[str, int]:
     }
 
 
+def whole(log: Path) -> list[Record]:
+    """Everything that was ever in a log: what has been archived and pruned, and what is there. Some of it may
+    be in both. The chain goes through all of it."""
+    records = dict[int, Record]()
+    for path in (*sorted(archive_path(log).glob("*")), log):
+        if path.suffix == ".new":
+            continue  # a segment that was being written
+        with Reader(path) as reader:
+            reader.verify_chain()
+            for record in reader.records():
+                assert records.setdefault(record.seq, record) == record, record
+    with Reader(log) as reader:
+        previous = first_hash(reader.log_id)
+    for seq, record in enumerate(records.values(), 1):
+        texts = record.type.encode(), record.version, record.cause, record.subject.encode()
+        previous = chain_hash(previous, seq, record.at, record.t, *texts, record.payload.encode())
+        assert (record.seq, record.hash) == (seq, previous), f"event {seq} is missing, or another"
+    return list(records.values())
+
+
 class Evidence:
     """A log, read once; `examine` it when its last daemon has stopped properly."""
 
     def __init__(self, log: Path, ledger: Path, told: Told) -> None:
-        with Reader(log) as reader:
-            reader.verify_chain()
-            self.records = list(reader.records())
+        self.records = whole(log)
         self.events = [decode(record) for record in self.records]
+        with Reader(log) as reader:
+            self.pruned = reader.base.seq - 1
+            """Events that only the archive has."""
         lines = ledger.read_text().splitlines() if ledger.exists() else []
         self.ledger: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.told = told

@@ -45,6 +45,7 @@ class Tally(msgspec.Struct):
     at: dict[str, int] = {}
     """Kills by failpoint; "": at a moment."""
     events: int = 0
+    pruned: int = 0
     adopted: int = 0
     asked: int = 0
     whole: int = 0
@@ -59,6 +60,7 @@ class Tally(msgspec.Struct):
         self.kills += world.died_at.total()
         self.at = dict(Counter(self.at) + world.died_at)
         self.events += len(evidence.events)
+        self.pruned += evidence.pruned
         self.adopted += evidence.adopted
         self.asked += world.told.asked
         self.whole += len(world.told.whole)
@@ -71,11 +73,12 @@ class Tally(msgspec.Struct):
         first = sorted(self.first_ms) or [0.0]
         return (
             f"{self.kills:,} kills, {self.kills - self.at.get('', 0):,} of them at "
-            f"{len(self.at.keys() - {''})} failpoints; {self.worlds} logs, {self.events:,} events; "
-            f"{self.adopted:,} adoptions of {self.commands:,} processes; {self.asked:,} requests; "
-            f"{self.whole:,} answers, {self.watched:,} watched events and {self.operations:,} operations "
-            f"were acknowledged: none lost, nothing twice. From launch to the first answer of an adopted "
-            f"runner: median {first[len(first) // 2]:.0f} ms, longest {first[-1]:.0f} ms"
+            f"{len(self.at.keys() - {''})} failpoints; {self.worlds} logs, {self.events:,} events, of which "
+            f"{self.pruned:,} were pruned; {self.adopted:,} adoptions of {self.commands:,} processes; "
+            f"{self.asked:,} requests; {self.whole:,} answers, {self.watched:,} watched events and "
+            f"{self.operations:,} operations were acknowledged: none lost, nothing twice. From launch to the "
+            f"first answer of an adopted runner: median {first[len(first) // 2]:.0f} ms, longest "
+            f"{first[-1]:.0f} ms"
         )
 
 

@@ -68,6 +68,8 @@ class Workload:
         self._seed = seed
         self._configure = configure
         """Writes the n-th variant of the configuration."""
+        self._passed_over = 0
+        """What the watcher has missed, because it had been pruned before it came."""
         self._threads = [threading.Thread(target=self._client, args=(i,)) for i in range(CLIENTS)]
         self._threads += [threading.Thread(target=run) for run in (self._operator, self._watcher)]
         for thread in self._threads:
@@ -173,9 +175,13 @@ class Workload:
         def watch(_: random.Random) -> None:
             client = Client([self._control])
             try:
-                for reply in client.calls("Watch", after=max(self._told.events, default=0)):
+                after = max(self._told.events, default=0)
+                for reply in client.calls("Watch", after=max(after, self._passed_over)):
                     event = reply["event"]
                     self._told.events[event["seq"]] = event
+            except CallFailed as failure:
+                assert failure.short == "CursorPruned", failure
+                self._passed_over = client.call("Status")["seq"]
             finally:
                 client._socket.close()
 

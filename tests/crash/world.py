@@ -19,12 +19,12 @@ from collections import Counter
 from pathlib import Path
 
 from daemon import guardian
+from daemon.past import state_at
 from daemon.processes import identity
 from events import catalogue as c
 from events.catalogue import Event
 from events.reader import Reader
 from events.schema import NotALog
-from statemachines.fold import apply
 from statemachines.runner import RunnerState
 from statemachines.state import State
 from tests.crash.daemons import PATIENCE_S, Daemon
@@ -62,7 +62,7 @@ class World:
         """From the launch of a daemon to the first answer of a runner that it adopted."""
         self._chance = random.Random(seed)
         self._port = FIRST_PORT + self._chance.randrange(WORLDS) * PORTS
-        self._state, self._spawned = State(), set[tuple[str, int, int]]()
+        self._state = State()
         self.daemon: Daemon
         folder.mkdir(parents=True, exist_ok=True)
         self.configure(0)
@@ -78,6 +78,7 @@ devices: {{host: {{budget: 250MiB}}}}
 memoryHeadroom: 0
 healthCheckTimeout: 15
 globalTTL: 3600
+retention: {{age: 1ms}}
 unloadTimeout: 2s
 models:
   red: {{cmd: "{command}", memory: 100MiB, slots: 2}}
@@ -173,14 +174,10 @@ models:
         return request
 
     def _read_on(self) -> list[Event]:
-        """Fold what has come into the log since the last look."""
+        """Take the state from the log as it is now; what has come since the last time."""
         with Reader(self.log) as reader:
-            events = list(reader.events(after=self._state.seq))
-        for event in events:
-            apply(self._state, event)
-            if isinstance(event.body, c.ProcessSpawned):
-                process = event.body.process
-                self._spawned.add((f"{process.runner}/{process.shard}", process.pid, process.start_time))
+            events = list(reader.events(after=max(self._state.seq, reader.base.seq - 1)))
+            self._state = state_at(reader, reader.head().seq)
         return events
 
     def _processes(self) -> list[tuple[str, identity.Stat]]:
@@ -193,15 +190,12 @@ models:
         return [(marker.partition("/")[2], stat) for stat, marker in identity.marked(log_id)]
 
     def _no_orphan(self) -> None:
-        """Every process with this log's marker is one that the log knows, of a runner that has not ended."""
+        """Every process with this log's marker is a runner's that the log knows, and that has not ended."""
         found = self._processes()
         self._read_on()
-        known = {of for of, _, _ in self._spawned}
-        strangers = [of for of, _ in found if of not in known]
-        assert not strangers, f"processes that the log does not know: {strangers}\n{self._journal()}"
         runners = self._state.runners
         orphans = [of for of, stat in found if of.partition("/")[0] not in runners and _lives(stat)]
-        assert not orphans, f"processes of runners that have ended: {orphans}\n{self._journal()}"
+        assert not orphans, f"processes that no runner has: {orphans}\n{self._journal()}"
 
     # --- the end -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from events.envelope import LogError
-from events.lock import hold_lock, lock_path
+from events.lock import hold_lock, lock_path, sign_lock
 
 SUFFIXES = ("", "-wal", "-shm")
 """The database, its write-ahead log, and the index of that, by which readers and writers meet."""
@@ -35,9 +35,11 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 class Places:
     """The files of a log as they were when it was opened. Its methods may take as long as the disk does."""
 
-    def __init__(self, log: Path, lock: int) -> None:
+    def __init__(self, log: Path, log_id: str, lock: int) -> None:
         self._log = log
+        self._log_id = log_id
         self._lock = lock
+        sign_lock(lock, log_id)
         self._found = {suffix: _identity(f"{log}{suffix}") for suffix in SUFFIXES}
 
     def look(self) -> str:
@@ -57,6 +59,7 @@ class Places:
 
     def _lock_again(self) -> None:
         fresh = hold_lock(self._log)
+        sign_lock(fresh, self._log_id)
         os.dup2(fresh, self._lock, inheritable=False)
         os.close(fresh)
 

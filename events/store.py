@@ -148,7 +148,7 @@ class EventStore:
         self.append_ns = Histogram(APPEND_BUCKETS_NS)
         """From the append of each step until it was durable."""
         self._log = log
-        self._places = Places(log, lock)
+        self._places = Places(log, found.base.log_id, lock)
         self._noted_seq = found.head.seq
         self._seq, self._hash = found.head.seq, found.head.hash
         self._queue: deque[_Step] = deque()

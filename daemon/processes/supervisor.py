@@ -450,11 +450,10 @@ class Supervisor:
 
     def _is_ours(self, process: Process) -> bool:
         """Whether a recorded process lives. Its identity says so; a marker, where one can be read, must not
-        say that it is somebody else's."""
+        say that it is somebody else's. A gate is none: who might have opened it is gone."""
         own = self._marker(process.runner, process.shard)
-        return (
-            process.boot_id == self._boot_id and _is(process) and identity.marker_of(process.pid) in (own, "")
-        )
+        same = process.boot_id == self._boot_id and _is(process)
+        return same and identity.marker_of(process.pid) in (own, "") and not gate.is_gate(process.pid)
 
     def _adopt(self, process: Process, launch: Launch) -> bool:
         """Look after a recorded process from here on; False where it is gone."""

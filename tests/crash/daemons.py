@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -57,7 +58,9 @@ class Daemon:
         self._process: Any = CONTEXT.Process(target=serve, args=(arguments, failpoint, writer))
         self._process.start()
         writer.close()
-        self.pid: int = self._process.pid
+        self.began = time.monotonic()
+        self.listens_s = 0.0
+        """How long it took until it let clients in; 0: it never has."""
         self.journal: list[str] = []
         self.listens, self.over = threading.Event(), threading.Event()
         """It lets clients in; it has ended."""
@@ -70,6 +73,7 @@ class Daemon:
             for line in lines:
                 self.journal.append(line)
                 if "listening on" in line:
+                    self.listens_s = time.monotonic() - self.began
                     self.listens.set()
         self._process.join(PATIENCE_S)
         self.over.set()

@@ -27,11 +27,11 @@ from tests.crash.world import World
 LIVES = 50
 """Daemons that one log sees."""
 
-MOMENT_S = 0.5
-"""A moment lies within this of the launch: an eighth of it is recovery."""
-
 TIMES = (1, 1, 2, 3, 5, 8, 13, 21)
 """At which passage of a failpoint."""
+
+PATIENCE_S = 0.5
+"""How much longer a daemon may live that is to die at a failpoint: it may never come to it so often."""
 
 RARE = ("migration.before", "migration.after")
 """Failpoints that only the first life of a log comes to."""
@@ -110,13 +110,13 @@ def at_moments(count: int) -> Callable[[World], None]:
                     world.look()
                 case 2 | 3:
                     world.lose_a_runner()
-                    world.live(after_s=chance.uniform(0, MOMENT_S))
+                    world.live(after_s=world.moment_s())
                 case n if n < 20:
-                    world.live(after_s=chance.uniform(0, MOMENT_S))
+                    world.live(after_s=world.moment_s())
                 case _:
                     name = chance.choice([name for name in NAMES if name not in RARE])
                     times = 1 if name.startswith("stop.") else chance.choice(TIMES)
-                    world.live(f"{name}:{times}", after_s=2 * MOMENT_S)
+                    world.live(f"{name}:{times}", after_s=world.moment_s() + PATIENCE_S)
 
     return act
 

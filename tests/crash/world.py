@@ -12,6 +12,7 @@ import http.client
 import json
 import random
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -35,6 +36,9 @@ RUNNER = Path(__file__).with_name("runner.py")
 
 REACHED_S = 20.0
 """How long a workload may take to come to a failpoint, on a machine that is busy with other things."""
+
+USUAL_S = 0.1
+"""From the launch of a daemon until it listens, on a machine that has nothing else to do."""
 
 FIRST_PORT, PORTS, WORLDS = 12_000, 100, 150
 
@@ -61,6 +65,8 @@ class World:
         self.first_ms: list[float] = []
         """From the launch of a daemon to the first answer of a runner that it adopted."""
         self._chance = random.Random(seed)
+        self._listens_s = USUAL_S
+        """How long the last one took until it listened, on a machine that may be busy."""
         self._port = FIRST_PORT + self._chance.randrange(WORLDS) * PORTS
         self._state = State()
         self.daemon: Daemon
@@ -106,17 +112,21 @@ models:
             failpoint = ""
         code = self.daemon.code()
         workload.join()
+        self._listens_s = self.daemon.listens_s or self._listens_s
         assert code == -signal.SIGKILL, f"it ended by itself, with {code}:\n{self._journal()}"
         assert after_s is not None or failpoint, f"it never came to its failpoint:\n{self._journal()}"
         assert not self.told.wrong, "\n".join(self.told.wrong) + self._journal()
         self.died_at[failpoint.partition(":")[0]] += 1
+
+    def moment_s(self) -> float:
+        """A moment in a life, in seconds from its launch: one of five lies in the recovery."""
+        return self._chance.uniform(0, 5 * self._listens_s)
 
     def _launch(self, failpoint: str = "") -> None:
         arguments = [
             "--config", str(self.config), "--listen", f"127.0.0.1:{self._port}", "--log", str(self.log),
             "--socket", str(self.control),
         ]  # fmt: skip
-        self._began = time.monotonic()
         self.daemon = Daemon(arguments, failpoint)
 
     def _work(self) -> Workload:
@@ -141,6 +151,7 @@ models:
         self._launch()
         assert self.daemon.listens.wait(PATIENCE_S) and not self.daemon.over.is_set(), self._journal()
         self._no_orphan()
+        self._visit()
         ready = {r.model: r for r in self._state.runners.values() if r.state is RunnerState.ready}
         for runner in ready.values():
             self._serves_at_once(runner.id, runner.model)
@@ -148,10 +159,17 @@ models:
         self.daemon.code()
         self.died_at[""] += 1
 
+    def _visit(self) -> None:
+        """Look into the log as a person would: with a connection that could write, and is closed."""
+        visitor = sqlite3.connect(self.log)
+        assert visitor.execute("SELECT max(seq) FROM events").fetchone()[0] >= self._state.seq
+        visitor.close()
+        assert Path(f"{self.log}-wal").exists(), "the visitor was taken for the last one"
+
     def _serves_at_once(self, runner: str, model: str) -> None:
         """The first request is served by the runner that was there, without a load."""
         answered = self._ask(model)
-        self.first_ms.append(1000 * (time.monotonic() - self._began))
+        self.first_ms.append(1000 * (time.monotonic() - self.daemon.began))
         events = self._read_on()
         mine = [event.body for event in events if event.subject == answered]
         [dispatched] = [body for body in mine if isinstance(body, c.RequestDispatched)]

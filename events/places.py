@@ -73,4 +73,5 @@ class Places:
                 connection.backup(target)
         except (OSError, sqlite3.Error) as error:
             return f"it could not be saved: {error}"
-        return f"all of it, up to event {seq}, is in {copy}: put that in its place, and start again"
+        where = f"put that in the place of {self._log}, remove {self._log}-wal and -shm"
+        return f"all of it, up to event {seq}, is in {copy}: {where}, and start again"

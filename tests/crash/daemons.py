@@ -22,7 +22,9 @@ from daemon.cli import runnerd
 from events import checkpoint, failpoints
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__, "daemon.service", "daemon.config.file", "daemon.cli.starting"])
+CONTEXT.set_forkserver_preload(
+    ["tests.crash.world", "daemon.service", "daemon.config.file", "daemon.cli.starting"]
+)
 
 PATIENCE_S = 60
 """Far longer than anything here takes; reaching it is a failure."""
@@ -61,6 +63,7 @@ class Daemon:
         self.began = time.monotonic()
         self.listens_s = 0.0
         """How long it took until it let clients in; 0: it never has."""
+        self.port = 0
         self.journal: list[str] = []
         self.listens, self.over = threading.Event(), threading.Event()
         """It lets clients in; it has ended."""
@@ -73,6 +76,7 @@ class Daemon:
             for line in lines:
                 self.journal.append(line)
                 if "listening on" in line:
+                    self.port = int(line.split("http://")[1].split(",")[0].rpartition(":")[2])
                     self.listens_s = time.monotonic() - self.began
                     self.listens.set()
         self._process.join(PATIENCE_S)

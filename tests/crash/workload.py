@@ -55,14 +55,12 @@ class Workload:
     def __init__(
         self,
         daemon: Daemon,
-        port: int,
         control: Path,
         told: Told,
         seed: str,
         configure: Callable[[int], None],
     ) -> None:
         self._daemon = daemon
-        self._port = port
         self._control = control
         self._told = told
         self._seed = seed
@@ -96,7 +94,7 @@ class Workload:
 
     def _client(self, number: int) -> None:
         def ask(chance: random.Random) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+            connection = http.client.HTTPConnection("127.0.0.1", self._daemon.port, timeout=PATIENCE_S)
             try:
                 for _ in range(chance.randrange(1, 6)):
                     if not self._ask(connection, chance, f"{self._seed}-{number}-{chance.getrandbits(32)}"):

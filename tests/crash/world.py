@@ -24,6 +24,7 @@ from daemon.past import state_at
 from daemon.processes import identity
 from events import catalogue as c
 from events.catalogue import Event
+from events.limits import S
 from events.reader import Reader
 from events.schema import NotALog
 from statemachines.runner import RunnerState
@@ -36,6 +37,9 @@ RUNNER = Path(__file__).with_name("runner.py")
 
 REACHED_S = 20.0
 """How long a workload may take to come to a failpoint, on a machine that is busy with other things."""
+
+LONG_NS = 60 * S
+"""Longer than a look at a daemon takes."""
 
 USUAL_S = 0.1
 """From the launch of a daemon until it listens, on a machine that has nothing else to do."""
@@ -67,7 +71,7 @@ class World:
         self._chance = random.Random(seed)
         self._listens_s = USUAL_S
         """How long the last one took until it listened, on a machine that may be busy."""
-        self._port = FIRST_PORT + self._chance.randrange(WORLDS) * PORTS
+        self._port = FIRST_PORT + random.randrange(WORLDS) * PORTS  # others may run the tests, too
         self._state = State()
         self.daemon: Daemon
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,14 +128,14 @@ models:
 
     def _launch(self, failpoint: str = "") -> None:
         arguments = [
-            "--config", str(self.config), "--listen", f"127.0.0.1:{self._port}", "--log", str(self.log),
+            "--config", str(self.config), "--listen", "127.0.0.1:0", "--log", str(self.log),
             "--socket", str(self.control),
         ]  # fmt: skip
         self.daemon = Daemon(arguments, failpoint)
 
     def _work(self) -> Workload:
         seed = f"{self.seed}-{self.lives}"
-        return Workload(self.daemon, self._port, self.control, self.told, seed, self.configure)
+        return Workload(self.daemon, self.control, self.told, seed, self.configure)
 
     def _journal(self) -> str:
         return f"world {self.seed}, life {self.lives}, {self.folder}\n" + "".join(self.daemon.journal[-60:])
@@ -152,8 +156,9 @@ models:
         assert self.daemon.listens.wait(PATIENCE_S) and not self.daemon.over.is_set(), self._journal()
         self._no_orphan()
         self._visit()
-        ready = {r.model: r for r in self._state.runners.values() if r.state is RunnerState.ready}
-        for runner in ready.values():
+        for runner in self._state.runners.values():
+            if runner.state is not RunnerState.ready or runner.keep_alive_ns < LONG_NS:
+                continue  # it may go at any moment
             self._serves_at_once(runner.id, runner.model)
         self.daemon.kill()
         self.daemon.code()
@@ -180,7 +185,7 @@ models:
     def _ask(self, model: str) -> str:
         """Ask for a model, and read the whole answer: its id in the log."""
         name = f"{self.seed}-{self.lives}-first-{model}"
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=PATIENCE_S)
         body = {"model": model, "user": name, "stream": True, "pieces": 1, "pause_ms": 0}
         connection.request("POST", "/v1/chat/completions", json.dumps(body))
         response = connection.getresponse()

@@ -8,6 +8,7 @@
 #   make check        style, types, import rules, generated documents
 #   make simulate     random worlds against the scheduler; SEEDS=10000 of them
 #   make fuzz         hostile requests, runners' answers, calls and configurations; COUNT of each, from SEED on
+#   make crash        kill daemons at every failpoint and at COUNT moments: is anything lost, or done twice?
 #   make mutate       break its rules on purpose: do the worlds notice?
 #   make bench        speed and memory, as ratios and figures
 #   make bench-policy what the scheduling policies decide; ARGS=--full for all of it
@@ -21,14 +22,13 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test test-llama test-systemd test-browser check simulate fuzz mutate bench bench-policy venv clean
+.PHONY: demo test test-llama test-systemd test-browser check simulate fuzz crash mutate bench bench-policy venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS ?= 500
 SEED ?= 1
-COUNT ?= 200000
 CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 demo: venv
@@ -68,7 +68,10 @@ simulate: venv
 	@$(BIN)/python -m tests.simulation.run --count $(SEEDS)
 
 fuzz: venv
-	@$(BIN)/python -m tests.fuzz.run --seed $(SEED) --count $(COUNT) $(ARGS)
+	@$(BIN)/python -m tests.fuzz.run --seed $(SEED) --count $(or $(COUNT),200000) $(ARGS)
+
+crash: venv
+	@$(BIN)/python -m tests.crash.run --seed $(SEED) --count $(or $(COUNT),1000)
 
 mutate: venv
 	@$(BIN)/python -m tests.simulation.mutations

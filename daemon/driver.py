@@ -32,8 +32,9 @@ from daemon.tickets import LeaseTicket, Ticket
 from events import catalogue as c
 from events.catalogue import Event, Fact
 from events.envelope import Record
+from events.failpoints import reach
 from events.limits import SAMPLE_NS, SAMPLE_STEP_BYTES, S
-from events.store import EventStore
+from events.store import SLOW, EventStore, StoreBroken
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import Scheduler
@@ -91,8 +92,11 @@ class Driver:
         """Read ahead what a model will load, while its victims drain."""
         self.connections: Callable[[], Mapping[str, int]] = dict
         """Clients connected now, by the door that they came in by."""
+        self.mistakes: Callable[[], Mapping[str, int]] = dict
+        """Connections that a mistake in runnerd has ended, likewise."""
         store.on_durable = self._durable
         store.on_resumed = self._log_resumed
+        store.on_blocked = self._log_blocked
 
     @property
     def state(self) -> State:
@@ -123,6 +127,16 @@ class Driver:
     def log_owed(self) -> int:
         """Events that are not durable yet."""
         return self._store.owed
+
+    @property
+    def log_blocked_ns(self) -> int:
+        """For how long the log could not be written by now; 0 while it can."""
+        since_ns = self._store.blocked_since
+        return 0 if since_ns is None else time.monotonic_ns() - since_ns
+
+    def abandon_log(self) -> None:
+        """Do not wait for a log that cannot be written any longer. The daemon ends."""
+        self._store.give_up()
 
     def outputs(self) -> Sequence[ports.Output]:
         """The files that runners' processes write to."""
@@ -155,6 +169,7 @@ class Driver:
             refused=self._refused_ever,
             unready=self.unready(),
             connections=self.connections(),
+            mistakes=self.mistakes(),
         )
 
     # --- facts in ----------------------------------------------------------------------------------------
@@ -163,6 +178,8 @@ class Driver:
         """Number, fold and append a fact; its step's events are not durable yet. Raises StepFailed."""
         events = self._step(fact)
         self._close(events)
+        if type(fact) is c.StopRequested:
+            self._changed.set()  # who ends the daemon must hear of it though it cannot be logged
         return events
 
     def report(self, fact: Fact) -> None:
@@ -184,13 +201,15 @@ class Driver:
         scheduler, t = self._scheduler, self._clock()
         try:
             events = scheduler.step(fact, t) if fact is not None else scheduler.advance(t)
+            if events:
+                urgent = len(events) != 2 or type(events[1].body) is not c.RequestCompleted
+                self._store.append(events, time.time_ns(), urgent=urgent)
+        except StoreBroken:
+            raise  # the store ends the daemon, and the fact is not to blame
         except Exception as error:
             self._fail(fact, error)
-        if events:
-            urgent = len(events) != 2 or type(events[1].body) is not c.RequestCompleted
-            self._store.append(events, time.time_ns(), urgent=urgent)
-            if scheduler.is_due_before(self._wake_t):
-                self._wake.set()
+        if events and scheduler.is_due_before(self._wake_t):
+            self._wake.set()
         return events
 
     def _fail(self, fact: Fact | None, error: Exception) -> NoReturn:
@@ -204,15 +223,24 @@ class Driver:
     def _record_breach(self, fact: Fact | None, error: Exception) -> None:
         """Keep the offending fact beside the log; it must not be met again at every start."""
         model = getattr(fact, "model", "")
+        extra = about(seq=self.state.seq, model=model)
+        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error, extra=extra)
         kept = {
             "fact": fact,
             "model": model,
             "detail": f"{type(error).__name__}: {error}",
             "seq": self.state.seq,
         }
-        Path(f"{self._path}.breach").write_bytes(msgspec.json.encode(kept))
-        extra = about(seq=self.state.seq, model=model)
-        log.critical("a step failed after event %d: %s", self.state.seq, error, exc_info=error, extra=extra)
+        try:
+            try:
+                text = msgspec.json.encode(kept)
+            except UnicodeEncodeError:  # what cannot be written down may be what is wrong with it
+                kept |= {"fact": {"type": fact.__struct_config__.tag}} if fact is not None else {}
+                kept |= {"model": "", "detail": type(error).__name__}
+                text = msgspec.json.encode(kept)
+            Path(f"{self._path}.breach").write_bytes(text)
+        except OSError as failure:
+            log.critical("it cannot be kept beside the log: %s", failure)
 
     # --- the front door's side ---------------------------------------------------------------------------
 
@@ -360,7 +388,9 @@ class Driver:
         address = self._address(body.runner)
         view = self.state.config.models.get(ticket.model)
         first_byte_ns = view.first_byte_ns if view is not None else 0
+        reach("dispatch.before")
         ticket.tell(Dispatched(address, body.attempt, first_byte_ns / S))
+        reach("dispatch.after")
 
     def _address(self, runner: str) -> Address:
         address = self._addresses.get(runner)
@@ -402,6 +432,7 @@ class Driver:
     def _operation_ended(self, event: Event, body: c.OperationEnded) -> None:
         operation = self._operations.pop(body.operation, None)
         if operation is not None:
+            reach("reply.before")
             if not body.ok:
                 operation.answer = endings.describe(
                     self.state, "operation.ended", body.reason, operation.about, detail=body.detail
@@ -498,17 +529,22 @@ class Driver:
         return False
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition on the durable state holds."""
+        """Wait until a condition on the state holds. It is looked at after each transaction of the log."""
         while not condition():
             if self._changed.is_set():
                 self._changed = trio.Event()
             await self._changed.wait()
 
+    def _log_blocked(self, error: str) -> None:
+        log.error("the event log cannot be written: %s. Until it can, requests are refused", error)
+
     def _log_resumed(self, blocked_ns: int, error: str) -> None:
-        """The store writes again: say so in it, and how many were refused meanwhile."""
+        """The store writes again: say so in it, and how many were refused meanwhile. Of a disk that is slow,
+        only where somebody was: what is said of it is written slowly, too."""
         refused, self._refused = self._refused, 0
-        with suppress(StepFailed):
-            self.submit(c.LogResumed(refused, blocked_ns, error))
+        if refused or error != SLOW:
+            with suppress(StepFailed):
+                self.submit(c.LogResumed(refused, blocked_ns, error))
 
 
 def _cancelled() -> bool:
@@ -520,7 +556,7 @@ def launch_of(runner: Runner) -> Launch:
     """What the log decided about a runner's start."""
     return Launch(
         runner.id, runner.model, runner.digest, runner.options, runner.port, runner.socket,
-        runner.shard_ports, runner.stall_ns,
+        runner.shard_ports, runner.stall_ns, runner.ready_t != c.NEVER,
     )  # fmt: skip
 
 

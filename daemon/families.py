@@ -235,6 +235,11 @@ FAMILIES = (
         _by_name(lambda figures: figures.connections.items()),
     ),
     Family(
+        "runnerd_connections_failed_total", COUNTER, ("door",),
+        "Connections that a mistake in runnerd has ended; its journal has each.",
+        _by_name(lambda figures: figures.mistakes.items()),
+    ),
+    Family(
         "runnerd_ready", GAUGE, (), "1 where GET /ready answers 200.",
         _one(lambda figures: not figures.unready),
     ),

@@ -27,3 +27,5 @@ class Figures(msgspec.Struct, frozen=True):
     unready: Sequence[Unready]
     connections: Mapping[str, int]
     """Clients connected now, by the door that they came in by."""
+    mistakes: Mapping[str, int] = {}
+    """Connections that a mistake in runnerd has ended, likewise."""

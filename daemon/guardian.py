@@ -35,6 +35,18 @@ def is_held(path: str) -> bool:
         os.close(descriptor)
 
 
+def is_held_for(log: str, log_id: str) -> bool:
+    """Whether a daemon holds the log, and no other log has been put in its place."""
+    if not is_held(f"{log}.lock"):
+        return False
+    try:
+        with open(f"{log}.lock", encoding="ascii", errors="replace") as file:
+            _, _, held = file.read().strip().partition("\n")
+    except OSError:
+        return True
+    return held in ("", log_id)
+
+
 def is_marked(pid: int, log_id: str) -> bool:
     """Whether a process carries this log's marker."""
     try:
@@ -88,7 +100,7 @@ def send(pid: int, number: int, log_id: str) -> None:
 def end_all(log: str, log_id: str) -> None:
     """SIGTERM, then SIGKILL; unless a daemon comes back meanwhile, which then does as it sees fit."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        if is_held(f"{log}.lock"):
+        if is_held_for(log, log_id):
             return
         for pid in reversed(guarded(log_id)):  # leaders last: their groups are known by them
             send(pid, number, log_id)
@@ -117,7 +129,7 @@ def guard(log: str, log_id: str, grace_s: float) -> None:
     """
     last_held = time.monotonic()
     while True:
-        if is_held(f"{log}.lock"):
+        if is_held_for(log, log_id):
             last_held = time.monotonic()
         elif not guarded(log_id):
             return
@@ -128,14 +140,48 @@ def guard(log: str, log_id: str, grace_s: float) -> None:
 
 
 def watch(log: str, log_id: str, grace_s: float) -> int:
-    """Guard, unless another guardian does. A daemon that came while this one was leaving, and whose own
-    guardian therefore left, is found by a last look after the lock was given back."""
-    while (own := take(f"{log}.guardian")) >= 0:
-        guard(log, log_id, grace_s)
-        os.close(own)
-        if not is_held(f"{log}.lock"):
-            break
-    return 0
+    """Guard, unless another guardian of this log does; that of a log which was there before is waited for. A
+    daemon that came while this one was leaving, and whose own guardian therefore left, is found by a last
+    look after the lock was given back."""
+    path = f"{log}.guardian"
+    while True:
+        own = take(path)
+        if own >= 0:
+            guard(log, log_id, grace_s)
+            os.close(own)
+            if not is_held_for(log, log_id):
+                return 0
+        elif is_of_another(path, log, log_id):
+            time.sleep(POLL_S)
+        else:
+            return 0
+
+
+def guardian_of(path: str, log: str) -> tuple[int, list[bytes]]:
+    """The guardian that a file names: its pidfd, and its command's words. Raises OSError or ValueError where
+    it names none, or a number that now is another process's."""
+    with open(path, encoding="ascii") as file:
+        pid = int(file.read())
+    descriptor = os.pidfd_open(pid)
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+        if os.fsencode(__file__) not in words or os.fsencode(os.path.abspath(log)) not in words:
+            raise ValueError(f"process {pid} is no guardian of {log}")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, words
+
+
+def is_of_another(path: str, log: str, log_id: str) -> bool:
+    """Whether the guardian is one of another log, which lay there before."""
+    try:
+        descriptor, words = guardian_of(path, log)
+    except (OSError, ValueError):
+        return False
+    os.close(descriptor)
+    return log_id.encode() not in words
 
 
 def start(log: str, log_id: str, grace_s: float) -> None:
@@ -160,18 +206,15 @@ def stop(log: str) -> None:
     if not is_held(path):
         return
     try:
-        with open(path, encoding="ascii") as file:
-            pid = int(file.read())
-        descriptor = os.pidfd_open(pid)
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-            if os.fsencode(__file__) in words and os.fsencode(os.path.abspath(log)) in words:
-                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-        finally:
-            os.close(descriptor)
+        descriptor, _ = guardian_of(path, log)
     except (OSError, ValueError):
         return
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

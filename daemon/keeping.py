@@ -23,6 +23,7 @@ from daemon.keeper import Cut, Order
 from daemon.limits import CARRY_EVENTS, CARRY_PAUSE_S, CARRY_S, KEEPER_LINE_BYTES, KEEPER_S
 from events.catalogue import StateCarried
 from events.envelope import LogError
+from events.failpoints import reach
 from events.limits import PROCESS_END_S
 from events.store import EventStore, StoreBroken
 
@@ -148,7 +149,9 @@ class Keeping:
         if isinstance(what, Cut):
             await self._prune(what)
         else:
+            reach("snapshot.before")
             self._driver.submit(what)
+            reach("snapshot.after")
             self.carried_seq = what.upto
             await trio.lowlevel.checkpoint()
 

@@ -41,6 +41,8 @@ class Launch(msgspec.Struct, frozen=True):
     """The ports of its further processes, shard 1 and on."""
     stall_ns: int = 0
     """If it is to be reported that the load gets on: how long it may not."""
+    ready: bool = False
+    """It has been found ready already: one that is adopted need not be found so once more."""
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from daemon.version import VERSION
 from events import catalogue as c
 from events.catalogue import Process
 from events.envelope import decode
+from events.failpoints import reach
 from events.reader import Reader
 from events.store import EventStore
 from events.witness import boot_id
@@ -81,6 +82,7 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     survivors = await driver.machinery.identify(recorded(state))
     if state.seq:
         log.info("recovered %d events, %d of %d runners alive", state.seq, len(survivors), len(state.runners))
+    reach("recovery.before")
     driver.submit(
         c.DaemonStarted(RULES, view.policy, boot_id(), VERSION, os.uname().nodename, tuple(survivors))
     )
@@ -94,6 +96,7 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
         if runner.state is RunnerState.stopping and runner.processes:
             driver.machinery.stop(runner.id)
     await driver.durable(driver.state.seq)
+    reach("recovery.after")
 
 
 def _report_breach(driver: Driver, path: Path) -> None:

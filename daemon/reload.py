@@ -25,6 +25,7 @@ from daemon.config.file import load
 from daemon.driver import Driver
 from daemon.estimates import with_estimates
 from events import catalogue as c
+from events.failpoints import reach
 from statemachines.state import Runner, State
 
 log = logging.getLogger("runnerd")
@@ -133,9 +134,11 @@ class Reloader:
             return Refused("log_blocked", f"the event log cannot be written: {driver.log_blocked}")
         view, before = config.view(self._key), driver.state.config
         kept = self._kept(before, view)
+        reach("reload.before")
         events = driver.submit(c.ConfigChanged(view, by)) if view != before else ()
         self._catalog.config = config
         driver.forget_addresses()
+        reach("reload.after")
         both = [id for id in config.models if id in old.models]
         return Reloaded(
             added=tuple(id for id in config.models if id not in old.models),

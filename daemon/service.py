@@ -41,7 +41,8 @@ from daemon.processes.supervisor import CommandOf, Supervisor
 from daemon.recovery import begin, digest_key, fold_log
 from daemon.reload import Reloader
 from events import catalogue as c
-from events.limits import ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
+from events.failpoints import reach
+from events.limits import MS, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
@@ -67,7 +68,7 @@ class Places(msgspec.Struct, frozen=True):
 
 
 class StopFailed(Exception):
-    """The stop could not be logged; the runners were ended all the same."""
+    """The stop could not be logged; the runners were ended all the same, unless they were to stay."""
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -163,9 +164,14 @@ class _Run:
     async def _until_stopped(self, scope: trio.CancelScope, doors: Doors) -> None:
         """Wait for a requested stop to be done, log the last fact, and end the rest."""
         driver = self._driver
-        await stop_done(driver)
-        driver.submit(c.DaemonStopped())
-        await driver.durable(driver.state.seq)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up, driver)
+            await stop_done(driver)
+            reach("stop.done")
+            driver.submit(c.DaemonStopped())
+            await driver.durable(driver.state.seq)
+            reach("stop.after")
+            nursery.cancel_scope.cancel()
         if self._control is not None:
             with trio.move_on_after(WATCHERS_S):
                 await self._control.all_told(driver.state.seq)
@@ -193,6 +199,7 @@ class _Run:
         door = FrontDoor(driver, catalog, logs)
         driver.moved, driver.leave = door.moved, door.leave
         driver.connections = partial(connections, door, self._control)
+        driver.mistakes = partial(mistakes, door, self._control)
         self._leaver.pause, self._leaver.expecting = door.pause, lambda: door.expecting
         doors.listen()
         log.info("listening on %s, control socket %s", doors.where(), self._places.control)
@@ -209,6 +216,11 @@ class _Run:
 def connections(door: FrontDoor, control: ControlServer) -> dict[str, int]:
     """Clients connected now, by the door that they came in by."""
     return {"http": door.connections, "control": control.connections}
+
+
+def mistakes(door: FrontDoor, control: ControlServer) -> dict[str, int]:
+    """Connections that a mistake in runnerd has ended, by the door that they came in by."""
+    return {"http": door.mistakes, "control": control.mistakes}
 
 
 @asynccontextmanager
@@ -285,13 +297,24 @@ def _all_gone(state: State) -> bool:
 
 
 async def stop_done(driver: Driver) -> None:
-    """Wait until a stop has been asked for, and everything has ended that is to. Raises StopFailed."""
+    """Wait until a stop has been asked for, and everything has ended that is to."""
     await driver.until(lambda: bool(driver.state.stopping))
-    with trio.move_on_after(STOP_LOG_MS / 1000) as late:
-        await driver.durable(driver.state.seq)
-    if late.cancelled_caught:
-        for runner in list(driver.state.runners):
-            driver.machinery.kill(runner)
-        raise StopFailed("the stop could not be logged: the runners were ended without it")
+    reach("stop.before")
+    await driver.durable(driver.state.seq)
     leave = driver.state.stopping == "leave"
     await driver.until(lambda: leave or _all_gone(driver.state))
+
+
+async def give_up(driver: Driver) -> None:
+    """A stop waits for the log for STOP_LOG_MS, then the runners are ended without it, unless they are to
+    stay. Raises StopFailed."""
+    await driver.until(lambda: bool(driver.state.stopping))
+    while (left_ms := STOP_LOG_MS - driver.log_blocked_ns // MS) > 0:
+        await trio.sleep(left_ms / 1000)
+    failure = f"the stop could not be logged: {driver.log_blocked}. The runners were"
+    driver.abandon_log()
+    if driver.state.stopping == "leave":
+        raise StopFailed(f"{failure} left, and the next start adopts them")
+    for runner in list(driver.state.runners):
+        driver.machinery.kill(runner)
+    raise StopFailed(f"{failure} ended all the same")

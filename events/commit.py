@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from events.envelope import LogError, Row
+from events.failpoints import reach
 from events.limits import INSERT_ROWS, RETRY_CAP_S, RETRY_FIRST_S
 from events.reader import Head
 
@@ -35,7 +36,10 @@ EVENTS = sa.Table(
 )
 """The table of migration 0001, for SQLAlchemy."""
 
-_TEMPORARY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL})
+_TEMPORARY = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PROTOCOL}
+)
+"""Others have locks, for longer than SQLite waits in the last case; or there is no room."""
 
 _TEMPORARY_IO = frozenset(
     {
@@ -79,11 +83,13 @@ class Committer:
         head = Head(rows[-1][0], rows[-1][8])
         wait_s = RETRY_FIRST_S
         error: sqlite3.Error | None = None
+        reach("commit.before")
         while True:
             try:
                 if error is None or not self._has_reached(head):
                     self._insert(rows)
                 self._head = head
+                reach("commit.after")
                 return
             except sqlite3.Error as failure:
                 if not is_temporary(failure):

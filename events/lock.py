@@ -53,10 +53,15 @@ def hold_lock(log: Path) -> int:
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: taken
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        holder, _, _ = os.pread(descriptor, 200, 0).decode(errors="replace").strip().partition("\n")
         os.close(descriptor)
         raise LogInUse(log, holder) from None
     text = f"pid {os.getpid()} on {platform.node()}\n".encode()
     os.pwrite(descriptor, text, 0)
     os.ftruncate(descriptor, len(text))
     return descriptor
+
+
+def sign_lock(descriptor: int, log_id: str) -> None:
+    """Say of which log the lock is: another may lie there by the time that a guardian looks."""
+    os.pwrite(descriptor, f"{log_id}\n".encode(), os.fstat(descriptor).st_size)

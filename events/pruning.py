@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 
 from events.envelope import LogError
+from events.failpoints import reach
 from events.limits import VACUUM_FREE_PAGES, VACUUM_PAGES
 from events.reader import Base, ChainBroken, hash_of, read_base
 
@@ -29,7 +30,9 @@ def prune(connection: sqlite3.Connection, upto: int, hash: bytes) -> Base:
                 raise LogError(f"event {upto} is the last one: a snapshot of it cannot follow")
             connection.execute("UPDATE log_base SET seq = ?, hash = ?", (upto + 1, hash))
             connection.execute("DELETE FROM events WHERE seq <= ?", (upto,))
+        reach("prune.before")
         connection.execute("COMMIT")
+        reach("prune.after")
         return read_base(connection)
     except BaseException:
         if connection.in_transaction:

@@ -139,10 +139,14 @@ class Reader:
         """Where a segment breaks off."""
         self.begin: tuple[StateCarried, ...] = ()
         """The parts of the snapshot that a segment begins with."""
-        if self.path.is_file() and is_segment(self.path):
-            self._connection, self.begin, self._damage = unpack(self.path)
-        else:
+        try:
             self._connection = open_read_only(self.path)
+        except (
+            schema.NotALog
+        ):  # only now: to open and close a log that is open here drops SQLite's locks on it
+            if not is_segment(self.path):
+                raise
+            self._connection, self.begin, self._damage = unpack(self.path)
         try:
             self.schema = schema.check(self._connection)
             if self.schema == 0:

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 
 from events.envelope import LogError, first_hash
+from events.failpoints import reach
 from events.limits import LOG_PAGE_BYTES
 
 APPLICATION_ID = 0x52_4E_44_4C
@@ -99,7 +100,9 @@ def _apply(
             connection.execute("INSERT INTO log_base VALUES (1, ?, ?, ?, ?)", base or _new_base())
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={number}")
+        reach("migration.before")
         connection.execute("COMMIT")
+        reach("migration.after")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")

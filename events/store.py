@@ -31,6 +31,7 @@ from events.catalogue import Event
 from events.checkpoint import Checkpointer
 from events.commit import EVENTS, Committer, StoreBroken
 from events.envelope import LogError, Record, Row, encode
+from events.failpoints import reach
 from events.histogram import APPEND_BUCKETS_NS, Histogram
 from events.limits import (
     CLOSE_S,
@@ -45,6 +46,7 @@ from events.limits import (
 )
 from events.lock import LogInUse, hold_lock, is_held, lock_path
 from events.opening import Durability, Found, configure, inspect
+from events.places import LogMoved, Places
 from events.pruning import prune, shrink
 from events.reader import CursorPruned, Head
 from events.trio_sqlite import TrioSqlite
@@ -103,6 +105,10 @@ class _Group:
         self.error: sqlite3.Error | None = None
 
 
+SLOW = "the disk is slow"
+"""Why the log cannot be written, where no try has failed."""
+
+
 def _is_slow(group: _Group, now_ns: int) -> bool:
     """Whether a group takes too long, though no try has failed."""
     return now_ns - group.since_ns > LOG_BLOCKED_MS * MS
@@ -116,7 +122,14 @@ class EventStore:
     """An open log. Made by `open_store`; everything here belongs to the trio thread."""
 
     def __init__(
-        self, log: Path, found: Found, writer: TrioSqlite, helper: TrioSqlite, engine: sa.Engine, bell: int
+        self,
+        log: Path,
+        lock: int,
+        found: Found,
+        writer: TrioSqlite,
+        helper: TrioSqlite,
+        engine: sa.Engine,
+        bell: int,
     ) -> None:
         self.base = found.base
         self.head = found.head
@@ -130,10 +143,12 @@ class EventStore:
         self.on_blocked: Callable[[str], None] = _ignore
         """Called with the reason when the head group has failed for the first time; it is tried again."""
         self.on_resumed: Callable[[int, str], None] = _ignore
-        """Called with the ns that it was blocked, and the last reason, when such a group is durable."""
+        """Called with the ns that it was blocked, and the last reason, when such a group is durable, or one
+        that took too long (SLOW)."""
         self.append_ns = Histogram(APPEND_BUCKETS_NS)
         """From the append of each step until it was durable."""
         self._log = log
+        self._places = Places(log, found.base.log_id, lock)
         self._noted_seq = found.head.seq
         self._seq, self._hash = found.head.seq, found.head.hash
         self._queue: deque[_Step] = deque()
@@ -173,6 +188,7 @@ class EventStore:
         """
         if self.broken is not None or self._closing:
             raise StoreBroken("the event log is closed") from self.broken
+        reach("append.before")
         seq, hash = self._seq, self._hash
         rows = []
         for event in events:
@@ -188,6 +204,7 @@ class EventStore:
         self._queue.append(_Step(events, rows))
         self._urgent |= urgent
         self._proceed()
+        reach("append.after")
 
     async def wait(self, seq: int) -> None:
         """Wait until event `seq` is durable. Raises StoreBroken if it will not be."""
@@ -218,7 +235,7 @@ class EventStore:
         """Why the log cannot be written; empty while it can."""
         if self.blocked_since is None or self._group is None:
             return ""
-        return str(self._group.error or "the disk is slow")
+        return str(self._group.error or SLOW)
 
     @property
     def owed(self) -> int:
@@ -314,6 +331,10 @@ class EventStore:
         else:
             self._ring(partial(self._committed, group))
 
+    def give_up(self) -> None:
+        """Try no more to write what has been refused: then the store breaks."""
+        self._committer.give_up.set()
+
     def _ring(self, call: Callable[[], None]) -> None:
         """In the writer's thread: have trio's make a call."""
         self._calls.append(call)
@@ -350,8 +371,7 @@ class EventStore:
             self.append_ns.add(now_ns - queued_ns)
         if group.error is not None or _is_slow(group, now_ns):
             self._blocked_ns += now_ns - group.since_ns
-        if group.error is not None:
-            self._call(self.on_resumed, now_ns - group.since_ns, str(group.error))
+            self._call(self.on_resumed, now_ns - group.since_ns, str(group.error or SLOW))
         self._call(self.on_durable, group.events)
 
     def _call(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -392,7 +412,7 @@ class EventStore:
             await self._moved.wait()
 
     async def _keep(self) -> None:
-        """Checkpoints and the witness, for as long as the log is open."""
+        """Checkpoints, the witness and a look at the files, for as long as the log is open."""
         try:
             with self._keeper:
                 async with trio.open_nursery() as nursery:
@@ -402,6 +422,8 @@ class EventStore:
                     nursery.start_soon(self._flush)
                     nursery.start_soon(self._gather)
         except Exception as error:
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
             self._break(error)
         finally:
             self._kept.set()
@@ -428,9 +450,20 @@ class EventStore:
 
     async def _witness(self) -> None:
         while True:
-            await self._until(lambda: self.head.seq > self._noted_seq)
-            await self._note(self.head)
-            await trio.sleep(WITNESS_S)
+            with trio.move_on_after(WITNESS_S) as idle:
+                await self._until(lambda: self.head.seq > self._noted_seq)
+            if moved := await self._helper.run(self._places.look):
+                await self._save(moved)
+            if not idle.cancelled_caught:
+                await self._note(self.head)
+                await trio.sleep(WITNESS_S)
+
+    async def _save(self, moved: str) -> None:
+        """Nobody would find what is written from here on: save what there is, and raise LogMoved."""
+        await self.hold()
+        seq = self.head.seq
+        saved = await self._helper.run(lambda: self._places.save(self._helper.raw, seq))
+        raise LogMoved(f"{moved}, and what comes into it now would be lost; {saved}")
 
     async def _note(self, head: Head) -> None:
         self._noted_seq = head.seq
@@ -475,7 +508,7 @@ async def open_store(
             found = await writer.run(partial(inspect, log, writer.raw, durability))
             async with _connection(engine) as helper:
                 await helper.run(partial(configure, helper.raw, durability))
-                store = EventStore(log, found, writer, helper, engine, bell)
+                store = EventStore(log, lock, found, writer, helper, engine, bell)
                 trio.lowlevel.spawn_system_task(store._keep, name="event log")
                 try:
                     with store._body:

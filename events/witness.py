@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from events.envelope import LogError
+from events.failpoints import reach
 
 
 class TailLost(LogError):
@@ -62,4 +63,6 @@ def write_witness(log: Path, seq: int, hash: bytes) -> None:
         os.write(descriptor, text)
     finally:
         os.close(descriptor)
+    reach("witness.before")
     os.replace(fresh, path)
+    reach("witness.after")

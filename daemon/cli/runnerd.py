@@ -115,6 +115,7 @@ def _serve(options: argparse.Namespace) -> int:
     from daemon.processes.gate import raise_open_files
     from daemon.processes.identity import reap_others
     from daemon.service import Options, Places, serve
+    from events import failpoints
 
     faulthandler.enable(2)  # the watchdog ends what hangs by SIGABRT: the journal then has where that was
     set_up(os.environ)
@@ -130,9 +131,11 @@ def _serve(options: argparse.Namespace) -> int:
         if doors.addresses:
             host, port = doors.addresses[0]
         config.check_exposure(host, insecure=options.insecure_listen)
+        failpoint = failpoints.arm(os.environ)
     except (ConfigError, DoorError, ValueError) as error:
         return _end(EXIT_USAGE, str(error))
-    for warning in config.warnings:
+    dies = [f"{failpoints.VARIABLE} is set: this daemon dies at {failpoint}"] if failpoint else []
+    for warning in (*config.warnings, *dies):
         log.warning("%s", warning)
     places = Places(
         log=options.log or config.event_log or default_log(os.environ),

@@ -48,6 +48,7 @@ from daemon.limits import (
 from daemon.logs import Logs
 from daemon.reload import Reloader
 from daemon.version import VERSION
+from events.failpoints import reach
 from events.limits import HTTP_ACCEPT_PAUSE_S
 
 log = logging.getLogger("runnerd")
@@ -130,6 +131,8 @@ class ControlServer:
         """Clients connected now."""
         self._of_one: Counter[int] = Counter()
         """The same by user."""
+        self.mistakes = 0
+        """Connections that a mistake in runnerd has ended."""
 
     async def all_told(self, seq: int) -> None:
         """Wait until every watcher has been sent the events up to a number."""
@@ -165,6 +168,7 @@ class ControlServer:
             pass  # the client went away
         except* Exception:
             log.exception("control socket: a connection failed")
+            self.mistakes += 1
         finally:
             self.connections -= 1
             self._of_one[uid] -= 1
@@ -212,6 +216,8 @@ class ControlServer:
                 async for reply, continues in replies:
                     if not call.oneway and (call.more or not continues):
                         await _send(stream, encode_reply(reply, continues=continues))
+                    if not continues:
+                        reach("reply.after")
         except VarlinkError as error:
             if not call.oneway:
                 await _send(stream, error_reply(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 from collections.abc import Callable
@@ -34,6 +35,8 @@ from events.limits import HTTP_LINGER_BYTES
 
 T = TypeVar("T")
 
+log = logging.getLogger("runnerd")
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 UNIX = "unix"
@@ -60,8 +63,8 @@ class Connection:
     """From accept to close. Its own task runs `run`; the other methods may be called from any task."""
 
     __slots__ = (
-        "_access", "_body", "_caller", "_dialect", "_due", "_exchange", "_fresh", "_gone", "_handling",
-        "_over", "_reading", "_request", "_shared", "_ticket", "_wire",
+        "_access", "_begun", "_body", "_caller", "_dialect", "_due", "_exchange", "_fresh", "_gone",
+        "_handling", "_over", "_reading", "_request", "_shared", "_ticket", "_wire",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, shared: Shared) -> None:
@@ -76,6 +79,8 @@ class Connection:
         """When the client's next bytes are due."""
         self._reading = False
         """A part of a request has come."""
+        self._begun = False
+        """Some of an answer has been sent."""
         self._gone = False
         self._fresh = True
         """It has not served a request yet."""
@@ -143,17 +148,29 @@ class Connection:
         with suppress(OSError):
             self._wire.sock.send(self._dialect(late).encode(keep_alive=False, version="1.1"))
 
+    def _say_failed(self) -> None:
+        """A mistake of ours is told where nothing else has been; a begun answer just ends."""
+        if not (self._begun or self._wire.closed):
+            wrong = Refusal(500, "internal_error", "runnerd has made a mistake; its journal says more.")
+            with suppress(OSError):
+                self._wire.sock.send(self._dialect(wrong).encode(keep_alive=False, version="1.1"))
+
     # --- the connection's own task -------------------------------------------------------------------------
 
-    async def run(self, closed: Callable[[Connection], None]) -> None:
-        """Serve requests until the client or we have had enough; then call `closed`."""
+    async def run(self, closed: Callable[[Connection], None], failed: Callable[[], None]) -> None:
+        """Serve requests until the client or we have had enough; then call `closed`. A mistake in what serves
+        them costs this connection, and no other: `failed` is called."""
         try:
             while await self._serve() and not self._shared.leaving.is_set():
-                self._fresh = False
+                self._fresh = self._begun = False
                 self._body.close()
                 self._request.reset()
         except FAILURES:
             pass
+        except Exception:
+            log.exception("a request failed, and its connection with it")
+            failed()
+            self._say_failed()
         finally:
             self.hung_up()
             self._body.close()
@@ -291,7 +308,7 @@ class Connection:
         """What the client is told while it waits."""
         request = self._request
         framed = Framed(
-            self._wire.send,
+            self._send,
             request.version,
             keep_alive=request.keep_alive and not request.excess,
             status=200,
@@ -328,6 +345,7 @@ class Connection:
             if exchange.client_lost:
                 self.hung_up()
             self._exchange = None
+            self._begun = self._begun or exchange.started
             self._shared.desk.ended(exchange.ended(ticket.request, turn))
         return exchange
 
@@ -349,6 +367,7 @@ class Connection:
                 await exchange.run()
         finally:
             self._exchange = None
+            self._begun = exchange.started
         if exchange.client_lost or self._gone:
             return False
         if not exchange.started:
@@ -364,7 +383,7 @@ class Connection:
         keep_alive = request.keep_alive and not request.excess
         lines = [f"{name}: {value}" for name, value in stream.headers.items()]
         framed = Framed(
-            self._wire.send, request.version, keep_alive=keep_alive, status=200,
+            self._send, request.version, keep_alive=keep_alive, status=200,
             content_type=stream.content_type, lines=lines, cors=request.cors,
         )  # fmt: skip
         await framed.begin()
@@ -388,10 +407,15 @@ class Connection:
         data = answer.encode(
             keep_alive=keep_alive, version=request.version, head_only=head_only, cors=request.cors
         )
-        await self._wire.send(data)
+        await self._send(data)
         if not whole:
             await self._linger()
         return keep_alive
+
+    async def _send(self, data: bytes) -> None:
+        """Send some of an answer that is made here."""
+        self._begun = True
+        await self._wire.send(data)
 
     async def _linger(self) -> None:
         """Let the client read its answer: closing on top of unread bytes would reset the connection."""

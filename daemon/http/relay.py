@@ -22,6 +22,7 @@ from daemon.http.upstream import Pool, Reply, Upstream
 from daemon.http.wire import FAILURES, Wire
 from daemon.ports import Dispatched
 from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
+from events.failpoints import reach
 
 END_OF_HEAD = b"\r\n\r\n"
 
@@ -119,6 +120,7 @@ class Exchange:
                 reply = await self._translate(translation)
             if reply is not None and reply.excess:
                 self.keep_alive = False
+            reach("answer.after")
             self.complete = True
             self.client_lost = False
         except UpstreamFailed as failure:
@@ -126,6 +128,9 @@ class Exchange:
             self.error = FIRST_BYTE_LATE if self._late else str(failure)
         except ClientLost:
             self.error = "the client went away"
+        except Exception as mistake:
+            self.error = f"runnerd has made a mistake: {type(mistake).__name__}"
+            raise
         finally:
             self._leave_upstream()
 
@@ -205,6 +210,7 @@ class Exchange:
             else:
                 await upstream.send(self._head(len(payload)))
                 await upstream.send(memoryview(payload))
+            reach("dispatch.sent")
             data = await upstream.recv()
         except FAILURES as failure:
             if upstream.reused and not self._aborted and not self._late:
@@ -212,6 +218,7 @@ class Exchange:
             raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
         if data:
             self.first_byte_ns = monotonic_ns() - self._began_ns
+            reach("answer.before")
         return data
 
     def _head(self, size: int) -> bytes:

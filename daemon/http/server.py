@@ -43,6 +43,8 @@ class FrontDoor:
         self._connections: set[Connection] = set()
         self._accepting = trio.CancelScope()
         """What lets others in."""
+        self.mistakes = 0
+        """Connections that a mistake in runnerd has ended."""
         self._shared = Shared(
             desk=desk,
             catalog=catalog,
@@ -129,4 +131,7 @@ class FrontDoor:
             sock.close()
             return
         self._connections.add(connection)
-        nursery.start_soon(connection.run, self._connections.discard)
+        nursery.start_soon(connection.run, self._connections.discard, self._failed)
+
+    def _failed(self) -> None:
+        self.mistakes += 1

@@ -72,6 +72,15 @@ def _reset_oom(pid: int) -> None:
             Path(f"/proc/{pid}/oom_score_adj").write_text("0")
 
 
+def is_gate(pid: int) -> bool:
+    """Whether a process is a gate that its command has not replaced yet."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[: len(GATE)] == [os.fsencode(word) for word in GATE]
+
+
 def open_gate(process: subprocess.Popen[bytes]) -> None:
     """Let the runner run."""
     if process.stdin is not None and not process.stdin.closed:

@@ -39,6 +39,7 @@ from events.catalogue import (
     ProcessSpawned,
     SpawnFailed,
 )
+from events.failpoints import reach
 from events.limits import (
     KILL_NS,
     KILLED_STATUSES,
@@ -227,7 +228,9 @@ class Supervisor:
         """Start one gate. Raises whatever comes up; then the gate, if there is one, ends with its `child`."""
         log = charge.log(shard)
         env = gate.environment(command.env, self._marker(charge.runner, shard))
+        reach("spawn.before")
         child = gate.start(command.argv, env, log)
+        reach("spawn.forked")
         stat = identity.stat_of(child.pid)
         assert stat is not None, "a child that was not waited for is there"
         process = Process(charge.runner, shard, self._boot_id, child.pid, stat.start_time)
@@ -241,6 +244,7 @@ class Supervisor:
         if part is None or part.child is None or part.released:
             return
         part.released = True
+        reach("spawn.recorded")
         charge.nursery.start_soon(self._bound_output, part)
         if shard != SHARD:
             gate.open_gate(part.child)
@@ -254,6 +258,7 @@ class Supervisor:
         await self._shards_are_up(charge)
         if not charge.broken.is_set():
             gate.open_gate(first)
+            reach("spawn.after")
             await self._find_ready(charge)
 
     # --- ending ------------------------------------------------------------------------------------------
@@ -309,14 +314,18 @@ class Supervisor:
 
     def _signal(self, part: Part, number: signal.Signals) -> None:
         """To the process's whole group, once it is sure that it is still the one that was started."""
+        reach("signal.before")
         if _is(part.process):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(part.process.pid, number)
+        reach("signal.after")
 
     def _kill(self, charge: Charge) -> None:
+        reach("signal.before")
         for part in charge.left():
             for stat in identity.members(*self._who(part)):
                 identity.kill(stat)
+        reach("signal.after")
 
     def _who(self, part: Part) -> tuple[int, int, str]:
         process = part.process
@@ -450,11 +459,10 @@ class Supervisor:
 
     def _is_ours(self, process: Process) -> bool:
         """Whether a recorded process lives. Its identity says so; a marker, where one can be read, must not
-        say that it is somebody else's."""
+        say that it is somebody else's. A gate is none: who might have opened it is gone."""
         own = self._marker(process.runner, process.shard)
-        return (
-            process.boot_id == self._boot_id and _is(process) and identity.marker_of(process.pid) in (own, "")
-        )
+        same = process.boot_id == self._boot_id and _is(process)
+        return same and identity.marker_of(process.pid) in (own, "") and not gate.is_gate(process.pid)
 
     def _adopt(self, process: Process, launch: Launch) -> bool:
         """Look after a recorded process from here on; False where it is gone."""
@@ -476,8 +484,10 @@ class Supervisor:
         return True
 
     def _take_over(self, charge: Charge) -> None:
-        """Go on looking for the readiness of an adopted runner, if it is whole: it may be loading."""
-        if charge.command is not None and len(charge.parts) > len(charge.launch.shard_ports):
+        """Go on looking for the readiness of an adopted runner that loads, if it is whole."""
+        charge.ready = charge.launch.ready
+        whole = len(charge.parts) > len(charge.launch.shard_ports)
+        if whole and not charge.ready and charge.command is not None:
             charge.orders.send_nowait(lambda: charge.nursery.start_soon(self._find_again, charge))
 
     async def _find_again(self, charge: Charge) -> None:

@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from daemon.config.commands import Command
 from daemon.ports import Launch
 from daemon.processes import identity
-from events.catalogue import ProbeAnswered, Process, ProcessExited
+from events.catalogue import ProbeAnswered, Process, ProcessExited, ProcessSpawned
 from tests.integration.yard import (
     BOOT,
     PATIENCE_S,
@@ -75,6 +75,18 @@ async def test_a_survivor_that_lost_its_marker_is_known_by_its_identity(yard: Ya
         second.kill("r7")
         await yard.fact(ProcessExited)
         assert not is_alive(process.pid)
+
+
+async def test_a_gate_that_nobody_has_opened_is_no_survivor(yard: Yard) -> None:
+    """It is about to read end of file, and to exit: adopted, it would count as a failed load."""
+    async with yard.supervise() as first:
+        first.ensure(socket_launch())
+        process = (await yard.fact(ProcessSpawned)).process
+    assert is_alive(process.pid)
+    async with yard.supervise() as second:
+        assert await second.identify([(process, socket_launch())]) == []
+        assert not is_alive(process.pid)
+    assert yard.facts == [ProcessSpawned(process)]
 
 
 async def test_one_that_died_meanwhile_is_no_survivor(yard: Yard) -> None:

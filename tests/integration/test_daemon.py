@@ -165,6 +165,7 @@ def test_a_killed_daemon_adopts_its_runner(tmp_path: Path) -> None:
     assert tags.count("runner.load") == 1
     assert tags.count("request.interrupted") == 1
     assert tags.count("daemon.started") == 2
+    assert tags[tags.index("request.interrupted") :].count("probe.answered") == 1, "it is asked once"
 
 
 def test_a_runner_that_died_with_the_daemon_away_is_lost_and_replaced(tmp_path: Path) -> None:

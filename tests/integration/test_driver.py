@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from daemon.clock import Clock
-from daemon.driver import Driver, Ticket
+from daemon.driver import Driver, StepFailed, Ticket
 from daemon.past import nearest
 from daemon.ports import Address, Dispatched, Ended, Launch
 from events import catalogue as c
@@ -260,6 +261,26 @@ async def test_nothing_opens_before_it_is_durable_and_errors_do_not_wait(tmp_pat
         here.store.release()
         await dispatched(ticket, ra)
         here.answers(ticket, ra)
+
+
+async def test_a_step_that_cannot_be_written_is_a_failed_one(tmp_path: Path) -> None:
+    """It has been folded: to go on would be to decide by what nobody will find again."""
+    log = tmp_path / "events.db"
+    async with open_store(log) as store:
+        driver = Driver(store, Scheduler(), Clock(), log)
+        driver.machinery, driver.meter = FakeMachinery(), FakeMeter()
+        driver.submit(c.DaemonStarted(RULES, "balanced", "boot", "test"))
+        with pytest.RaisesGroup(StepFailed, flatten_subgroups=True):
+            async with driver.run():
+                with pytest.raises(StepFailed, match="UnicodeEncodeError"):
+                    driver.submit(c.StopRequested("drain", by="\ud800"))
+                with pytest.raises(StepFailed):
+                    driver.arrive(c.RequestArrived("a", "chat"))
+                await trio.sleep_forever()
+    with Reader(log) as reader:
+        assert reader.verify_chain() == 1
+    kept = msgspec.json.decode((tmp_path / "events.db.breach").read_bytes())
+    assert kept["fact"] == {"type": "daemon.stop_requested"}
 
 
 # --- clients that vanish -----------------------------------------------------------------------------------

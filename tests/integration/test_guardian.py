@@ -18,7 +18,7 @@ import pytest
 
 from daemon import guardian
 from daemon.processes.identity import MARKER
-from events.lock import hold_lock, lock_path
+from events.lock import hold_lock, lock_path, sign_lock
 from tests.integration.yard import gone, is_alive, marker_of
 
 PATIENCE_S = 30
@@ -76,8 +76,10 @@ class Box:
         self._held = -1
         self._runners: list[subprocess.Popen[bytes]] = []
 
-    def daemon_comes(self) -> None:
+    def daemon_comes(self, log_id: str = "") -> None:
+        """`log_id`: of another log, which has been put in the place of this one."""
         self._held = hold_lock(self.log)
+        sign_lock(self._held, log_id or self.log_id)
 
     def daemon_goes(self) -> None:
         os.close(self._held)
@@ -226,6 +228,37 @@ def test_one_that_got_the_number_meanwhile_is_not_signalled(
     mine, _ = box.runner()
     guardian.send(mine.pid, signal.SIGKILL, box.log_id)
     assert sent == [signal.SIGKILL]
+
+
+def test_a_log_that_another_was_put_in_place_of_is_held_by_nobody(box: Box, passing: Time) -> None:
+    """Nobody will ever adopt its runners; the daemon of the other log is not asked."""
+    box.daemon_comes("another")
+    runner, _ = box.runner()
+    passing.dying = [runner]
+    began = passing.now
+    assert box.watch() == 0
+    assert runner.wait(PATIENCE_S) == -signal.SIGTERM
+    assert passing.now - began >= GRACE_S
+
+
+def test_the_guardian_of_the_log_before_is_waited_for(
+    box: Box, passing: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.daemon_comes()
+    guarded: list[float] = []
+    monkeypatch.setattr(guardian, "guard", lambda log, log_id, grace_s: guarded.append(passing.now))
+    words = [guardian.__file__, str(box.log), "another", "60.0"]
+    code = "import sys, time; print('there', flush=True); time.sleep(1000)"
+    with subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE) as before:
+        assert before.stdout is not None and before.stdout.readline()
+        taken = guardian.take(f"{box.log}.guardian")
+        Path(f"{box.log}.guardian").write_text(str(before.pid))
+        began = passing.now
+        passing.at(20, lambda: os.close(taken))
+        passing.at(20, before.kill)
+        monkeypatch.setattr(guardian, "is_held_for", lambda log, log_id: False)
+        assert box.watch() == 0
+    assert [now - began >= 20 for now in guarded] == [True]
 
 
 def test_a_second_guardian_goes_at_once(box: Box, passing: Time) -> None:

@@ -1,0 +1,66 @@
+"""Failpoints: named places where the daemon can be made to die, as if it had crashed at that very moment.
+
+`RUNNERD_FAILPOINT=commit.after:3` ends the process by SIGKILL when it comes to that place for the third time.
+For tests only (`make crash`). A place that is not armed costs a comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import MutableMapping
+from itertools import count
+
+VARIABLE = "RUNNERD_FAILPOINT"
+
+NAMES = (
+    "migration.before", "migration.after",  # the last statement of one; it is committed
+    "recovery.before", "recovery.after",  # survivors are known, nothing is logged; the first facts are in
+    "append.before", "append.after",  # a step is folded, but not queued; it is queued
+    "commit.before", "commit.after",  # a group of steps is taken; it is durable, and nobody knows yet
+    "checkpoint.before", "checkpoint.after",
+    "witness.before", "witness.after",  # it lies ready under another name; it is in its place
+    "spawn.before",  # the load is durable
+    "spawn.forked",  # the gate waits, and only we know of it
+    "spawn.recorded",  # its identity is durable
+    "spawn.after",  # the gate has been opened
+    "signal.before", "signal.after",
+    "dispatch.before", "dispatch.after",  # the decision is durable; its connection has been told
+    "dispatch.sent",  # the runner has the request
+    "answer.before", "answer.after",  # a runner's answer begins; the client has all of it, the log nothing
+    "reply.before", "reply.after",  # an operator's answer is durable; he has it
+    "reload.before", "reload.after",
+    "snapshot.before", "snapshot.after",  # around each part of one
+    "prune.before", "prune.after",  # the last statement of it; it is committed
+    "stop.before",  # a stop has been asked for
+    "stop.done",  # everything has ended that was to
+    "stop.after",  # the last fact is durable
+)  # fmt: skip
+"""All of them. A test compares this with the code, and another dies at each."""
+
+_armed = ""
+_passages = count(1)
+
+
+class NoSuchFailpoint(ValueError):
+    """The environment names a failpoint that there is not."""
+
+
+def arm(environ: MutableMapping[str, str]) -> str:
+    """Arm what the environment asks for, and take it out of there: no runner is to inherit it. Returns the
+    name, "" for none. Raises NoSuchFailpoint."""
+    global _armed, _passages
+    given = environ.pop(VARIABLE, "")
+    name, _, times = given.partition(":")
+    if given and (name not in NAMES or not re.fullmatch("[1-9][0-9]*", times or "1")):
+        known = ", ".join(NAMES)
+        raise NoSuchFailpoint(f"{VARIABLE}: expected NAME or NAME:COUNT, where NAME is one of {known}")
+    _armed, _passages = name, count(1 - int(times or "1"))
+    return name
+
+
+def reach(name: str) -> None:
+    """The place is passed: die, if it is the one, and often enough."""
+    if name == _armed and next(_passages) == 0:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import msgspec
 
-from daemon.past import nearest
+from daemon.past import fold_one, nearest
 from events import segment
 from events.catalogue import StateCarried
 from events.envelope import LogError, decode
 from events.reader import Head, Reader, Snapshot
-from statemachines.carried import carry, pieces
-from statemachines.fold import apply
-from statemachines.replay import UNFOLDABLE
+from statemachines.carried import Unreadable, carry, pieces, restore, text_of
+from statemachines.state import State
 
 NICE = 10
 """It is in no hurry; requests are."""
@@ -44,6 +43,8 @@ class Order(msgspec.Struct, frozen=True):
     """Make one of the log as it is now, too."""
     size_bytes: int = 0
     age_ns: int = 0
+    before: int = 0
+    """Prune what lies before this event."""
     archive: str = ""
     """The directory of the segments; "": what is pruned is gone."""
     archive_bytes: int = 0
@@ -69,10 +70,7 @@ def snapshots(reader: Reader, every: int, *, whole: bool = False) -> Iterator[St
         if not event.cause and state.seq >= due:  # the step before is whole
             yield from pieces(carry(state), previous.seq, previous.hash)
             due = state.seq + every
-        try:
-            apply(state, event)
-        except UNFOLDABLE as error:
-            raise LogError(f"event {record.seq} cannot follow: {error}") from error
+        fold_one(state, event)
         previous = Head(record.seq, record.hash)
     if state.seq >= due or (whole and state.seq > head.seq):  # a transaction ends with a step
         yield from pieces(carry(state), previous.seq, previous.hash)
@@ -82,6 +80,7 @@ def cuts(reader: Reader, order: Order, now_ns: int) -> Iterator[Cut]:
     """Where to prune so that the log keeps to its size and age, the oldest first. Each is archived first."""
     used, base = reader.used_bytes(), Head(reader.base.seq - 1, reader.base.hash)
     begin: list[StateCarried] = []
+    state, _ = nearest(reader, base.seq)
     each = used // max(1, reader.head().seq - base.seq)
     for snapshot in reversed(list(reader.snapshots())):
         if snapshot.upto == base.seq:
@@ -89,15 +88,31 @@ def cuts(reader: Reader, order: Order, now_ns: int) -> Iterator[Cut]:
         if snapshot.upto <= base.seq:
             continue
         (last,) = reader.records(snapshot.upto - 1, snapshot.upto)
-        old = order.age_ns and last.at < now_ns - order.age_ns
+        old = snapshot.upto < order.before or (order.age_ns and last.at < now_ns - order.age_ns)
         if not old and (not order.size_bytes or used <= order.size_bytes):
             return
+        check(reader, state, base, snapshot)
         if order.archive:
             archive(reader, Path(order.archive), base, begin, snapshot)
             begin = reader.pieces(snapshot)
         yield Cut(snapshot.upto, snapshot.hash.hex())
         used -= each * (snapshot.upto - base.seq)
         base = Head(snapshot.upto, snapshot.hash)
+
+
+def check(reader: Reader, state: State, base: Head, snapshot: Snapshot) -> None:
+    """Whether a snapshot may stand for the events after `base`, whose state is given: their chain holds, and
+    it is what they add up to. The state goes on to there. Raises LogError."""
+    reader.verify_from(base, snapshot.upto)
+    for event in reader.events(base.seq, snapshot.upto):
+        fold_one(state, event)
+    parts = reader.pieces(snapshot)
+    try:
+        same = carry(restore(text_of(parts), parts[0].layout)) == carry(state)
+    except Unreadable as error:
+        raise LogError(f"the snapshot in event {snapshot.seq} cannot be read: {error}") from error
+    if not same or snapshot.hash != reader.hash_of(snapshot.upto):
+        raise LogError(f"the snapshot in event {snapshot.seq} is not what the events before it add up to")
 
 
 def archive(

@@ -111,7 +111,13 @@ class Keeping:
         keep = self._retention()
         archive = str(archive_path(self._path)) if keep.archive_bytes else ""
         return Order(
-            str(self._path), self._every, whole, keep.size_bytes, keep.age_ns, archive, keep.archive_bytes
+            log=str(self._path),
+            every=self._every,
+            whole=whole,
+            size_bytes=keep.size_bytes,
+            age_ns=keep.age_ns,
+            archive=archive,
+            archive_bytes=keep.archive_bytes,
         )
 
     async def _open(self, whole: bool) -> trio.Process:

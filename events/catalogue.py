@@ -112,6 +112,15 @@ class LogTailLost(Fact, frozen=True, gc=False, tag="log.tail_lost"):
     found_seq: int
 
 
+class LogSalvaged(Fact, frozen=True, gc=False, tag="log.salvaged"):
+    """A log was damaged at event `broken_seq`: what is before this fact was intact, and what the log held
+    after that, at least up to event `lost_upto`, is lost."""
+
+    broken_seq: int
+    lost_upto: int
+    what: str
+
+
 class BreachRecorded(Fact, frozen=True, gc=False, tag="breach.recorded"):
     """An earlier start met a fact that broke an invariant; requests of that shape are refused for a while."""
 

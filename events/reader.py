@@ -260,11 +260,12 @@ class Reader:
         """The stored hash of an event. Raises ChainBroken where it is missing."""
         return hash_of(self._connection, self.base, seq)
 
-    def verify_from(self, head: Head) -> None:
-        """Check the events after `head` against the chain, and that `head` is of it. Raises ChainBroken."""
+    def verify_from(self, head: Head, upto: int | None = None) -> None:
+        """Check the events after `head` (up to number `upto`) against the chain, and that `head` is of it.
+        Raises ChainBroken."""
         if self.hash_of(head.seq) != head.hash:
             raise ChainBroken(head.seq, "a snapshot says that it had another hash")
-        verify(self._connection, head.seq, head.hash, self.head().seq)
+        verify(self._connection, head.seq, head.hash, self.head().seq if upto is None else upto)
 
     def seq_at(self, text: str) -> int:
         """The number of the event that a cursor names. Raises CursorLost or CursorPruned."""
@@ -313,6 +314,10 @@ class Reader:
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
+                last = page[-1].seq if page else after
+                one = f"SELECT {COLUMNS} FROM events WHERE seq = :one AND {where}"
+                more = _one_more(self._connection, one, {"one": last + 1, **values})
+                page += [Record(*row) for row in more]
                 yield from page
                 raise EventUnreadable((page[-1].seq if page else after) + 1, str(error)) from error
             yield from page
@@ -360,6 +365,19 @@ _VERIFY_SQL = (  # as bytes: what is hashed is what is stored, whatever it is
 )
 
 
+_VERIFY_ONE_SQL = _VERIFY_SQL.replace("seq > ? AND seq <= ?", "seq = :one")
+
+
+def _one_more(
+    connection: sqlite3.Connection, sql: str, values: dict[str, int | str]
+) -> list[tuple[Any, ...]]:
+    """The row that Python had read, and dropped when it could not read the next one."""
+    try:
+        return connection.execute(sql, values).fetchall()
+    except sqlite3.DatabaseError:
+        return []
+
+
 def verify(connection: sqlite3.Connection, after: int, previous: bytes, last: int) -> int:
     """Check the events after number `after`, whose hash is `previous`, up to `last`, against the chain.
 
@@ -367,12 +385,15 @@ def verify(connection: sqlite3.Connection, after: int, previous: bytes, last: in
     """
     seq = after
     while seq < last:
+        page: list[tuple[Any, ...]] = []
         try:
-            page = connection.execute(_VERIFY_SQL, (seq, last)).fetchall()
+            page.extend(connection.execute(_VERIFY_SQL, (seq, last)))
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
-            raise ChainBroken(seq + 1, f"unreadable ({error})") from error
+            page += _one_more(connection, _VERIFY_ONE_SQL, {"one": seq + len(page) + 1})
+            _verify_page(page, seq, previous)  # what could be read of it comes first
+            raise ChainBroken(seq + len(page) + 1, f"unreadable ({error})") from error
         if not page:
             raise ChainBroken(seq + 1, "missing")
         previous = _verify_page(page, seq, previous)

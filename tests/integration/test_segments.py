@@ -96,16 +96,21 @@ def test_missing_repeated_and_swapped_events_are_found(packed: Path) -> None:
 
 
 def test_every_flipped_bit_of_the_file_is_found(packed: Path) -> None:
-    """A bit of each byte, but for those of gzip's header that say when and where a file was made."""
+    """A bit of each byte. Some are no part of what was written: when and where that was, and what fills the
+    last byte of the compressed data."""
     data = packed.read_bytes()
-    for i in [*range(3), *range(10, len(data))]:
-        packed.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
+    whole, said_nothing = gzip.decompress(data), 0
+    for i in range(len(data)):
+        changed = data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :]
+        packed.write_bytes(changed)
         try:
             with Reader(packed) as reader:
                 reader.verify_chain()
         except (LogError, sqlite3.DatabaseError):
             continue
-        raise AssertionError(f"byte {i} of {len(data)} was changed, and nothing was said")
+        assert gzip.decompress(changed) == whole, f"byte {i} was changed, and nothing was said"
+        said_nothing += 1
+    assert said_nothing <= 8
 
 
 def test_a_segment_that_is_cut_off_is_found_wherever_that_is(packed: Path) -> None:

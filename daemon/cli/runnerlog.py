@@ -127,7 +127,7 @@ def _print_event(output: Output, record: Record) -> None:
 
 
 @cli.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.pass_obj
 def verify(settings: Settings, files: tuple[Path, ...]) -> None:
     """Check the chain, then run every fact through the scheduler again and compare each decision.

@@ -58,8 +58,7 @@ def fold_log(path: Path) -> Recovered:
     last_at: int | None = None
     with Reader(path) as reader:
         state, head = nearest(reader)
-        reader.verify_from(head)
-        for record in reader.records(head.seq):
+        for record in reader.verified(head):
             fold_one(state, decode(record))
             last_at = record.at
     return Recovered(state, Clock(state.t, last_at), head.seq)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from struct import error as StructError
 
 import msgspec
 
@@ -19,7 +17,7 @@ from daemon.past import EventUnfoldable, fold_one, nearest
 from events import schema
 from events.catalogue import Event, LogSalvaged
 from events.commit import Committer
-from events.envelope import EventUnreadable, LogError, Record, chain_hash, decode, encode, first_hash
+from events.envelope import EventUnreadable, LogError, Record, decode, encode
 from events.limits import GROUP_ROWS
 from events.reader import ChainBroken, Head, Reader
 from events.segment import Damaged
@@ -89,8 +87,9 @@ class _Salvage:
     def run(self) -> Salvaged:
         """Copy until something is broken; then say so. Raises NothingBroken or NothingIntact."""
         try:
+            self._reader.check_base()
             self._state, _ = nearest(self._reader, self._base.seq)
-            for record in intact(self._reader):
+            for record in self._reader.verified(self._base):
                 if not record.cause:
                     self._take()
                 self._step.append(record)
@@ -167,25 +166,4 @@ def _fail(error: sqlite3.Error) -> None:
     raise error
 
 
-def intact(reader: Reader) -> Iterator[Record]:
-    """The events of a log for as long as each is what was written. Raises what is not."""
-    base = reader.base
-    if base.seq == 1 and base.hash != first_hash(base.log_id):
-        raise ChainBroken(1, "the log's base is not that of its id")
-    seq, previous = base.seq - 1, base.hash
-    for r in reader.records():
-        seq += 1
-        if r.seq != seq:
-            raise ChainBroken(seq, f"missing: the next event is {r.seq}")
-        try:
-            texts = r.type.encode(), r.version, r.cause, r.subject.encode(), r.payload.encode()
-            expected = chain_hash(previous, seq, r.at, r.t, *texts)
-        except (StructError, TypeError, AttributeError) as error:
-            raise ChainBroken(seq, f"a column cannot be what was written ({error})") from error
-        if r.hash != expected:
-            raise ChainBroken(seq, "its hash does not match")
-        previous = r.hash
-        yield r
-
-
-__all__ = ["NothingBroken", "NothingIntact", "Salvaged", "intact", "salvage"]
+__all__ = ["NothingBroken", "NothingIntact", "Salvaged", "salvage"]

@@ -89,8 +89,8 @@ PRUNE_PAUSE_S = 0.1
 """Between two cuts, or two steps of making the file smaller: others append, and the WAL is checkpointed."""
 
 KEEPER_PAGE_ROWS = 64
-"""Rows that it reads in one transaction. It gives way to everybody, so it may have to wait in the middle of
-one, and as long as it does the log's WAL cannot begin anew: so it is in one for a twentieth of its time."""
+"""Rows that it reads in one transaction. On a busy machine it may have to wait in the middle of one, and as
+long as it does the log's WAL cannot begin anew: so it is in one for a twentieth of its time."""
 
 KEEPER_LINE_BYTES = 64 * 1024
 """One line that a keeper prints: a piece of a snapshot, of 8 KiB and a few numbers."""

@@ -42,7 +42,6 @@ def test_a_segment_reads_like_the_log_that_it_was_of(log: Path, packed: Path) ->
         assert part.log_id == whole.log_id
         assert (part.base.seq, part.head().seq) == (FIRST, LAST)
         assert part.verify_chain() == LAST - FIRST + 1
-        assert segment.check(packed) == segment.End(LAST, whole.hash_of(LAST).hex())
         assert list(part.records()) == list(whole.records(FIRST - 1, LAST))
         assert list(part.of("q11")) == list(whole.of("q11"))
         with pytest.raises(CursorPruned):
@@ -62,9 +61,6 @@ def put(path: Path, lines: list[bytes]) -> None:
 def broken_at(path: Path) -> int:
     with Reader(path) as reader, pytest.raises((ChainBroken, Damaged)) as caught:
         reader.verify_chain()
-    with pytest.raises(Damaged) as checked:
-        segment.check(path)
-    assert checked.value.seq == caught.value.seq
     return caught.value.seq
 
 
@@ -119,6 +115,17 @@ def test_a_segment_that_is_cut_off_is_found_wherever_that_is(packed: Path) -> No
         packed.write_bytes(data[:length])
         with pytest.raises(LogError), Reader(packed) as reader:
             reader.verify_chain()
+
+
+def test_what_is_read_back_is_what_was_written(log: Path, packed: Path) -> None:
+    with Reader(log) as reader:
+        header = Header(1, reader.log_id, 1, 1, reader.base.hash.hex())
+        written = segment.write(packed, header, reader.records())
+    assert segment.digest(packed) == written
+    data = packed.read_bytes()
+    packed.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+    with pytest.raises((LogError, OSError)):
+        segment.digest(packed)
 
 
 def test_a_newer_format_says_so(packed: Path) -> None:

@@ -34,19 +34,9 @@ from events.parts import (
 )
 
 __all__ = [  # the parts, for whoever takes them from here
-    "AUTO",
-    "NEVER",
-    "ConfigView",
-    "Considered",
-    "DeviceView",
-    "Estimate",
-    "GroupView",
-    "MatrixView",
-    "ModelView",
-    "Option",
-    "Process",
-    "Reading",
-]
+    "AUTO", "NEVER", "ConfigView", "Considered", "DeviceView", "Estimate", "GroupView", "MatrixView",
+    "ModelView", "Option", "Process", "Reading",
+]  # fmt: skip
 
 
 class Payload(

@@ -79,7 +79,7 @@ TAIL_ROWS = 256
 """Events whose chain is checked when the log is opened for writing: what a crash could have touched."""
 
 CARRIED_PART_CHARS = 8 * 1024
-"""One event's part of a snapshot: encoded and chained in 20 µs, so that a large state holds nobody up."""
+"""One event's part of a snapshot: encoded and chained in 10 µs, so that a large state holds nobody up."""
 
 CARRIED_TEXT_BYTES = 256 * MIB
 """The text of a state, at most: a million queued requests, at 250 bytes each."""

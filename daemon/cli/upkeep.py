@@ -59,9 +59,9 @@ def prune(
     discard: bool,
     dry_run: bool,
 ) -> None:
-    """Archive the beginning of the log of a stopped daemon (into LOG.archive), and remove it from the log.
+    """Archive and remove the beginning of a log.
 
-    Only what lies before a snapshot can go: there is one for each 5,000 events. A running daemon does this by
+    It goes into LOG.archive. No daemon may have the log open. Only what lies before a snapshot can go: there is one for each 5,000 events. A running daemon does this by
     itself, by `retention` in its configuration.
     """
     if (before is None) == (keep is None):
@@ -141,9 +141,9 @@ def _tell_pruned(settings: Settings, reader: Reader, upto: int, freed: int, orde
 @click.argument("new", type=click.Path(path_type=Path))
 @click.pass_obj
 def salvage(settings: Settings, broken: Path, new: Path) -> None:
-    """Copy what is intact of the log BROKEN into the log NEW, up to the first damaged step.
+    """Copy what is intact of a log into a new one.
 
-    BROKEN is only read. NEW keeps its identity, so that a daemon that goes on with it adopts the runners that
+    That is every step before the first that is damaged. BROKEN is only read. NEW keeps its identity, so that a daemon that goes on with it adopts the runners that
     still live; an event in it says what was lost.
     """
     output = settings.output

@@ -61,8 +61,9 @@ def prune(
 ) -> None:
     """Archive and remove the beginning of a log.
 
-    It goes into LOG.archive. No daemon may have the log open. Only what lies before a snapshot can go: there is one for each 5,000 events. A running daemon does this by
-    itself, by `retention` in its configuration.
+    It goes into LOG.archive. No daemon may have the log open: a running one does this by itself, by
+    `retention` in its configuration. Only what lies before a snapshot can go; there is one for each 5,000
+    events.
     """
     if (before is None) == (keep is None):
         raise click.UsageError("one of --before and --keep says what is to go")
@@ -143,8 +144,8 @@ def _tell_pruned(settings: Settings, reader: Reader, upto: int, freed: int, orde
 def salvage(settings: Settings, broken: Path, new: Path) -> None:
     """Copy what is intact of a log into a new one.
 
-    That is every step before the first that is damaged. BROKEN is only read. NEW keeps its identity, so that a daemon that goes on with it adopts the runners that
-    still live; an event in it says what was lost.
+    That is every step before the first that is damaged. BROKEN is only read. NEW keeps its identity, so that
+    a daemon that goes on with it adopts the runners that still live; an event in it says what was lost.
     """
     output = settings.output
     if is_held(lock_path(broken)):

@@ -41,6 +41,7 @@ LEVELS: dict[type, int] = {
     c.ProbeAnswered: logging.INFO,
     c.LogResumed: logging.WARNING,
     c.LogTailLost: logging.WARNING,
+    c.LogSalvaged: logging.WARNING,
     c.BreachRecorded: logging.ERROR,
     c.ConfigChanged: logging.INFO,
     c.StopRequested: logging.INFO,

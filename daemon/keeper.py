@@ -12,7 +12,6 @@ archive cannot be written.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 import time
@@ -21,17 +20,14 @@ from pathlib import Path
 
 import msgspec
 
-from daemon.past import nearest
+from daemon.limits import KEEPER_PAGE_ROWS
+from daemon.past import fold_one, nearest
 from events import segment
 from events.catalogue import StateCarried
-from events.envelope import LogError, decode
-from events.reader import Head, Reader, Snapshot
-from statemachines.carried import carry, pieces
-from statemachines.fold import apply
-from statemachines.replay import UNFOLDABLE
-
-NICE = 10
-"""It is in no hurry; requests are."""
+from events.envelope import LogError, Record, decode
+from events.reader import Base, Head, Reader, Snapshot
+from statemachines.carried import Unreadable, carry, pieces, restore, text_of
+from statemachines.state import State
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -44,6 +40,8 @@ class Order(msgspec.Struct, frozen=True):
     """Make one of the log as it is now, too."""
     size_bytes: int = 0
     age_ns: int = 0
+    before: int = 0
+    """Prune what lies before this event."""
     archive: str = ""
     """The directory of the segments; "": what is pruned is gone."""
     archive_bytes: int = 0
@@ -60,19 +58,14 @@ def snapshots(reader: Reader, every: int, *, whole: bool = False) -> Iterator[St
     """A snapshot for each `every` events since the last one; with `whole`, one of the head as well.
     Raises LogError where the chain breaks or the events cannot be folded."""
     state, head = nearest(reader)
-    last = reader.head()
-    reader.verify_from(head)
     due = head.seq + every
     previous = head
-    for record in reader.records(head.seq, last.seq):
+    for record in reader.verified(head):
         event = decode(record)
         if not event.cause and state.seq >= due:  # the step before is whole
             yield from pieces(carry(state), previous.seq, previous.hash)
             due = state.seq + every
-        try:
-            apply(state, event)
-        except UNFOLDABLE as error:
-            raise LogError(f"event {record.seq} cannot follow: {error}") from error
+        fold_one(state, event)
         previous = Head(record.seq, record.hash)
     if state.seq >= due or (whole and state.seq > head.seq):  # a transaction ends with a step
         yield from pieces(carry(state), previous.seq, previous.hash)
@@ -82,6 +75,7 @@ def cuts(reader: Reader, order: Order, now_ns: int) -> Iterator[Cut]:
     """Where to prune so that the log keeps to its size and age, the oldest first. Each is archived first."""
     used, base = reader.used_bytes(), Head(reader.base.seq - 1, reader.base.hash)
     begin: list[StateCarried] = []
+    state, _ = nearest(reader, base.seq)
     each = used // max(1, reader.head().seq - base.seq)
     for snapshot in reversed(list(reader.snapshots())):
         if snapshot.upto == base.seq:
@@ -89,30 +83,46 @@ def cuts(reader: Reader, order: Order, now_ns: int) -> Iterator[Cut]:
         if snapshot.upto <= base.seq:
             continue
         (last,) = reader.records(snapshot.upto - 1, snapshot.upto)
-        old = order.age_ns and last.at < now_ns - order.age_ns
+        old = snapshot.upto < order.before or (order.age_ns and last.at < now_ns - order.age_ns)
         if not old and (not order.size_bytes or used <= order.size_bytes):
             return
+        records = check(reader, state, base, snapshot)
         if order.archive:
-            archive(reader, Path(order.archive), base, begin, snapshot)
+            archive(reader.base, Path(order.archive), base, begin, records)
             begin = reader.pieces(snapshot)
         yield Cut(snapshot.upto, snapshot.hash.hex())
         used -= each * (snapshot.upto - base.seq)
         base = Head(snapshot.upto, snapshot.hash)
 
 
+def check(reader: Reader, state: State, base: Head, snapshot: Snapshot) -> list[Record]:
+    """The events after `base`, whose state is given, up to a snapshot's that may stand for them: their chain
+    holds, and it is what they add up to. The state goes on to there. Raises LogError."""
+    records = list(reader.verified(base, snapshot.upto))
+    for record in records:
+        fold_one(state, decode(record))
+    parts = reader.pieces(snapshot)
+    try:
+        same = carry(restore(text_of(parts), parts[0].layout)) == carry(state)
+    except Unreadable as error:
+        raise LogError(f"the snapshot in event {snapshot.seq} cannot be read: {error}") from error
+    if not same or snapshot.hash != records[-1].hash:
+        raise LogError(f"the snapshot in event {snapshot.seq} is not what the events before it add up to")
+    return records
+
+
 def archive(
-    reader: Reader, directory: Path, base: Head, begin: Sequence[StateCarried], upto: Snapshot
+    log: Base, directory: Path, base: Head, begin: Sequence[StateCarried], records: Sequence[Record]
 ) -> None:
-    """Write the events after `base`, whose snapshot is `begin`, up to another snapshot's into a segment, and
-    check that. Raises LogError, OSError."""
+    """Write the events after `base`, whose snapshot is `begin`, into a segment, and read it back. Raises
+    LogError, OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = directory / segment.name_of(base.seq + 1, upto.upto)
-    log = reader.base
+    last = records[-1]
+    path = directory / segment.name_of(base.seq + 1, last.seq)
     first, hash = base.seq + 1, base.hash.hex()
     header = segment.Header(segment.FORMAT, log.log_id, log.created_at, first, hash, tuple(begin))
-    segment.write(path, header, reader.records(base.seq, upto.upto))
-    if segment.check(path) != segment.End(upto.upto, upto.hash.hex()):
-        raise LogError(f"{path} does not end with event {upto.upto}")
+    if segment.write(path, header, records) != segment.digest(path):
+        raise LogError(f"{path} does not say what was written into it")
 
 
 def thin(directory: Path, most_bytes: int) -> None:
@@ -128,7 +138,7 @@ def main(order: Order) -> int:
     """See the module."""
     write = sys.stdout.buffer.write
     try:
-        with Reader(order.log) as reader:
+        with Reader(order.log, KEEPER_PAGE_ROWS) as reader:
             for piece in snapshots(reader, order.every, whole=order.whole):
                 write(msgspec.json.encode(piece) + b"\n")
             for cut in cuts(reader, order, time.time_ns()):
@@ -144,5 +154,4 @@ def main(order: Order) -> int:
 
 
 if __name__ == "__main__":
-    os.nice(NICE)
     sys.exit(main(msgspec.json.decode(sys.argv[1], type=Order)))

@@ -20,7 +20,7 @@ import trio
 from daemon.config.retention import Retention
 from daemon.driver import Driver, StepFailed
 from daemon.keeper import Cut, Order
-from daemon.limits import CARRY_EVENTS, CARRY_PAUSE_S, CARRY_S, KEEPER_LINE_BYTES, KEEPER_S
+from daemon.limits import CARRY_EVENTS, CARRY_PAUSE_S, CARRY_S, KEEPER_LINE_BYTES, KEEPER_S, PRUNE_PAUSE_S
 from events.catalogue import StateCarried
 from events.envelope import LogError
 from events.failpoints import reach
@@ -104,6 +104,8 @@ class Keeping:
                 log.info("pruned events %d to %d", first, self._store.base.seq - 1)
         if late.cancelled_caught:
             raise KeeperFailed(f"its keeper took more than {KEEPER_S:.0f} s")
+        if self._store.base.seq == first:
+            await self._shrink()
         if process.returncode:
             said = bytes(words).decode(errors="replace").strip().splitlines()
             raise KeeperFailed(said[-1] if said else f"its keeper exited with {process.returncode}")
@@ -112,7 +114,13 @@ class Keeping:
         keep = self._retention()
         archive = str(archive_path(self._path)) if keep.archive_bytes else ""
         return Order(
-            str(self._path), self._every, whole, keep.size_bytes, keep.age_ns, archive, keep.archive_bytes
+            log=str(self._path),
+            every=self._every,
+            whole=whole,
+            size_bytes=keep.size_bytes,
+            age_ns=keep.age_ns,
+            archive=archive,
+            archive_bytes=keep.archive_bytes,
         )
 
     async def _open(self, whole: bool) -> trio.Process:
@@ -158,10 +166,17 @@ class Keeping:
     async def _prune(self, cut: Cut) -> None:
         try:
             await self._store.prune(cut.upto, bytes.fromhex(cut.hash))
-            while await self._store.shrink():
-                await trio.lowlevel.checkpoint()
         except (sqlite3.Error, LogError) as error:
             raise KeeperFailed(f"the log could not be pruned: {error}") from error
+        await trio.sleep(PRUNE_PAUSE_S)
+
+    async def _shrink(self) -> None:
+        """Give back what is free and not going to be used soon."""
+        try:
+            while await self._store.shrink():
+                await trio.sleep(PRUNE_PAUSE_S)
+        except sqlite3.Error as error:
+            raise KeeperFailed(f"the log's file could not be made smaller: {error}") from error
 
 
 __all__ = ["KEEPER", "KeeperFailed", "Keeping"]

@@ -1,8 +1,8 @@
-"""Limits of what the daemon shows and takes that no event depends on, each with its reason."""
+"""Limits that no event depends on: of HTTP, of translations, of keeping the log; each with its reason."""
 
 from __future__ import annotations
 
-from events.limits import GIB, MIB
+from events.limits import GIB, MIB, S
 
 LEASE_TOKEN_BYTES = 32
 """Of chance in a lease's token: as many as in a key."""
@@ -46,6 +46,30 @@ LOG_ENDED = 32
 LOG_FOLLOW_S = 0.25
 """Between two looks at what runners print, while somebody watches: a file tells nobody that it has grown."""
 
+# --- Ollama's API ----------------------------------------------------------------------------------------
+
+OLLAMA_EVENT_BYTES = 8 * MIB
+"""One event of a model server's stream: Ollama's own client of llama-server takes as much."""
+
+OLLAMA_WHOLE_BYTES = 256 * MIB
+"""An answer that is translated whole: a thousand embeddings of 8192 numbers take 100 MiB."""
+
+OLLAMA_ERROR_BYTES = 1 * MIB
+"""A model server's error: a sentence, or a prompt that it repeats."""
+
+OLLAMA_CALLS = 1024
+"""Tool calls in one answer: models make a handful."""
+
+OLLAMA_CALLS_CHARS = 16 * MIB
+"""Their arguments together: a call may write a long file."""
+
+OLLAMA_TOP_LOGPROBS = 20
+"""Alternatives to each token: Ollama's and OpenAI's limit."""
+
+OLLAMA_KEEP_ALIVE_NS = 300 * S
+"""How long a model stays loaded after a request of Ollama's API, where neither it nor the configuration says:
+Ollama's five minutes."""
+
 # --- keeping the log -------------------------------------------------------------------------------------
 
 CARRY_EVENTS = 5_000
@@ -60,6 +84,13 @@ CARRY_S = 24 * 3600.0
 
 KEEPER_S = 600.0
 """How long a keeper may take: it folds 100,000 events a second, and an older runnerd's log has millions."""
+
+PRUNE_PAUSE_S = 0.1
+"""Between two cuts, or two steps of making the file smaller: others append, and the WAL is checkpointed."""
+
+KEEPER_PAGE_ROWS = 64
+"""Rows that it reads in one transaction. On a busy machine it may have to wait in the middle of one, and as
+long as it does the log's WAL cannot begin anew: so it is in one for a twentieth of its time."""
 
 KEEPER_LINE_BYTES = 64 * 1024
 """One line that a keeper prints: a piece of a snapshot, of 8 KiB and a few numbers."""

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from events.catalogue import Event
 from events.envelope import LogError
 from events.reader import Head, Reader
 from statemachines.carried import Unreadable, restore, text_of
 from statemachines.fold import apply
+from statemachines.replay import UNFOLDABLE
 from statemachines.state import State
+
+
+class EventUnfoldable(LogError):
+    """No runnerd has written this event after those before it, though its hash may be right."""
+
+    def __init__(self, seq: int, error: Exception) -> None:
+        super().__init__(f"event {seq} cannot follow: {error}")
+        self.seq = seq
 
 
 def nearest(reader: Reader, upto: int | None = None) -> tuple[State, Head]:
@@ -40,11 +50,19 @@ def _beginning(reader: Reader) -> State:
 
 
 def state_at(reader: Reader, upto: int) -> State:
-    """The state after event `upto`. Raises LogError, and what folding raises."""
+    """The state after event `upto`. Raises LogError."""
     state, head = nearest(reader, upto)
     for event in reader.events(head.seq, upto):
-        apply(state, event)
+        fold_one(state, event)
     return state
 
 
-__all__ = ["nearest", "state_at"]
+def fold_one(state: State, event: Event) -> None:
+    """Fold an event of a log. Raises EventUnfoldable."""
+    try:
+        apply(state, event)
+    except UNFOLDABLE as error:
+        raise EventUnfoldable(event.seq, error) from error
+
+
+__all__ = ["EventUnfoldable", "fold_one", "nearest", "state_at"]

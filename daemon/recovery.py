@@ -17,7 +17,7 @@ import msgspec
 
 from daemon.clock import Clock
 from daemon.driver import Driver, launch_of
-from daemon.past import nearest
+from daemon.past import fold_one, nearest
 from daemon.ports import Launch
 from daemon.version import VERSION
 from events import catalogue as c
@@ -27,7 +27,6 @@ from events.failpoints import reach
 from events.reader import Reader
 from events.store import EventStore
 from events.witness import boot_id
-from statemachines.fold import apply
 from statemachines.runner import RunnerState
 from statemachines.scheduler import RULES
 from statemachines.state import State
@@ -56,13 +55,12 @@ class Recovered(msgspec.Struct):
 
 def fold_log(path: Path) -> Recovered:
     """The state that the log folds to, from its last snapshot on; what lies before it is not looked at.
-    Raises ChainBroken, and what folding raises, for a log that this program must not go on with."""
+    Raises LogError for a log that this program must not go on with."""
     last_at: int | None = None
     with Reader(path) as reader:
         state, head = nearest(reader)
-        reader.verify_from(head)
-        for record in reader.records(head.seq):
-            apply(state, decode(record))
+        for record in reader.verified(head):
+            fold_one(state, decode(record))
             last_at = record.at
     return Recovered(state, Clock(state.t, last_at), head.seq)
 

@@ -34,19 +34,9 @@ from events.parts import (
 )
 
 __all__ = [  # the parts, for whoever takes them from here
-    "AUTO",
-    "NEVER",
-    "ConfigView",
-    "Considered",
-    "DeviceView",
-    "Estimate",
-    "GroupView",
-    "MatrixView",
-    "ModelView",
-    "Option",
-    "Process",
-    "Reading",
-]
+    "AUTO", "NEVER", "ConfigView", "Considered", "DeviceView", "Estimate", "GroupView", "MatrixView",
+    "ModelView", "Option", "Process", "Reading",
+]  # fmt: skip
 
 
 class Payload(
@@ -110,6 +100,15 @@ class LogTailLost(Fact, frozen=True, gc=False, tag="log.tail_lost"):
 
     expected_seq: int
     found_seq: int
+
+
+class LogSalvaged(Fact, frozen=True, gc=False, tag="log.salvaged"):
+    """A log was damaged at event `broken_seq`: what is before this fact was intact, and what the log held
+    after that, at least up to event `lost_upto`, is lost."""
+
+    broken_seq: int
+    lost_upto: int
+    what: str
 
 
 class BreachRecorded(Fact, frozen=True, gc=False, tag="breach.recorded"):

@@ -65,7 +65,11 @@ class Checkpointer:
 
     def grew(self, rows: int) -> None:
         """A transaction of so many rows was written. Its pages are estimated: asking would cost more."""
-        self._grown_pages += WAL_PAGES_PER_GROUP + rows // WAL_ROWS_PER_PAGE
+        self.wrote(WAL_PAGES_PER_GROUP + rows // WAL_ROWS_PER_PAGE)
+
+    def wrote(self, pages: int) -> None:
+        """So many pages were written into the WAL."""
+        self._grown_pages += pages
         if self._grown_pages >= WAL_SOFT_PAGES or self._over:
             self._due.set()
 

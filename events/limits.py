@@ -79,13 +79,16 @@ TAIL_ROWS = 256
 """Events whose chain is checked when the log is opened for writing: what a crash could have touched."""
 
 CARRIED_PART_CHARS = 8 * 1024
-"""One event's part of a snapshot: encoded and chained in 20 µs, so that a large state holds nobody up."""
+"""One event's part of a snapshot: encoded and chained in 10 µs, so that a large state holds nobody up."""
 
 CARRIED_TEXT_BYTES = 256 * MIB
 """The text of a state, at most: a million queued requests, at 250 bytes each."""
 
+PRUNED_ROWS_PER_PAGE = 5
+"""Estimate: to delete n rows writes about n / 5 pages into the WAL."""
+
 VACUUM_PAGES = 64
-"""Pages of a log's file that are given back at once: a millisecond."""
+"""Pages of a log's file that are given back at once, in a millisecond; each is a page of WAL."""
 
 VACUUM_FREE_PAGES = 4096
 """Free pages that are kept for what comes next, 8 MiB: giving them back to take them again would be work."""
@@ -385,30 +388,6 @@ UPSTREAM_IDLE_CONNECTIONS = 64
 
 HTTP_OPTION_BYTES = 1024
 """The text of one launch option in a request (an adapter's path): it enters the log."""
-
-# --- Ollama's API ----------------------------------------------------------------------------------------
-
-OLLAMA_EVENT_BYTES = 8 * MIB
-"""One event of a model server's stream: Ollama's own client of llama-server takes as much."""
-
-OLLAMA_WHOLE_BYTES = 256 * MIB
-"""An answer that is translated whole: a thousand embeddings of 8192 numbers take 100 MiB."""
-
-OLLAMA_ERROR_BYTES = 1 * MIB
-"""A model server's error: a sentence, or a prompt that it repeats."""
-
-OLLAMA_CALLS = 1024
-"""Tool calls in one answer: models make a handful."""
-
-OLLAMA_CALLS_CHARS = 16 * MIB
-"""Their arguments together: a call may write a long file."""
-
-OLLAMA_TOP_LOGPROBS = 20
-"""Alternatives to each token: Ollama's and OpenAI's limit."""
-
-OLLAMA_KEEP_ALIVE_NS = 300 * S
-"""How long a model stays loaded after a request of Ollama's API, where neither it nor the configuration says:
-Ollama's five minutes."""
 
 # --- configuration ---------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from events import schema
+from events.backup import back_up
 from events.limits import LOG_PAGE_BYTES, TAIL_ROWS, WAL_SOFT_PAGES
 from events.reader import Base, Head, hash_of, read_base, read_head, verify
 from events.witness import TailLost, boot_id, read_witness
@@ -41,11 +42,13 @@ def configure(connection: sqlite3.Connection, durability: Durability) -> None:
 
 
 def inspect(log: Path, connection: sqlite3.Connection, durability: Durability) -> Found:
-    """Migrate the log, and check its tail against the chain and the witness.
+    """Migrate the log (an older one after a backup), and check its tail against the chain and the witness.
 
-    Raises NotALog, SchemaTooNew, ChainBroken, TailLost or sqlite3.Error.
+    Raises NotALog, SchemaTooNew, BackupFailed, ChainBroken, TailLost or sqlite3.Error.
     """
     configure(connection, durability)
+    if 0 < (version := schema.check(connection)) < max(schema.migrations()):
+        back_up(log, connection, version)
     schema.migrate(connection)
     base = read_base(connection)
     head = read_head(connection, base)

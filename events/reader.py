@@ -133,8 +133,9 @@ def hash_of(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
 class Reader:
     """A log file, open for reading. Raises NotALog, SchemaTooNew, OSError or sqlite3.Error on opening."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], page_rows: int | None = None) -> None:
         self.path = Path(path)
+        self._page_rows = page_rows or READ_PAGE_ROWS
         self._damage: Damaged | None = None
         """Where a segment breaks off."""
         self.begin: tuple[StateCarried, ...] = ()
@@ -264,11 +265,24 @@ class Reader:
         """The stored hash of an event. Raises ChainBroken where it is missing."""
         return hash_of(self._connection, self.base, seq)
 
-    def verify_from(self, head: Head) -> None:
-        """Check the events after `head` against the chain, and that `head` is of it. Raises ChainBroken."""
-        if self.hash_of(head.seq) != head.hash:
-            raise ChainBroken(head.seq, "a snapshot says that it had another hash")
-        verify(self._connection, head.seq, head.hash, self.head().seq)
+    def verified(self, head: Head, upto: int | None = None) -> Iterator[Record]:
+        """The events after `head`, up to number `upto`, for as long as each is what was written. Raises
+        ChainBroken (also where `head` is not of this log) or EventUnreadable."""
+        seq, previous = head.seq, head.hash
+        if self.hash_of(seq) != previous:
+            raise ChainBroken(seq, "a snapshot says that it had another hash")
+        for record in self.records(seq, upto):
+            seq += 1
+            if record.seq != seq:
+                raise ChainBroken(seq, f"missing: the next event is {record.seq}")
+            previous = _check(record, previous)
+            yield record
+
+    def check_base(self) -> None:
+        """Raises ChainBroken where a whole log does not begin as its id says."""
+        base = self.base
+        if base.seq == 1 and base.hash != first_hash(base.log_id):
+            raise ChainBroken(1, "the log's base is not that of its id")
 
     def seq_at(self, text: str) -> int:
         """The number of the event that a cursor names. Raises CursorLost or CursorPruned."""
@@ -298,31 +312,45 @@ class Reader:
         lowest = self._connection.execute("SELECT min(seq) FROM events").fetchone()[0]
         if lowest is not None and lowest < base.seq:
             raise ChainBroken(lowest, f"it lies before the log's base, {base.seq}")
-        if base.seq == 1 and base.hash != first_hash(base.log_id):
-            raise ChainBroken(1, "the log's base is not that of its id")
+        self.check_base()
         count = verify(self._connection, base.seq - 1, base.hash, self.head().seq)
         if self._damage is not None:
             raise self._damage
         return count
 
     def _pages(self, after: int, where: str, values: dict[str, int | str]) -> Iterator[Record]:
-        sql = (
-            f"SELECT {COLUMNS} FROM events WHERE seq > :after AND {where} ORDER BY seq LIMIT {READ_PAGE_ROWS}"
-        )
+        sql = f"SELECT {COLUMNS} FROM events WHERE seq > :after AND {where} ORDER BY seq LIMIT :rows"
+        values = {"rows": self._page_rows, **values}
         while True:
-            page: list[Record] = []
-            try:
-                for row in self._connection.execute(sql, {"after": after, **values}):
-                    page.append(Record(*row))
+            page: list[tuple[Any, ...]] = []
+            try:  # a checkpoint may have to wait for this, so nothing else is done meanwhile
+                page.extend(self._connection.execute(sql, {"after": after, **values}))
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
-                yield from page
-                raise EventUnreadable((page[-1].seq if page else after) + 1, str(error)) from error
-            yield from page
-            if len(page) < READ_PAGE_ROWS:
+                last = page[-1][0] if page else after
+                one = f"SELECT {COLUMNS} FROM events WHERE seq = :one AND {where}"
+                page += _one_more(self._connection, one, {"one": last + 1, **values})
+                for row in page:
+                    yield Record(*row)
+                raise EventUnreadable((page[-1][0] if page else after) + 1, str(error)) from error
+            for row in page:
+                yield Record(*row)
+            if len(page) < self._page_rows:
                 return
-            after = page[-1].seq
+            after = page[-1][0]
+
+
+def _check(r: Record, previous: bytes) -> bytes:
+    """Check an event against the hash before it; its hash. Raises ChainBroken."""
+    try:
+        texts = r.type.encode(), r.version, r.cause, r.subject.encode(), r.payload.encode()
+        expected = chain_hash(previous, r.seq, r.at, r.t, *texts)
+    except (StructError, TypeError, AttributeError) as error:
+        raise ChainBroken(r.seq, f"a column cannot be what was written ({error})") from error
+    if r.hash != expected:
+        raise ChainBroken(r.seq, "its hash does not match")
+    return expected
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
@@ -364,6 +392,19 @@ _VERIFY_SQL = (  # as bytes: what is hashed is what is stored, whatever it is
 )
 
 
+_VERIFY_ONE_SQL = _VERIFY_SQL.replace("seq > ? AND seq <= ?", "seq = :one")
+
+
+def _one_more(
+    connection: sqlite3.Connection, sql: str, values: dict[str, int | str]
+) -> list[tuple[Any, ...]]:
+    """The row that Python had read, and dropped when it could not read the next one."""
+    try:
+        return connection.execute(sql, values).fetchall()
+    except sqlite3.DatabaseError:
+        return []
+
+
 def verify(connection: sqlite3.Connection, after: int, previous: bytes, last: int) -> int:
     """Check the events after number `after`, whose hash is `previous`, up to `last`, against the chain.
 
@@ -371,12 +412,15 @@ def verify(connection: sqlite3.Connection, after: int, previous: bytes, last: in
     """
     seq = after
     while seq < last:
+        page: list[tuple[Any, ...]] = []
         try:
-            page = connection.execute(_VERIFY_SQL, (seq, last)).fetchall()
+            page.extend(connection.execute(_VERIFY_SQL, (seq, last)))
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
-            raise ChainBroken(seq + 1, f"unreadable ({error})") from error
+            page += _one_more(connection, _VERIFY_ONE_SQL, {"one": seq + len(page) + 1})
+            _verify_page(page, seq, previous)  # what could be read of it comes first
+            raise ChainBroken(seq + len(page) + 1, f"unreadable ({error})") from error
         if not page:
             raise ChainBroken(seq + 1, "missing")
         previous = _verify_page(page, seq, previous)

@@ -67,9 +67,10 @@ def check(connection: sqlite3.Connection) -> int:
     return version
 
 
-def migrate(connection: sqlite3.Connection) -> None:
+def migrate(connection: sqlite3.Connection, base: tuple[str, int, int, bytes] | None = None) -> None:
     """Make the schema of an empty file, or bring an older log up to this program's schema.
 
+    `base`: the columns of `log_base` in a new file that is to go on with a given log; a new log otherwise.
     `connection` is in autocommit mode and the only one that writes. Raises NotALog or SchemaTooNew.
     """
     version = check(connection)
@@ -80,7 +81,7 @@ def migrate(connection: sqlite3.Connection) -> None:
         raise LogError("the log's file system does not support SQLite's write-ahead log")
     for number, sql in migrations().items():
         if number > version:
-            _apply(connection, number, sql)
+            _apply(connection, number, sql, base)
 
 
 def make(connection: sqlite3.Connection, log_id: str, created_at: int, seq: int, hash: bytes) -> None:

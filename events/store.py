@@ -40,6 +40,7 @@ from events.limits import (
     LOCK_S,
     LOG_BLOCKED_MS,
     MS,
+    PRUNED_ROWS_PER_PAGE,
     READ_PAGE_ROWS,
     VACUUM_PAGES,
     WITNESS_S,
@@ -289,11 +290,11 @@ class EventStore:
         Raises what that raises."""
         count = upto + 1 - self.base.seq
         self.base = await self._writer.run(partial(prune, self._writer.raw, upto, hash))
-        self._checkpointer.grew(max(0, count))
+        self._checkpointer.wrote(max(0, count) // PRUNED_ROWS_PER_PAGE)
 
     async def shrink(self) -> bool:
         """Give a few free pages back, as `events.pruning.shrink`. Raises what that raises."""
-        self._checkpointer.grew(VACUUM_PAGES)
+        self._checkpointer.wrote(VACUUM_PAGES)
         return await self._writer.run(partial(shrink, self._writer.raw))
 
     # --- writing -----------------------------------------------------------------------------------------

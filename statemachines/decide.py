@@ -586,6 +586,7 @@ HANDLERS: dict[type, Callable[[Scheduler, Any, str], None]] = {
     c.StopRequested: stop_requested,
     c.LogResumed: noted,
     c.LogTailLost: noted,
+    c.LogSalvaged: noted,
     c.StateCarried: noted,
     c.BreachRecorded: noted,
 }

@@ -294,6 +294,7 @@ HANDLERS: Handlers = {
     c.DeadlinePassed: _deadline_passed,
     c.LogResumed: _ignored,
     c.LogTailLost: _ignored,
+    c.LogSalvaged: _ignored,
     c.StateCarried: _ignored,
     c.BreachRecorded: _breach_recorded,
 }

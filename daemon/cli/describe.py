@@ -249,6 +249,9 @@ SENTENCES: dict[str, Callable[[str, Payload], str]] = {
     "log.tail_lost": lambda s, p: (
         f"events {p['found_seq'] + 1} to {p['expected_seq']} were lost with the machine"
     ),
+    "log.salvaged": lambda s, p: (
+        f"the log was salvaged: {p['what']}; events {p['broken_seq']} to {p['lost_upto']} are lost"
+    ),
     "state.carried": _carried,
     "breach.recorded": lambda s, p: f"an earlier start broke at a {p['fact']}: {p['detail']}",
     "deadline.passed": _deadline,

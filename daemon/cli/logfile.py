@@ -12,12 +12,11 @@ import click
 
 from daemon.cli.output import Output, failing
 from daemon.cli.runnerd import EXIT_UNREACHABLE
-from daemon.past import nearest
+from daemon.past import fold_one, nearest
 from events.catalogue import Event, Fact
 from events.envelope import LogError, decode
 from events.reader import CursorPruned, Reader
-from statemachines.fold import apply
-from statemachines.replay import UNFOLDABLE, Divergence
+from statemachines.replay import Divergence
 from statemachines.state import State
 
 ANOTHER = "--log PATH names another; runnerctl status says where a running daemon has its own"
@@ -53,10 +52,7 @@ class Settings:
             raise click.UsageError(f"the log begins with event {first}: what was before has been pruned")
         folded, head = nearest(reader, upto)
         for record in reader.records(head.seq, upto):
-            try:
-                apply(folded, decode(record))
-            except UNFOLDABLE as error:
-                failing(self.output, seq=record.seq, error=f"event {record.seq} cannot follow: {error}")
+            fold_one(folded, decode(record))
         return folded
 
     def _obstacle(self, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`runnerlog`: the event-log tool. Works on a log file, with or without a daemon, and never writes to it."""
+"""`runnerlog`: the event-log tool. Works on a log file, with or without a daemon; only `prune` changes it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
 from daemon.cli.select import fields_of, meant, selected
+from daemon.cli.upkeep import prune, salvage
 from daemon.past import nearest
 from daemon.version import VERSION
 from events.envelope import Record
@@ -129,9 +130,21 @@ def _print_event(output: Output, record: Record) -> None:
 
 
 @cli.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.pass_obj
-def verify(settings: Settings) -> None:
-    """Check the chain, then run every fact through the scheduler again and compare each decision."""
+def verify(settings: Settings, files: tuple[Path, ...]) -> None:
+    """Check the chain, then run every fact through the scheduler again and compare each decision.
+
+    With FILES, logs or segments of one (what LOG.archive holds), those are checked, each alone.
+    """
+    for path in files or (settings.path,):
+        settings.path = path
+        if len(files) > 1 and not settings.output.machine:
+            settings.output.text(str(path))
+        _verify(settings)
+
+
+def _verify(settings: Settings) -> None:
     output = settings.output
     with settings.open() as reader:
         with output.progress("the chain"):
@@ -219,6 +232,8 @@ cli.add_command(why)
 cli.add_command(why_not)
 cli.add_command(diff)
 cli.add_command(replay)
+cli.add_command(prune)
+cli.add_command(salvage)
 
 
 def main() -> int:

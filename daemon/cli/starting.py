@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 from pathlib import Path
 
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 from daemon.control.server import group_id
 from daemon.driver import StepFailed
+from daemon.past import EventUnfoldable
 from daemon.preload import PreloadFailed, StartRefused
 from daemon.service import Places, StopFailed
-from events.envelope import LogError
+from events.envelope import EventUnreadable, LogError
 from events.limits import EXIT_LOG_FAILED, EXIT_STEP_FAILED, SOCKET_PATH_BYTES
 from events.lock import LogInUse
 from events.reader import ChainBroken
 from events.schema import NotALog, SchemaTooNew
 from events.store import StoreBroken
 from events.witness import TailLost, witness_path
-from statemachines.invariants import Breach
-from statemachines.machine import IllegalTransition
 
 ANOTHER_LOG = "--log PATH, or `eventLog` in the configuration, names another"
 ANOTHER_SOCKET = "--socket PATH, or `controlSocket` in the configuration, names another"
 ANOTHER_ADDRESS = "--listen HOST:PORT, or `listen` in the configuration, names another"
 
 FAILURES = (
-    StepFailed, StoreBroken, LogError, Breach, IllegalTransition, StopFailed, StartRefused, PreloadFailed,
-    sqlite3.Error, OSError,
+    StepFailed, StoreBroken, LogError, StopFailed, StartRefused, PreloadFailed, sqlite3.Error, OSError,
 )  # fmt: skip
 """What a daemon can end with that is explained here; anything else is a mistake in the program."""
 
@@ -105,14 +104,20 @@ def _explain_log(error: BaseException, log: Path) -> str:
     if isinstance(error, TailLost):
         witness = witness_path(log)
         return f"{error}. Restore {log} from a backup; or remove {witness}, and go on with what is left"
-    if isinstance(error, ChainBroken | Breach | IllegalTransition):
-        words = str(error) if isinstance(error, ChainBroken) else f"no runnerd has written it: {error}"
+    if isinstance(error, ChainBroken | EventUnreadable | EventUnfoldable) or _is_corrupt(error):
+        fresh = log.with_name(f"{log.stem}-salvaged{log.suffix}")
         return (
-            f"the log {log} has been damaged or altered: {words}. "
-            f"Restore it from a backup, or keep it and begin another. {ANOTHER_LOG}"
+            f"the log {log} has been damaged or altered: {error}. It is left as it is. Restore it from a "
+            "backup, or keep what is intact in a new log; this says how to go on with that:\n"
+            f"  runnerlog salvage {shlex.quote(str(log))} {shlex.quote(str(fresh))}"
         )
     words = f"cannot open the log {log}: {error}"
     return words if isinstance(error, SchemaTooNew) else f"{words}. {ANOTHER_LOG}"
+
+
+def _is_corrupt(error: BaseException) -> bool:
+    """Whether it is SQLite that finds a file damaged."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 def _explain_system(error: OSError, places: Places) -> Ending:

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from daemon.limits import OLLAMA_TOP_LOGPROBS
 from daemon.ollama.messages import Message
 from daemon.ollama.wrong import INVALID_JSON, wrong
-from events.limits import OLLAMA_TOP_LOGPROBS
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from daemon.http.answers import Answer, json
 from daemon.http.asked import keep_alive_ns, launch_options
 from daemon.http.calls import Ask, Call, Translation
 from daemon.http.refusals import Refused
+from daemon.limits import OLLAMA_KEEP_ALIVE_NS
 from daemon.ollama import models, names, options, requests, said
 from daemon.ollama.asked import Chat, Common, Embed, Embeddings, Generate, Show, read
 from daemon.ollama.loaded import Loaded
@@ -23,7 +24,6 @@ from daemon.ollama.wrong import elsewhere, no_model, wrong
 from daemon.ports import LogBlocked
 from daemon.version import VERSION
 from events.catalogue import Option, UnloadRequested
-from events.limits import OLLAMA_KEEP_ALIVE_NS
 from statemachines.runner import RunnerState
 
 OLLAMA = "0.32.15"

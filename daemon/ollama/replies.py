@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
+from daemon.limits import OLLAMA_CALLS, OLLAMA_CALLS_CHARS, OLLAMA_ERROR_BYTES, OLLAMA_WHOLE_BYTES
 from daemon.ollama import heard, said
 from daemon.ollama.heard import NotUnderstood, Piece
 from daemon.ollama.said import MS, Called, CalledFunction, ChatLine, Figures, GenerateLine, Said
 from daemon.ollama.sse import Events, TooLong
 from daemon.ollama.wrong import INVALID_JSON
-from events.limits import OLLAMA_CALLS, OLLAMA_CALLS_CHARS, OLLAMA_ERROR_BYTES, OLLAMA_WHOLE_BYTES
 
 JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from events.limits import OLLAMA_EVENT_BYTES
+from daemon.limits import OLLAMA_EVENT_BYTES
 
 
 class TooLong(ValueError):

@@ -412,7 +412,7 @@ def test_what_was_pruned_is_a_mistake_of_usage(log: Path) -> None:
         (["show", "--json"], "--json comes before the command: runnerlog --json"),
         (["state", "--log", "x"], "--log comes before the command"),
         (["state", "--at", "9999"], "the log ends at event"),
-        (["verify", "red"], "unexpected extra argument"),
+        (["verify", "red"], "Path 'red' does not exist"),
     ],
 )
 def test_bad_usage_exits_2_and_says_what_is_right(log: Path, arguments: list[str], words: str) -> None:

@@ -163,6 +163,7 @@ class Chaos(Nature):
 FIRST_HAND = (
     c.RequestArrived, c.DaemonStarted, c.DaemonStopped, c.ConfigChanged, c.StopRequested, c.DeadlinePassed,
     c.LoadRequested, c.UnloadRequested, c.CancelRequested, c.PinRequested, c.ProfileRequested, c.LeaseResumed,
+    c.StateCarried,
 )  # fmt: skip
 """Facts that are not repeated by mistake."""
 

@@ -1,0 +1,136 @@
+"""`runnerlog prune` on the log of a stopped daemon, and the witness beside a log that was pruned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from daemon.recovery import fold_log
+from events.lock import hold_lock
+from events.reader import Reader
+from events.store import open_store
+from events.witness import TailLost, write_witness
+from statemachines.state import canonical
+from tests.integration.live import BIN
+from tests.integration.logs import vandal
+from tests.kept import KeptWorld
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log with five snapshots. It is not changed."""
+    path = tmp_path_factory.mktemp("kept") / "events.db"
+    KeptWorld(path, 9, 5)
+    return path
+
+
+@pytest.fixture
+def log(kept: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "events.db"
+    shutil.copy(kept, path)
+    return path
+
+
+def uptos(log: Path) -> list[int]:
+    """The events that there are snapshots of, the oldest first."""
+    with Reader(log) as reader:
+        return [snapshot.upto for snapshot in reader.snapshots()][::-1]
+
+
+def prune(log: Path, *arguments: object) -> tuple[int, dict[str, object], str]:
+    done = subprocess.run(
+        [BIN / "runnerlog", "--log", log, "--json", "prune", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def verified(*paths: Path) -> None:
+    done = subprocess.run(
+        [BIN / "runnerlog", "--json", "verify", *paths], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert all(json.loads(line)["ok"] for line in done.stdout.splitlines())
+
+
+def test_what_lies_before_a_moment_is_archived_and_goes(log: Path) -> None:
+    known, snapshots = canonical(fold_log(log).state), uptos(log)
+    code, told, _ = prune(log, "--before", snapshots[2] + 1)
+    assert (code, told["upto"], told["first"]) == (0, snapshots[2], 1)
+    with Reader(log) as reader:
+        assert reader.base.seq == snapshots[2] + 1
+    segments = sorted(Path(f"{log}.archive").iterdir())
+    assert len(segments) == 3
+    verified(log, *segments)
+    assert canonical(fold_log(log).state) == known
+    assert log.stat().st_size < told["freed_bytes"] * 20  # type: ignore[operator]  # a number
+
+
+def test_a_dry_run_changes_nothing(log: Path) -> None:
+    before = log.read_bytes()
+    code, told, _ = prune(log, "--before", uptos(log)[1] + 1, "--dry-run")
+    assert (code, told["upto"], told["freed_bytes"]) == (0, uptos(log)[1], 0)
+    assert log.read_bytes() == before
+    assert not Path(f"{log}.archive").exists()
+
+
+def test_all_but_the_last_snapshot_goes_where_little_is_to_be_kept(log: Path) -> None:
+    last = uptos(log)[-1]
+    code, told, _ = prune(log, "--keep", "1KiB", "--discard")
+    assert (code, told["upto"]) == (0, last)
+    assert not Path(f"{log}.archive").exists()
+    verified(log)
+    code, told, _ = prune(log, "--keep", "1s")
+    assert (code, told["upto"]) == (0, 0), "there is nothing more to prune"
+
+
+def test_a_log_that_a_daemon_has_is_not_pruned(log: Path) -> None:
+    with open(hold_lock(log), "rb"):
+        code, told, _ = prune(log, "--keep", "1KiB")
+    assert (code, told["ok"]) == (1, False)
+    assert "stop it first (runnerctl stop)" in str(told["error"])
+    with Reader(log) as reader:
+        assert reader.base.seq == 1
+
+
+def test_a_damaged_beginning_is_neither_archived_nor_pruned(log: Path) -> None:
+    connection = vandal(log)
+    connection.execute("UPDATE events SET at = at + 1 WHERE seq = 5")
+    connection.close()
+    for more in ((), ("--discard",)):
+        code, told, _ = prune(log, "--keep", "1KiB", *more)
+        assert (code, told["seq"]) == (1, 5)
+    with Reader(log) as reader:
+        assert reader.base.seq == 1
+    assert not list(Path(f"{log}.archive").glob("*"))
+
+
+def test_what_makes_no_sense_is_said(log: Path) -> None:
+    for arguments in ((), ("--keep", "7"), ("--keep", "much"), ("--keep", "1GiB", "--before", "1")):
+        assert prune(log, *arguments)[0] == 2
+    prune(log, "--keep", "1KiB")
+    segment = next(Path(f"{log}.archive").iterdir())
+    code, told, _ = prune(segment, "--keep", "1KiB")
+    assert (code, "is a segment" in str(told["error"])) == (1, True)
+
+
+async def test_the_witness_of_a_pruned_log(log: Path) -> None:
+    with Reader(log) as reader:
+        hashes = {record.seq: record.hash for record in reader.records()}
+    base = uptos(log)[2]
+    assert prune(log, "--before", base + 1)[0] == 0
+    for seq, hash in ((base - 1, b"\0" * 32), (base, hashes[base]), (base + 1, hashes[base + 1])):
+        write_witness(log, seq, hash)  # the first is of what is gone: nothing can be said of it
+        async with open_store(log) as store:
+            assert store.base.seq == base + 1
+    for seq, hash in ((base, b"\0" * 32), (base + 1, b"\0" * 32), (10**6, b"\0" * 32)):
+        write_witness(log, seq, hash)
+        with pytest.raises(TailLost):
+            async with open_store(log):
+                pass

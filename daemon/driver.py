@@ -325,7 +325,8 @@ class Driver:
             ticket.tell(endings.ending(self.state, body, ticket.model, ticket.caller))
         request = self.state.requests.get(event.subject)
         if request is not None and request.slot and request.kind == c.LEASE:
-            self.submit(c.UpstreamEnded(request.id, request.runner, False, sent=ticket is not None))
+            told, over = ticket is not None, "the lease is over"
+            self.submit(c.UpstreamEnded(request.id, request.runner, False, sent=told, error=over))
 
     def _revoke(self, event: Event, body: c.LeaseRevoked) -> None:
         ticket = self._leases.get(body.request)

@@ -106,6 +106,8 @@ SIGNS = {
 def _upstream(s: str, p: Payload) -> str:
     if not p.get("sent", True):
         return f"{s} was not sent to {p['runner']}: it had ended"
+    if p.get("complete") and not p.get("status"):
+        return f"{s}: {p['runner']} has been let go of"
     whole = "answered" if p.get("complete") else f"broken off ({p.get('error') or 'ended early'})"
     return f"{s} {whole} by {p['runner']}: status {p.get('status', 0)}, {size(p.get('bytes_to_client', 0))}"
 

@@ -17,9 +17,8 @@ import trio
 from daemon.driver import Driver
 from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S, SETTLE_S
 from events import catalogue as c
-from events.catalogue import LEASE
 from events.limits import S
-from statemachines.state import State
+from statemachines.state import Request, State
 
 log = logging.getLogger("runnerd")
 
@@ -97,14 +96,18 @@ class Leaver:
 
 
 def served(state: State) -> int:
-    """Requests that a restart would cut. Leases outlive it."""
-    return sum(request.kind != LEASE for request in state.requests.values())
+    """How many requests a restart would cut. Leases it would not: they outlive the daemon, too."""
+    return len(_served(state))
 
 
 def patience_ns(state: State) -> int:
     """For how long a restart waits for those: the longest unloadTimeout of their models."""
-    views = [state.config.models.get(request.model) for request in state.requests.values()]
+    views = [state.config.models.get(request.model) for request in _served(state)]
     return max((view.unload_ns for view in views if view is not None), default=int(RESTART_DRAIN_S * S))
+
+
+def _served(state: State) -> list[Request]:
+    return [request for request in state.requests.values() if request.kind != c.LEASE]
 
 
 def _program() -> Sequence[str]:

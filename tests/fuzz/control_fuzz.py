@@ -27,6 +27,7 @@ from daemon.control import inbox
 from daemon.control.explaining import Explainer
 from daemon.control.server import ControlServer, listen
 from daemon.driver import Driver
+from daemon.leaving import Leaver
 from daemon.logs import Logs, Ring
 from daemon.ports import Address, Launch, Output
 from daemon.reload import Reloader
@@ -152,7 +153,9 @@ async def world(directory: Path) -> AsyncIterator[World]:
         driver.submit(c.ConfigChanged(config.view(b"key"), "start"))
         catalog = Catalog(config)
         reloader = Reloader(driver, catalog, b"key")
-        control = ControlServer(driver, catalog, reloader, Logs(Ring(), lambda: []))
+        control = ControlServer(
+            driver, catalog, reloader, Logs(Ring(), lambda: []), Leaver(driver, directory / "config.yaml")
+        )
         control._service.explainer = Quick()
         path = directory / "control.sock"
         with listen(path) as sock:

@@ -1,6 +1,6 @@
 """What the fuzzer of the control socket sends: calls by a grammar of right, odd and wrong parts.
 
-`Stop` is never asked for: it is the one call after which there is nothing left to ask.
+`Stop` and `Restart` are never asked for: after these calls there is nothing left to ask.
 """
 
 from __future__ import annotations

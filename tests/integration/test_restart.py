@@ -154,16 +154,15 @@ def test_a_connection_that_is_made_meanwhile_is_answered_by_the_next(tmp_path: P
     with daemon(tmp_path, TWO) as live:
         assert live.runnerctl("load", "red").returncode == 0
         asked = threading.Thread(target=lambda: live.runnerctl("restart"))
-        with live.stream("red", 40) as stream:
+        with live.stream("red", 100_000):
             asked.start()
             assert live.read_until("requests that run may end first: 1")
             late = http.client.HTTPConnection("127.0.0.1", live.port, timeout=PATIENCE_S)
             late.request("GET", "/health")
-            assert stream.read().endswith(b"data: [DONE]\n\n")
         assert late.getresponse().status == 200
         late.close()
         asked.join(PATIENCE_S)
-    assert live.tags().count("request.completed") == 1
+    assert live.tags().count("daemon.started") == 2
 
 
 def test_what_a_person_is_told() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from tests.systemd.box import PATIENCE_S, Box
-from tests.systemd.service import CONFIG, Service
+from tests.systemd.box import PATIENCE_S, ROOT, Box
+from tests.systemd.service import CONFIG, MARKED, Service
 
 
 def test_it_is_installed_as_the_readme_says(installed: Box) -> None:
@@ -210,3 +210,30 @@ def test_lines_can_be_found_by_what_they_are_about(service: Service) -> None:
     runner = next(line["RUNNERD_RUNNER"] for line in lines if "loads red" in line["MESSAGE"])
     assert all(line["RUNNERD_SEQ"].isdigit() for line in lines)
     assert len(service.journal(f"RUNNERD_RUNNER={runner}")) >= 3
+
+
+def test_for_one_person_without_root(installed: Box) -> None:
+    """As the README's last commands have it, but for the lingering, which is granted here."""
+    box = installed
+    box.shell("id ivy 2>/dev/null || useradd --create-home ivy; loginctl enable-linger ivy")
+    user = box.shell("id -u ivy").strip()
+    box.run("systemctl", "start", f"user@{user}")
+    home = "export XDG_RUNTIME_DIR=/run/user/$(id -u) HOME=/home/ivy; cd; ln -sfn /opt/runnerd runnerd"
+    config = "mkdir -p .config/runnerd; cat >.config/runnerd/config.yaml"
+    box.run("bash", "-euc", f"{home}; {config}", user="ivy", input=CONFIG)
+    block = (ROOT / "systemd/README.md").read_text("utf-8").split("```\n")[-2]
+    commands = "\n".join(line for line in block.splitlines() if not line.startswith("loginctl"))
+    assert "enable --now" in commands
+    box.run("bash", "-euc", f"{home}\n{commands}", user="ivy")
+
+    def ivy(*command: str) -> str:
+        return box.run("bash", "-euc", f"{home}; exec {' '.join(command)}", user="ivy").stdout
+
+    ivy("runnerd/.venv/bin/runnerctl load red")
+    [before] = map(json.loads, ivy("runnerd/.venv/bin/runnerctl --json ps").splitlines())
+    ivy("systemctl --user restart runnerd")
+    [after] = map(json.loads, ivy("runnerd/.venv/bin/runnerctl --json ps").splitlines())
+    assert (after["id"], after["pid"]) == (before["id"], before["pid"])
+    ivy("systemctl --user reload runnerd")
+    ivy("systemctl --user stop runnerd")
+    assert box.shell(f"{MARKED} || true") == ""

@@ -136,7 +136,7 @@ class Evidence:
             now = after["resident"][runner]
             assert now[:3] == (model, port, reserved) and set(now[3]) <= set(pids), (seq, now)
         for runner, due in before["keep_alive"].items():
-            if runner in alive:
+            if runner in alive and state.runners[runner].state is RunnerState.ready:  # else it lost a shard
                 assert state.deadlines.due.get(("keep_alive", runner)) == due, (seq, runner)
 
     def _every_request_ends_once(self) -> dict[str, Event]:

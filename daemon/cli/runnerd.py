@@ -148,24 +148,18 @@ def _serve(options: argparse.Namespace) -> int:
         return _end(*found)
     raise_open_files()
     try:
-        start = Options(
-            lazy=options.lazy,
-            memcheck=not options.no_memcheck,
-            ring=ring,
-            insecure=options.insecure_listen,
-        )
+        insecure, memcheck = options.insecure_listen, not options.no_memcheck
+        start = Options(lazy=options.lazy, memcheck=memcheck, ring=ring, insecure=insecure)
         trio.run(serve, config, places, start, doors, strict_exception_groups=True)
     except FAILURES as error:
         return _end(*explain(error, places))
     except BaseExceptionGroup as group:
-        for kind in (KeyboardInterrupt, *FAILURES):
-            matched = group.subgroup(kind)
-            if matched is not None:
-                leaf = _leaf(matched)
-                if isinstance(leaf, KeyboardInterrupt):
-                    raise leaf from None
-                return _end(*explain(leaf, places))
-        raise
+        leaf = _first(group, (KeyboardInterrupt, *FAILURES))
+        if leaf is None:
+            raise
+        if isinstance(leaf, KeyboardInterrupt):
+            raise leaf from None
+        return _end(*explain(leaf, places))
     if doors.kept:
         log.info("starting again in place")
         try:
@@ -176,10 +170,15 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _first(group: BaseExceptionGroup, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """The first of a group that is of one of the kinds, which are looked for in turn."""
+    for kind in kinds:
+        error: BaseException | None = group.subgroup(kind)
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is not None:
+            return error
+    return None
 
 
 def _say(words: str) -> None:

@@ -30,10 +30,16 @@ _REQUEST = "json_extract(payload, '$.request')"
 _RUNNER = "coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner'))"
 
 
-_OF_SUBJECT = (  # each line is what one of the indexes covers
-    "seq IN (SELECT seq FROM events WHERE subject = :subject"
-    f" UNION ALL SELECT seq FROM events WHERE {_REQUEST} = :subject AND {_REQUEST} <> subject"
-    f" UNION ALL SELECT seq FROM events WHERE {_RUNNER} = :subject AND {_RUNNER} <> subject)"
+_OF_SUBJECT = "seq IN ({})".format(  # each is what one of the indexes covers, and a page of it is enough
+    " UNION ALL ".join(
+        "SELECT seq FROM (SELECT seq FROM events"
+        f" WHERE seq > :after AND {condition} ORDER BY seq LIMIT {READ_PAGE_ROWS})"
+        for condition in (
+            "subject = :subject",
+            f"{_REQUEST} = :subject AND {_REQUEST} <> subject",
+            f"{_RUNNER} = :subject AND {_RUNNER} <> subject",
+        )
+    )
 )
 
 

@@ -90,7 +90,8 @@ def bind(path: Path, group: str = "") -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
     try:
-        os.chown(path, -1, gid)
+        if group:  # a confined daemon may not ask for it, not even for nothing
+            os.chown(path, -1, gid)
     except PermissionError:
         sock.close()
         path.unlink()

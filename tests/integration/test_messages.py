@@ -17,6 +17,7 @@ from daemon.cli import runnerd
 from daemon.cli.runnerd import parse_listen
 from daemon.cli.starting import explain, obstacle
 from daemon.driver import StepFailed
+from daemon.past import EventUnfoldable
 from daemon.service import Places, StopFailed
 from events.limits import SOCKET_PATH_BYTES
 from events.reader import ChainBroken
@@ -242,8 +243,8 @@ PLACES = Places(log=Path("/srv/log/events.db"), control=Path("/srv/run/c.sock"),
             3,
             "remove /srv/log/events.db.head, and go on with what",
         ),
-        (ChainBroken(5, "missing"), 3, "altered: the chain breaks at event 5: missing. Restore it"),
-        (Breach("a slot too many"), 3, "no runnerd has written it: a slot too many"),
+        (ChainBroken(5, "missing"), 3, "altered: the chain breaks at event 5: missing. It is left as it is"),
+        (EventUnfoldable(7, Breach("a slot too many")), 3, "event 7 cannot follow: a slot too many. It is"),
         (
             OSError(13, "Permission denied", "/srv/run"),
             1,

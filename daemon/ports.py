@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from daemon.config.filters import Filters
 from daemon.config.selectors import Profile
-from daemon.figures import Figures
 from daemon.gguf import Gguf
 from daemon.readiness import Unready
 from events.catalogue import Event, Fact, MemoryMeasured, Option, Process, RequestArrived, UpstreamEnded
 from events.envelope import Record
 from events.limits import HTTP_BODY_BYTES
 from statemachines.state import State
+
+if TYPE_CHECKING:  # the log's tools do not wait for the store
+    from daemon.figures import Figures
 
 
 class LogBlocked(Exception):

@@ -13,20 +13,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from daemon.cli.log_diff import diff
-from daemon.cli.log_export import export
-from daemon.cli.log_replay import replay
-from daemon.cli.log_stats import stats
-from daemon.cli.log_timeline import timeline
-from daemon.cli.log_waits import waits
-from daemon.cli.log_whatif import what_if
-from daemon.cli.log_why import why, why_not
+from daemon.cli.lazy import Commands
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
 from daemon.cli.select import fields_of, meant, selected
-from daemon.cli.upkeep import prune, salvage
 from daemon.past import nearest
 from daemon.version import VERSION
 from events.envelope import Record
@@ -42,7 +34,23 @@ RUNNER_STORY = (
 """The types that tell what became of the runners, without each request."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+ELSEWHERE = {
+    "diff": ("daemon.cli.log_diff", "diff"),
+    "export": ("daemon.cli.log_export", "export"),
+    "prune": ("daemon.cli.upkeep", "prune"),
+    "replay": ("daemon.cli.log_replay", "replay"),
+    "salvage": ("daemon.cli.upkeep", "salvage"),
+    "stats": ("daemon.cli.log_stats", "stats"),
+    "timeline": ("daemon.cli.log_timeline", "timeline"),
+    "waits": ("daemon.cli.log_waits", "waits"),
+    "what-if": ("daemon.cli.log_whatif", "what_if"),
+    "why": ("daemon.cli.log_why", "why"),
+    "why-not": ("daemon.cli.log_why", "why_not"),
+}
+"""Further commands, with where they are."""
+
+
+@click.group(cls=Commands, elsewhere=ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--log", "path", type=click.Path(path_type=Path), help="The log (default: the daemon's).")
 @as_json
 @click.version_option(VERSION, prog_name="runnerlog")
@@ -221,19 +229,6 @@ def _request_columns(t: int) -> list[Column]:
         Column("RUNNER", lambda q: q.runner, drop=1),
         Column("FROM", lambda q: q.caller, drop=2),
     ]
-
-
-cli.add_command(export)
-cli.add_command(timeline)
-cli.add_command(stats)
-cli.add_command(waits)
-cli.add_command(what_if)
-cli.add_command(why)
-cli.add_command(why_not)
-cli.add_command(diff)
-cli.add_command(replay)
-cli.add_command(prune)
-cli.add_command(salvage)
 
 
 def main() -> int:

@@ -24,6 +24,9 @@ from events.limits import FOLLOW_S, LOCK_S, READ_PAGE_ROWS
 from events.segment import Damaged, is_segment, unpack
 from events.upcast import type_of
 
+MAX_SEQ = 2**62
+"""More than any log will hold."""
+
 COLUMNS = "seq, at, t, type, version, cause, subject, payload, hash"
 
 _REQUEST = "json_extract(payload, '$.request')"
@@ -186,6 +189,16 @@ class Reader:
         """The last event, now."""
         return read_head(self._connection, self.base)
 
+    def _end(self) -> int:
+        """The number of the last event; of a file that was cut, where that cannot be found, one that none
+        exceeds."""
+        try:
+            return self.head().seq
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            return MAX_SEQ
+
     def records(self, after: int = 0, upto: int | None = None) -> Iterator[Record]:
         """The events after number `after`, up to number `upto` (None: to the head as it is now).
 
@@ -194,7 +207,7 @@ class Reader:
         """
         if 0 < after < self.base.seq - 1:
             raise CursorPruned(f"the log begins at event {self.base.seq}")
-        last = self.head().seq if upto is None else upto
+        last = self._end() if upto is None else upto
         return self._records(max(after, self.base.seq - 1), last)
 
     def _records(self, after: int, last: int) -> Iterator[Record]:
@@ -241,7 +254,7 @@ class Reader:
     def snapshots(self, upto: int | None = None) -> Iterator[Snapshot]:
         """The whole snapshots of states at or before event `upto` (None: all), the newest first. Raises
         EventUnreadable."""
-        for record, piece in self._pieces_below(self.head().seq + 1):
+        for record, piece in self._pieces_below(self._end() + 1):
             if piece.part == piece.parts and (upto is None or piece.upto <= upto):
                 yield Snapshot(piece.upto, bytes.fromhex(piece.hash), record.seq)
 
@@ -257,10 +270,19 @@ class Reader:
         raise EventUnreadable(snapshot.seq, "the snapshot that ends here lacks a part")
 
     def _pieces_below(self, seq: int) -> Iterator[tuple[Record, StateCarried]]:
-        """The parts of snapshots before an event, the last one first, each in a transaction of its own."""
+        """The parts of snapshots before an event, the last one first, each in a transaction of its own. Of a
+        file that was cut, those that can be found."""
         sql = f"{_PIECES} AND seq < ? ORDER BY seq DESC LIMIT 1"
         about = (StateCarried.about, type_of(StateCarried))
-        while row := self._connection.execute(sql, (*about, seq)).fetchone():
+        while True:
+            try:
+                row = self._connection.execute(sql, (*about, seq)).fetchone()
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                return
+            if row is None:
+                return
             record = Record(*row)
             body = decode(record).body
             assert isinstance(body, StateCarried)
@@ -319,7 +341,7 @@ class Reader:
         if lowest is not None and lowest < base.seq:
             raise ChainBroken(lowest, f"it lies before the log's base, {base.seq}")
         self.check_base()
-        count = verify(self._connection, base.seq - 1, base.hash, self.head().seq)
+        count = verify(self._connection, base.seq - 1, base.hash, self._end())
         if self._damage is not None:
             raise self._damage
         return count
@@ -382,6 +404,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=LOCK_S)
+    connection.execute("PRAGMA writable_schema=on")  # or SQLite would read nothing of a file that was cut
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:

@@ -18,7 +18,7 @@ from daemon.explain.memory import Device
 from daemon.explain.words import count, listed
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})  # -1h is a moment
 @click.argument("a", type=Moment())
 @click.argument("b", type=Moment())
 @click.pass_obj

@@ -47,6 +47,8 @@ def timeline(
     wanted = [path for path in (html, perfetto) if path is not None]
     if not wanted:
         raise click.UsageError("say where to: --html FILE or --perfetto FILE")
+    if html is not None and html == perfetto:
+        raise click.UsageError("--html and --perfetto are two files")
     with settings.open() as reader:
         line = record(settings, reader, *between(reader, since, until), frozenset(models) or None)
         _check_models(line, models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,10 @@ class Settings:
             except CursorPruned as error:
                 raise click.UsageError(f"{error}: begin there") from None
             except (LogError, sqlite3.Error, Divergence) as error:
-                failing(self.output, seq=getattr(error, "seq", 0), error=str(error))
+                seq, advice = getattr(error, "seq", 0), ""
+                if seq and not reader.begin:
+                    advice = f"; runnerlog salvage {shlex.quote(str(self.path))} NEW keeps what is before it"
+                failing(self.output, seq=seq, error=str(error), advice=advice)
 
     def fold(self, reader: Reader, upto: int | None = None) -> State:
         """The state after event `upto` (None: the last). Exits with 1 where the log cannot be folded."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from daemon.cli.output import day_and_time
-from events.reader import Reader
+from events.reader import CursorPruned, Reader
 
 NS = 1_000_000_000
 UNITS_S = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
@@ -97,8 +97,12 @@ def _ns(at: datetime | None) -> int | None:
 def last_by(reader: Reader, moment: int | Past) -> int:
     """The number of the last event up to a moment; 0 where there was none yet. Raises BadParameter for a
     number that the log has not come to."""
+    first = reader.base.seq
+    found = reader.last_at(moment.at_ns) if isinstance(moment, Past) else moment
+    if found < first - 1:
+        raise CursorPruned(f"the log begins with event {first}, and what was before has been pruned")
     if isinstance(moment, Past):
-        return reader.last_at(moment.at_ns)
+        return found
     head = reader.head().seq
     if moment > head:
         raise click.BadParameter(f"the log ends at event {head}")

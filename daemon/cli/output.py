@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import click
@@ -64,6 +65,11 @@ class Output:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(EXIT_PIPE) from None
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            program = os.path.basename(sys.argv[0])
+            click.echo(f"{program}: cannot write what it prints: {error.strerror}", err=True)
+            raise SystemExit(EXIT_FAILED) from None
 
     def text(self, text: str, *, style: str = "", dim: bool = False) -> None:
         """A line for a person. `style` is rich's (`red`, `bold green`)."""
@@ -195,12 +201,12 @@ def memory(sizes: Mapping[str, int], unknown: str = "unknown") -> str:
     return ", ".join(named) or unknown
 
 
-def failing(output: Output, *, seq: int, error: str) -> NoReturn:
-    """Say what is wrong, and where, and exit with 1."""
+def failing(output: Output, *, seq: int, error: str, advice: str = "") -> NoReturn:
+    """Say what is wrong, and where, and what a person can do about it; exit with 1."""
     if output.machine:
         output.line({"ok": False, "seq": seq, "error": error})
     else:
-        output.text(error, style="bold red")
+        output.text(error + advice, style="bold red")
     raise SystemExit(EXIT_FAILED)
 
 
@@ -211,6 +217,10 @@ as_json = click.option(
     help="Stable JSON lines, or what a person reads (default: by whether there is a terminal).",
 )
 """The option of runnerctl and runnerlog."""
+
+
+ANY_PATH = click.Path(path_type=Path, readable=False)
+"""A path that is looked at when it is used: what is wrong with it is then told in our words."""
 
 
 class Number(click.IntRange):

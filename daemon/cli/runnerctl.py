@@ -14,7 +14,7 @@ import msgspec
 
 from daemon.cli.describe import named, printable
 from daemon.cli.lease import lease, pairs
-from daemon.cli.output import Column, Number, Output, age, as_json, duration, memory, run, size
+from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, duration, memory, run, size
 from daemon.cli.restart import restart_daemon, words
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE
 from daemon.control.client import ADVICE, CallFailed, Client, Unreachable
@@ -86,7 +86,7 @@ class Program(click.Group):
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--socket", "path", type=click.Path(path_type=Path), help="The daemon's control socket.")
+@click.option("--socket", "path", type=ANY_PATH, help="The daemon's control socket.")
 @as_json
 @click.version_option(VERSION, prog_name="runnerctl")
 @click.pass_context

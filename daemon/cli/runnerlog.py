@@ -16,7 +16,7 @@ import msgspec
 from daemon.cli.lazy import Commands
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
-from daemon.cli.output import Column, Number, Output, age, as_json, failing, memory, run
+from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
 from daemon.cli.select import fields_of, meant, selected
 from daemon.past import nearest
@@ -51,7 +51,7 @@ ELSEWHERE = {
 
 
 @click.group(cls=Commands, elsewhere=ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--log", "path", type=click.Path(path_type=Path), help="The log (default: the daemon's).")
+@click.option("--log", "path", type=ANY_PATH, help="The log (default: the daemon's).")
 @as_json
 @click.version_option(VERSION, prog_name="runnerlog")
 @click.pass_context
@@ -125,7 +125,9 @@ def show(
             _print_event(settings.output, record)
             shown += 1
         if not shown and not settings.output.machine:
-            words = f"no such event among the {_count(reader.head().seq, 'event')} of the log"
+            first = reader.base.seq
+            words = f"no such event among the {_count(reader.head().seq - first + 1, 'event')} of the log"
+            words += f", which begins with event {first}" if first > 1 else ""
             settings.output.text(words + meant(reader, subjects), dim=True)
 
 
@@ -192,7 +194,7 @@ def state(settings: Settings, at: int | Past | None) -> None:
 
 
 def _print_state(output: Output, folded: State) -> None:
-    runners, running = _count(len(folded.runners), "runner"), len(folded.requests) - folded.queued
+    runners, running = _count(len(folded.runners), "runner"), _running(folded)
     output.text(f"after event {folded.seq}: {runners}, {folded.queued} queued, {running} running")
     for columns, rows in (
         (_runner_columns(folded.t), list(folded.runners.values())),
@@ -201,6 +203,10 @@ def _print_state(output: Output, folded: State) -> None:
         if rows:
             output.text("")
         output.table(columns, rows)
+
+
+def _running(folded: State) -> int:
+    return sum(request.state is RequestState.dispatched for request in folded.requests.values())
 
 
 def _count(number: int, noun: str) -> str:

@@ -65,11 +65,11 @@ def selected(
 
 def meant(reader: Reader, subjects: tuple[str, ...]) -> str:
     """Words about the model that somebody may have meant who names another; "" where there is none."""
-    near = [name for subject in subjects for name in nearest(subject, _models(reader), 1)]
+    near = [name for subject in subjects for name in nearest(subject, models(reader), 1)]
     return f"; did you mean {near[0]}?" if near and near[0] not in subjects else ""
 
 
-def _models(reader: Reader) -> set[str]:
+def models(reader: Reader) -> set[str]:
     """Every model that a log speaks of."""
     names = set()
     for record in reader.records():

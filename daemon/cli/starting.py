@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sqlite3
 from pathlib import Path
 
@@ -51,9 +52,25 @@ def obstacle(places: Places, *, given: bool = False) -> Ending | None:
         return EXIT_USAGE, reason
     if os.path.exists(control) and not control.is_socket():
         return EXIT_REFUSED, f"{control} is no socket, and is left alone. {ANOTHER_SOCKET}"
+    if _answers(control):
+        words = f"another daemon listens on {control}"
+        return EXIT_REFUSED, f"cannot open the control socket: {words}. {ANOTHER_SOCKET}"
     if reason := _unwritable(control.parent):
         return EXIT_REFUSED, f"cannot make the control socket {control}: {reason}. {ANOTHER_SOCKET}"
     return None
+
+
+def _answers(control: Path) -> bool:
+    """Whether somebody listens on a control socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(control))
+        except BlockingIOError:  # a full backlog is somebody's, too
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _no_group(group: str) -> str:

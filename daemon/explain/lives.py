@@ -149,6 +149,8 @@ class Lives(Watch):
     # --- who waited, and for what ------------------------------------------------------------------------
 
     def _waits(self, h: Happening, state: State) -> None:
+        if h.seq <= self.begin:  # of somebody who waited for the same before, and went
+            return
         before = self._turns.get(h.body.demand, ())
         if len(before) < TURNS_KEPT and (not before or other_wait(before[-1].event.body, h.body)):
             self._turns[h.body.demand] = (*before, turn_of(h, state))

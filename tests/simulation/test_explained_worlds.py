@@ -73,7 +73,7 @@ def test_a_world_is_explained(seed: int, tmp_path: Path, monkeypatch: pytest.Mon
     assert len(told) > 3
 
 
-@pytest.mark.parametrize("seed", [21, 30, 41])
+@pytest.mark.parametrize("seed", [21, 41, 43])
 def test_a_pruned_log_tells_what_it_still_has(seed: int, tmp_path: Path) -> None:
     path = tmp_path / "events.db"
     events = KeptWorld(path, seed, snapshots=3).log

@@ -121,9 +121,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     seq: int
 
 
-_PIECES = (  # events_subject finds them
-    f"SELECT {COLUMNS} FROM events WHERE subject = ? AND type = ?"
+_PIECE_BELOW = (  # events_subject finds it
+    "SELECT seq FROM events WHERE subject = ? AND type = ? AND seq < ? ORDER BY seq DESC LIMIT 1"
 )
+_PIECE = f"SELECT {COLUMNS} FROM events WHERE seq = ?"
 
 
 def hash_of(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
@@ -239,8 +240,8 @@ class Reader:
             time.sleep(FOLLOW_S)
 
     def snapshots(self, upto: int | None = None) -> Iterator[Snapshot]:
-        """The whole snapshots of states at or before event `upto` (None: all), the newest first. Raises
-        EventUnreadable."""
+        """The whole snapshots of states at or before event `upto` (None: all), the newest first. One whose
+        last part cannot be read is none: who reads on to there finds the damage."""
         for record, piece in self._pieces_below(self.head().seq + 1):
             if piece.part == piece.parts and (upto is None or piece.upto <= upto):
                 yield Snapshot(piece.upto, bytes.fromhex(piece.hash), record.seq)
@@ -257,15 +258,22 @@ class Reader:
         raise EventUnreadable(snapshot.seq, "the snapshot that ends here lacks a part")
 
     def _pieces_below(self, seq: int) -> Iterator[tuple[Record, StateCarried]]:
-        """The parts of snapshots before an event, the last one first, each in a transaction of its own."""
-        sql = f"{_PIECES} AND seq < ? ORDER BY seq DESC LIMIT 1"
+        """The parts of snapshots before an event that can be read, the last one first, each in a transaction
+        of its own."""
         about = (StateCarried.about, type_of(StateCarried))
-        while row := self._connection.execute(sql, (*about, seq)).fetchone():
-            record = Record(*row)
-            body = decode(record).body
+        while row := self._connection.execute(_PIECE_BELOW, (*about, seq)).fetchone():
+            (seq,) = row
+            try:
+                record = Record(*self._connection.execute(_PIECE, (seq,)).fetchone() or ())
+                body = decode(record).body
+            except (EventUnreadable, TypeError):  # TypeError: an index knows of more than is there
+                continue
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                continue
             assert isinstance(body, StateCarried)
             yield record, body
-            seq = record.seq
 
     def hash_of(self, seq: int) -> bytes:
         """The stored hash of an event. Raises ChainBroken where it is missing."""

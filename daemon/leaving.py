@@ -52,12 +52,14 @@ class Leaver:
         return self._asked.is_set()
 
     def ask(self, by: str, *, again: bool = False, now: bool = False) -> None:
-        """Leave; at once if it is to be `now`, or has been asked for before."""
+        """Leave; at once if it is to be `now`, or has been asked for before. In place only if nobody asks for
+        anything else: systemd waits for the end of the process."""
+        self.again = again and (self.again or not self.leaving)
         if now or self.leaving:
             self._now = True
             self._patience.cancel()
         if not self.leaving:
-            self._by, self.again = by, again
+            self._by = by
             self.due_t = self._driver.now() + patience_ns(self._driver.state)
             self._asked.set()
 
@@ -72,7 +74,7 @@ class Leaver:
         waiting = served(driver.state)
         if waiting:
             log.info("requests that run may end first: %d", waiting)
-        with trio.move_on_after((self.due_t - driver.now()) / S) as self._patience:
+        with trio.move_on_after(max(0, self.due_t - driver.now()) / S) as self._patience:
             await driver.until(self._over)
         if driver.state.stopping:  # something else has been asked for meanwhile
             self.again = False

@@ -18,6 +18,8 @@ from daemon.driver import Driver
 from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S, SETTLE_S
 from events import catalogue as c
 from events.limits import S
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
 from statemachines.state import Request, State
 
 log = logging.getLogger("runnerd")
@@ -98,7 +100,8 @@ class Leaver:
 
 
 def served(state: State) -> int:
-    """How many requests a restart would cut. Leases it would not: they outlive the daemon, too."""
+    """How many requests a restart would cut. Leases it would not, but for those that are waited for, or whose
+    runner is on its way out: the others outlive the daemon, too."""
     return len(_served(state))
 
 
@@ -109,7 +112,15 @@ def patience_ns(state: State) -> int:
 
 
 def _served(state: State) -> list[Request]:
-    return [request for request in state.requests.values() if request.kind != c.LEASE]
+    requests = state.requests.values()
+    return [request for request in requests if request.kind != c.LEASE or _is_cut(state, request)]
+
+
+def _is_cut(state: State, lease: Request) -> bool:
+    """Whether a lease ends with the daemon: a start stops what drains, whatever its holder was promised."""
+    if lease.state is RequestState.dispatched:
+        return state.runners[lease.runner].state is not RunnerState.ready
+    return lease.state is RequestState.queued
 
 
 def _program() -> Sequence[str]:

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from daemon.control.server import bind
 from daemon.limits import CONTROL_CONNECTIONS, HANDED_DOWN
+from daemon.processes.gate import lower_open_files
 from events.limits import HTTP_BACKLOG
 
 FIRST = 3
@@ -28,6 +29,8 @@ FIRST = 3
 KEPT = ".kept"
 NAMES = ("http", "control", f"http{KEPT}", f"control{KEPT}")
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+AGAIN = "RUNNERD_AGAIN"
+"""The process in which a program has started the next one."""
 
 
 class DoorError(ValueError):
@@ -45,6 +48,8 @@ class Doors:
         """How those were called that were handed down, by descriptor."""
         self.kept = False
         """The next program in this process takes them over."""
+        self.again = False
+        """A program before this one in this process has handed them down: clients wait already."""
 
     def __enter__(self) -> Doors:
         return self
@@ -124,13 +129,14 @@ class Doors:
         copies = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, beyond) for sock, _ in named]
         for place, copy in enumerate(copies, FIRST):
             os.dup2(copy, place, inheritable=True)
-        names = ":".join(name for _, name in named)
-        return dict(zip(VARIABLES, (str(os.getpid()), str(len(named)), names), strict=True))
+        names, own = ":".join(name for _, name in named), str(os.getpid())
+        return {**dict(zip(VARIABLES, (own, str(len(named)), names), strict=True)), AGAIN: own}
 
 
 def take(environ: dict[str, str] | os._Environ[str]) -> Doors:
     """What was handed down to this process, which then is in its environment no more. Raises DoorError."""
     doors = Doors()
+    doors.again = environ.pop(AGAIN, "") == str(os.getpid())
     found = {name: environ.pop(name, "") for name in VARIABLES}
     if found["LISTEN_PID"] != str(os.getpid()):
         return doors  # it was meant for another process
@@ -155,6 +161,7 @@ def start_again(doors: Doors) -> NoReturn:
     environ = {**os.environ, **doors.hand_down()}
     sys.stdout.flush()
     sys.stderr.flush()
+    lower_open_files()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
 
 

@@ -104,7 +104,14 @@ class JournalHandler(logging.Handler):
         self._socket.connect(path)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record. What the journal does not take goes to standard error, its priority in front."""
+        """Send a record. What the journal does not take goes to standard error, its priority in front; what
+        that does not take either is lost: who logs something is not to fail for it."""
+        try:
+            self._send(record)
+        except Exception:
+            self.handleError(record)
+
+    def _send(self, record: logging.LogRecord) -> None:
         message = self.format(record)
         priority = next((p for level, p in LEVEL_TO_PRIORITY if record.levelno >= level), 7)
         fields = {"MESSAGE": message, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "runnerd"}

@@ -18,6 +18,8 @@ from daemon.driver import Driver
 from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S, SETTLE_S
 from events import catalogue as c
 from events.limits import S
+from statemachines.request import RequestState
+from statemachines.runner import RunnerState
 from statemachines.state import Request, State
 
 log = logging.getLogger("runnerd")
@@ -52,12 +54,14 @@ class Leaver:
         return self._asked.is_set()
 
     def ask(self, by: str, *, again: bool = False, now: bool = False) -> None:
-        """Leave; at once if it is to be `now`, or has been asked for before."""
+        """Leave; at once if it is to be `now`, or has been asked for before. In place only if nobody asks for
+        anything else: systemd waits for the end of the process."""
+        self.again = again and (self.again or not self.leaving)
         if now or self.leaving:
             self._now = True
             self._patience.cancel()
         if not self.leaving:
-            self._by, self.again = by, again
+            self._by = by
             self.due_t = self._driver.now() + patience_ns(self._driver.state)
             self._asked.set()
 
@@ -72,7 +76,7 @@ class Leaver:
         waiting = served(driver.state)
         if waiting:
             log.info("requests that run may end first: %d", waiting)
-        with trio.move_on_after((self.due_t - driver.now()) / S) as self._patience:
+        with trio.move_on_after(max(0, self.due_t - driver.now()) / S) as self._patience:
             await driver.until(self._over)
         if driver.state.stopping:  # something else has been asked for meanwhile
             self.again = False
@@ -96,7 +100,8 @@ class Leaver:
 
 
 def served(state: State) -> int:
-    """How many requests a restart would cut. Leases it would not: they outlive the daemon, too."""
+    """How many requests a restart would cut. Leases it would not, but for those that are waited for, or whose
+    runner is on its way out: the others outlive the daemon, too."""
     return len(_served(state))
 
 
@@ -107,7 +112,15 @@ def patience_ns(state: State) -> int:
 
 
 def _served(state: State) -> list[Request]:
-    return [request for request in state.requests.values() if request.kind != c.LEASE]
+    requests = state.requests.values()
+    return [request for request in requests if request.kind != c.LEASE or _is_cut(state, request)]
+
+
+def _is_cut(state: State, lease: Request) -> bool:
+    """Whether a lease ends with the daemon: a start stops what drains, whatever its holder was promised."""
+    if lease.state is RequestState.dispatched:
+        return state.runners[lease.runner].state is not RunnerState.ready
+    return lease.state is RequestState.queued
 
 
 def _program() -> Sequence[str]:

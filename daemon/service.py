@@ -163,10 +163,18 @@ class _Run:
 
     async def _until_stopped(self, scope: trio.CancelScope, doors: Doors) -> None:
         """Wait for a requested stop to be done, log the last fact, and end the rest."""
+        state = self._driver.state
+        while await self._stop() and state.stopping != "leave":
+            log.info("the runners are not left after all")  # another stop came while the last fact was told
+        doors.kept = self._leaver.again and state.stopping == "leave"
+        scope.cancel()
+
+    async def _stop(self) -> bool:
+        """What is said above, once. Returns whether the runners are left."""
         driver = self._driver
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_up, driver)
-            await stop_done(driver)
+            left = await stop_done(driver)
             reach("stop.done")
             driver.submit(c.DaemonStopped())
             await driver.durable(driver.state.seq)
@@ -175,8 +183,7 @@ class _Run:
         if self._control is not None:
             with trio.move_on_after(WATCHERS_S):
                 await self._control.all_told(driver.state.seq)
-        doors.kept = self._leaver.again
-        scope.cancel()
+        return left
 
     async def _load_and_open(self, doors: Doors, nursery: trio.Nursery, pulse: Pulse) -> None:
         """Preload, then let clients in, until it is stopped; or behind their backs, if it is to be lazy."""
@@ -255,7 +262,7 @@ async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received:
             reloader.ask("SIGHUP")
             continue
         again = driver.state.stopping in ("drain", "now")
-        if number == signal.SIGTERM and not again and await unit.restarts():
+        if number == signal.SIGTERM and not again and await _restarts(leaver):
             log.info("SIGTERM: systemd restarts the daemon; the runners stay")
             leaver.ask("SIGTERM, to restart")
             continue
@@ -263,6 +270,17 @@ async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received:
         name = signal.Signals(number).name
         log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
         driver.submit(c.StopRequested(how, name))
+
+
+async def _restarts(leaver: Leaver) -> bool:
+    """Whether a SIGTERM is systemd's, to restart the daemon. One that comes too late, because the program
+    starts again in place meanwhile, is for the next one."""
+    try:
+        return await unit.restarts()
+    except trio.Cancelled:
+        if leaver.again:
+            signal.raise_signal(signal.SIGTERM)
+        raise
 
 
 async def _heard(received: AsyncIterator[int], mortal: bool) -> AsyncIterator[int]:
@@ -296,13 +314,15 @@ def _all_gone(state: State) -> bool:
     return not state.requests and all(runner.stuck for runner in state.runners.values())
 
 
-async def stop_done(driver: Driver) -> None:
-    """Wait until a stop has been asked for, and everything has ended that is to."""
+async def stop_done(driver: Driver) -> bool:
+    """Wait until a stop has been asked for, and everything has ended that is to. Returns whether that is
+    nothing: the runners are left."""
     await driver.until(lambda: bool(driver.state.stopping))
     reach("stop.before")
     await driver.durable(driver.state.seq)
     leave = driver.state.stopping == "leave"
     await driver.until(lambda: leave or _all_gone(driver.state))
+    return leave
 
 
 async def give_up(driver: Driver) -> None:

@@ -124,9 +124,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     seq: int
 
 
-_PIECES = (  # events_subject finds them
-    f"SELECT {COLUMNS} FROM events WHERE subject = ? AND type = ?"
+_PIECE_BELOW = (  # events_subject finds it
+    "SELECT seq FROM events WHERE subject = ? AND type = ? AND seq < ? ORDER BY seq DESC LIMIT 1"
 )
+_PIECE = f"SELECT {COLUMNS} FROM events WHERE seq = ?"
 
 
 def hash_of(connection: sqlite3.Connection, base: Base, seq: int) -> bytes:
@@ -252,8 +253,8 @@ class Reader:
             time.sleep(FOLLOW_S)
 
     def snapshots(self, upto: int | None = None) -> Iterator[Snapshot]:
-        """The whole snapshots of states at or before event `upto` (None: all), the newest first. Raises
-        EventUnreadable."""
+        """The whole snapshots of states at or before event `upto` (None: all), the newest first. One whose
+        last part cannot be read is none: who reads on to there finds the damage."""
         for record, piece in self._pieces_below(self._end() + 1):
             if piece.part == piece.parts and (upto is None or piece.upto <= upto):
                 yield Snapshot(piece.upto, bytes.fromhex(piece.hash), record.seq)
@@ -270,24 +271,33 @@ class Reader:
         raise EventUnreadable(snapshot.seq, "the snapshot that ends here lacks a part")
 
     def _pieces_below(self, seq: int) -> Iterator[tuple[Record, StateCarried]]:
-        """The parts of snapshots before an event, the last one first, each in a transaction of its own. Of a
-        file that was cut, those that can be found."""
-        sql = f"{_PIECES} AND seq < ? ORDER BY seq DESC LIMIT 1"
+        """The parts of snapshots before an event that can be read, the last one first, each in a transaction
+        of its own."""
         about = (StateCarried.about, type_of(StateCarried))
-        while True:
+        while (found := self._piece_below((*about, seq))) is not None:
+            seq = found
             try:
-                row = self._connection.execute(sql, (*about, seq)).fetchone()
+                record = Record(*self._connection.execute(_PIECE, (seq,)).fetchone() or ())
+                body = decode(record).body
+            except (EventUnreadable, TypeError):  # TypeError: an index knows of more than is there
+                continue
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
-                return
-            if row is None:
-                return
-            record = Record(*row)
-            body = decode(record).body
+                continue
             assert isinstance(body, StateCarried)
             yield record, body
-            seq = record.seq
+
+    def _piece_below(self, place: tuple[str, str, int]) -> int | None:
+        """The number of the last part of a snapshot before a place; None where there is none, or, in a file
+        that was cut, none can be found."""
+        try:
+            row = self._connection.execute(_PIECE_BELOW, place).fetchone()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            return None
+        return row and int(row[0])
 
     def hash_of(self, seq: int) -> bytes:
         """The stored hash of an event. Raises ChainBroken where it is missing."""

@@ -281,8 +281,8 @@ class EventStore:
                 return [Record(*row) for row in connection.execute(page)]
 
         found = cast("list[Record]", await greenlet_spawn(query))
-        if after < self.base.seq - 1:  # pruned meanwhile
-            raise CursorPruned(f"the log begins at event {self.base.seq}")
+        if found and found[0].seq != after + 1:  # pruned meanwhile, of which we may not have heard yet
+            raise CursorPruned(f"the log begins at event {found[0].seq}")
         return found
 
     async def prune(self, upto: int, hash: bytes) -> None:

@@ -144,12 +144,12 @@ def _serve(options: argparse.Namespace) -> int:
         port=port,
         group=config.control_group,
     )
-    if (found := obstacle(places, given=doors.control_path is not None)) is not None:
+    if (found := obstacle(places, given=doors.control_path is not None, again=doors.again)) is not None:
         return _end(*found)
     raise_open_files()
     try:
-        insecure, memcheck = options.insecure_listen, not options.no_memcheck
-        start = Options(lazy=options.lazy, memcheck=memcheck, ring=ring, insecure=insecure)
+        lazy, memcheck = options.lazy or doors.again, not options.no_memcheck  # again: clients wait already
+        start = Options(lazy=lazy, memcheck=memcheck, ring=ring, insecure=options.insecure_listen)
         trio.run(serve, config, places, start, doors, strict_exception_groups=True)
     except FAILURES as error:
         return _end(*explain(error, places))

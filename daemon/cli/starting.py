@@ -35,9 +35,10 @@ Ending = tuple[int, str]
 """An exit code, and what to tell the person at the keyboard."""
 
 
-def obstacle(places: Places, *, given: bool = False) -> Ending | None:
+def obstacle(places: Places, *, given: bool = False, again: bool = False) -> Ending | None:
     """What can be seen to be in the way of a daemon before anything is opened. What changes after this look
-    is found when it is opened, too. `given`: the control socket is there, and somebody else's."""
+    is found when it is opened, too. `given`: the control socket is there, and somebody else's;
+    `again`: the one that answers may be our own."""
     log, control = places.log, places.control
     if os.path.isdir(log):
         return EXIT_UNREACHABLE, f"the log cannot be {log}: that is a directory. {ANOTHER_LOG}"
@@ -52,7 +53,7 @@ def obstacle(places: Places, *, given: bool = False) -> Ending | None:
         return EXIT_USAGE, reason
     if os.path.exists(control) and not control.is_socket():
         return EXIT_REFUSED, f"{control} is no socket, and is left alone. {ANOTHER_SOCKET}"
-    if _answers(control):
+    if not again and _answers(control):
         words = f"another daemon listens on {control}"
         return EXIT_REFUSED, f"cannot open the control socket: {words}. {ANOTHER_SOCKET}"
     if reason := _unwritable(control.parent):

@@ -65,6 +65,11 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES[1], _OPEN_FILES[1]))
 
 
+def lower_open_files() -> None:
+    """As it was, for the next program in this process, which then knows what its runners are to get."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+
+
 def _reset_oom(pid: int) -> None:
     """The daemon may be protected from the out-of-memory killer; its runners are not."""
     with suppress(OSError, ValueError):

@@ -156,6 +156,29 @@ def test_bytes_that_are_no_text_are_found(log: Path, events: list[Event]) -> Non
     salvaged(log, events, seq)
 
 
+DAMAGE = {
+    "no JSON": "payload = substr(payload, 1, 100) || char(1) || substr(payload, 102)",
+    "no UTF-8": "payload = CAST(CAST(substr(payload, 1, 9) AS BLOB) || x'ff' || substr(payload, 11) AS TEXT)",
+    "a number that is none": "at = -1",
+}
+
+
+@pytest.mark.parametrize("which", range(SNAPSHOTS))
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_snapshot_costs_what_comes_after_it(
+    log: Path, events: list[Event], kind: str, which: int
+) -> None:
+    """A salvage reads on to it, though it goes by no snapshot; a start says what is to be done."""
+    with Reader(log) as reader:
+        seq = [snapshot.seq for snapshot in reader.snapshots()][which]
+    edit(log, f"UPDATE events SET {DAMAGE[kind]} WHERE seq = ?", seq)
+    assert found_by_verify(log) == seq
+    if which == 0:
+        with pytest.raises((ChainBroken, EventUnreadable)):
+            fold_log(log)
+    salvaged(log, events, seq)
+
+
 @pytest.mark.parametrize("place", ["first", "middle", "in a step", "the one before the last"])
 def test_a_missing_event_is_found(log: Path, events: list[Event], place: str) -> None:
     seqs = {"first": 1, "middle": len(events) // 2, "the one before the last": len(events) - 1}

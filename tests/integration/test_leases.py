@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,19 @@ def test_the_example(live: Live) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2
     assert "red: held" in done.stderr
+
+
+def test_a_restart_keeps_the_promise_that_was_given_with_a_notice(live: Live) -> None:
+    """A start stops what drains: who was told when he must have let go is waited for until then."""
+    with Holder(live) as holder:
+        lease = holder.acquire(model="red")
+        live.config.write_text(live.config.read_text().replace("  red:", "  green:"))
+        assert live.runnerctl("reload").returncode == 0
+        assert holder.told()["state"] == "revoked"
+        restart = threading.Thread(target=lambda: live.runnerctl("restart"))
+        restart.start()
+        assert live.read_until("requests that run may end first: 1")
+        assert chat_at(lease["url"]) == 200
+    restart.join(PATIENCE_S)
+    assert over(live, holder.request)[-1] == "request.completed"
+    assert live.tags().count("daemon.started") == 2

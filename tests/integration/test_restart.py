@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import resource
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -172,3 +174,45 @@ def test_what_a_person_is_told() -> None:
     assert words(done) == (
         "runnerd 0.1.0 -> 0.2.0, 2 of 3 runners adopted in 1.2 s; gone: r9 (runnerlog show r9 says why)"
     )
+
+
+def test_a_preload_that_fails_ends_nothing_that_is_served(tmp_path: Path) -> None:
+    """A first start ends then. Here clients wait in the sockets, and runners serve them."""
+    there = tmp_path / "there"
+    there.touch()
+    fragile = tmp_path / "fragile"
+    fragile.write_text(f"#!/bin/sh\ntest -e {there} && exec {ngram().replace('${PORT}', '$1')}\n")
+    fragile.chmod(0o755)
+    green = f'  green: {{cmd: "{fragile} ${{PORT}}", memory: 10MiB}}\n'
+    with daemon(tmp_path, f"hooks: {{on_startup: {{preload: [blue, green]}}}}\n{TWO}{green}") as live:
+        assert live.runnerctl("unload", "green").returncode == 0
+        there.unlink()
+        before = pids(live)
+        done = live.runnerctl("--json", "restart")
+        assert len(json.loads(done.stdout)["adopted"]) == 1, done.stdout + done.stderr
+        assert live.chat("blue")[0] == 200
+        assert pids(live) == before
+        assert live.read_until("preload: model 'green' failed to load")
+
+
+def test_a_runner_s_limit_of_open_files_is_what_it_was(tmp_path: Path) -> None:
+    """The daemon raises its own; a runner that uses select() must not have more than 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    live = Live(tmp_path, TWO)
+    live.wrapper = [sys.executable, "-c", LIMITED, str(hard)]
+    live.start()
+    try:
+        assert live.chat("blue")[0] == 200
+        assert live.runnerctl("restart").returncode == 0
+        assert live.chat("red")[0] == 200
+        limits = {resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids(live).values()}
+        assert limits == {(1024, hard)}
+    finally:
+        assert live.stop() == 0
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, int(sys.argv[1])))
+os.execv(sys.argv[2], sys.argv[2:])
+"""

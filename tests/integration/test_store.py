@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,8 @@ from events.catalogue import Event
 from events.commit import Committer
 from events.envelope import encode, first_hash
 from events.lock import hold_lock
-from events.reader import ChainBroken, Head, Reader
+from events.pruning import prune
+from events.reader import ChainBroken, CursorPruned, Head, Reader
 from events.store import LogInUse, OutOfOrder, StoreBroken, TailLost, is_held, lock_path, open_store
 from events.witness import Witness, boot_id, read_witness, write_witness
 
@@ -156,6 +157,18 @@ async def test_pages_of_records_while_it_is_written(log: Path) -> None:
         while page := await opened.records(len(seen)):
             seen += [record.seq for record in page]
         assert seen[:last] == list(range(1, last + 1))
+
+
+async def test_a_page_has_no_gap_where_the_log_has_been_pruned_unheard(log: Path) -> None:
+    """It is pruned in one thread and read in another: whose word comes first is open."""
+    async with open_store(log) as opened:
+        await opened.wait(append(opened, 10))
+        (fifth,) = [record for record in await opened.records(4) if record.seq == 5]
+        with closing(sqlite3.connect(log, isolation_level=None)) as connection:
+            prune(connection, 5, fifth.hash)
+        assert (await opened.records(5))[0].seq == 6
+        with pytest.raises(CursorPruned, match="begins at event 6"):
+            await opened.records(3)
 
 
 # --- leaving --------------------------------------------------------------------------------------------

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from daemon import keeper, past
+from daemon.keeper import Order, cuts
 from daemon.recovery import fold_log
+from events.catalogue import Event
+from events.envelope import LogError
 from events.lock import hold_lock
 from events.reader import Reader
 from events.store import open_store
 from events.witness import TailLost, write_witness
-from statemachines.state import canonical
+from statemachines.fold import apply
+from statemachines.scheduler import RULES
+from statemachines.state import State, canonical
 from tests.integration.live import BIN
 from tests.integration.logs import vandal
 from tests.kept import KeptWorld
@@ -134,3 +140,19 @@ async def test_the_witness_of_a_pruned_log(log: Path) -> None:
         with pytest.raises(TailLost):
             async with open_store(log):
                 pass
+
+
+def test_a_log_of_other_rules_is_pruned(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an older program's events add up to here need not be what that one has carried."""
+
+    def otherwise(state: State, event: Event) -> None:
+        apply(state, event)
+        state.next_port = 7
+
+    monkeypatch.setattr(past, "apply", otherwise)
+    order = Order(str(log), 0, size_bytes=1)
+    with Reader(log) as reader:
+        with pytest.raises(LogError, match="is not what the events before it add up to"):
+            list(cuts(reader, order, 0))
+        monkeypatch.setattr(keeper, "RULES", RULES + 1)
+        assert [cut.upto for cut in cuts(reader, order, 0)] == uptos(log)

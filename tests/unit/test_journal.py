@@ -114,3 +114,19 @@ def test_whether_standard_error_is_the_journal() -> None:
     assert is_journal({"JOURNAL_STREAM": f"{stat.st_dev}:{stat.st_ino}"})
     assert not is_journal({"JOURNAL_STREAM": f"{stat.st_dev}:{stat.st_ino + 1}"}), "`2> file` in a unit"
     assert not is_journal({})
+
+
+def test_what_nobody_takes_is_lost_and_nothing_else(
+    journald: socket.socket, lines: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines are written in the middle of things: an error here would break the event log."""
+
+    def broken(descriptor: int, data: bytes) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", broken)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    Path(journald.getsockname()).unlink()
+    journald.close()
+    lines.info("nobody hears this")
+    lines.info("%d", "this neither")

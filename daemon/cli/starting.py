@@ -16,7 +16,7 @@ from daemon.preload import PreloadFailed, StartRefused
 from daemon.service import Places, StopFailed
 from events.envelope import EventUnreadable, LogError
 from events.limits import EXIT_LOG_FAILED, EXIT_STEP_FAILED, SOCKET_PATH_BYTES
-from events.lock import LogInUse
+from events.lock import LogInUse, is_held, lock_path
 from events.reader import ChainBroken
 from events.schema import NotALog, SchemaTooNew
 from events.store import StoreBroken
@@ -53,7 +53,7 @@ def obstacle(places: Places, *, given: bool = False, again: bool = False) -> End
         return EXIT_USAGE, reason
     if os.path.exists(control) and not control.is_socket():
         return EXIT_REFUSED, f"{control} is no socket, and is left alone. {ANOTHER_SOCKET}"
-    if not again and _answers(control):
+    if not again and not is_held(lock_path(log)) and _answers(control):
         words = f"another daemon listens on {control}"
         return EXIT_REFUSED, f"cannot open the control socket: {words}. {ANOTHER_SOCKET}"
     if reason := _unwritable(control.parent):

@@ -123,7 +123,7 @@ def test_each_index_serves_its_question(log: sqlite3.Connection) -> None:
     from events.reader import _OF_SUBJECT
 
     plan = log.execute(
-        f"EXPLAIN QUERY PLAN SELECT * FROM events WHERE {_OF_SUBJECT}", {"subject": "q1"}
+        f"EXPLAIN QUERY PLAN SELECT * FROM events WHERE {_OF_SUBJECT}", {"subject": "q1", "after": 0}
     ).fetchall()
     text = " ".join(str(row[3]) for row in plan)
     assert all(f"INDEX events_{name} " in text for name in ("subject", "request", "runner"))

@@ -266,8 +266,9 @@ def test_a_log_that_no_runnerd_has_written_is_said(log: Path, command: list[str]
 def test_a_name_that_the_log_does_not_have(log: Path, name: str) -> None:
     done = run(log, "why", name)
     assert (done.returncode, "Traceback" in done.stderr, "\x1b" in done.stderr) == (2, False, False)
-    (told,) = rows(log, "why-not", name)
-    assert (told["verdict"], told["reason"]) == ("obstacle", "unknown_model")
+    done = run(log, "why-not", name)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["verdict"], told["reason"]) == (1, "obstacle", "unknown_model")
 
 
 def test_a_runner_is_told_as_far_as_was_known_by_a_moment(log: Path) -> None:

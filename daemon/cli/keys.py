@@ -57,6 +57,8 @@ class Terminal:
         fd = sys.stdin.fileno()
         before = termios.tcgetattr(fd)
         signals = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGWINCH)}
+        # a signal that comes just before the wait for a key ends that wait, too
+        wakes = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         try:
             for number in ENDING:
                 signal.signal(number, _leave)
@@ -72,6 +74,7 @@ class Terminal:
             termios.tcsetattr(fd, termios.TCSANOW, before)
             for number, handler in signals.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(wakes)
             os.close(self._wake_read)
             os.close(self._wake_write)
 

@@ -27,7 +27,7 @@ ANOTHER_SOCKET = "--socket PATH, or `controlSocket` in the configuration, names 
 ANOTHER_ADDRESS = "--listen HOST:PORT, or `listen` in the configuration, names another"
 
 FAILURES = (
-    StepFailed, StoreBroken, LogError, StopFailed, StartRefused, PreloadFailed, sqlite3.Error, OSError,
+    StepFailed, StopFailed, StoreBroken, LogError, StartRefused, PreloadFailed, sqlite3.Error, OSError,
 )  # fmt: skip
 """What a daemon can end with that is explained here; anything else is a mistake in the program."""
 

@@ -369,7 +369,7 @@ async def test_a_foreign_event_breaks_the_store(log: Path) -> None:
 
 
 async def test_a_foreign_event_found_while_blocked_breaks_the_store(log: Path) -> None:
-    with pytest.raises(StoreBroken, match="somebody else has written to the log|append-only"):
+    with pytest.raises(StoreBroken, match=r"somebody else has written to the log|append-only"):
         async with open_store(log) as opened:
             watch = Watch(opened)
             await opened.wait(append(opened, 1))

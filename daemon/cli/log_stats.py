@@ -45,7 +45,7 @@ def stats(
     output = settings.output
     with settings.open() as reader, output.progress("reading the log") as tell:
         window = window_of(reader, since, until)
-        walked = Walked(settings, reader, window, tell)
+        walked = Walked(reader, window, tell)
         state = walked.walk.state
         found = Stats(state, KEYS[by])
         for events, at_ns in walked:

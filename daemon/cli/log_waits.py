@@ -87,7 +87,7 @@ def waits(
     summaries: dict[str, Summary] = {}
     named = _numbers(requests)
     with settings.open() as reader, output.progress("reading the log") as tell:
-        found = _waits(settings, reader, (since, until), named, tell)
+        found = _waits(reader, (since, until), named, tell)
         wanted = (
             w for w in found if (not models or w.model in models) and (not requests or w.request in requests)
         )
@@ -119,7 +119,6 @@ class Seen(NamedTuple):
 
 
 def _waits(
-    settings: Settings,
     reader: Reader,
     moments: tuple[Any, Any],
     named: list[int],
@@ -131,7 +130,7 @@ def _waits(
     window = window_of(reader, *moments)
     if named:
         window = window._replace(first=max(window.first, min(named)))
-    walked = Walked(settings, reader, window, tell)
+    walked = Walked(reader, window, tell)
     state, left = walked.walk.state, {f"q{number}" for number in named}
     for events, at_ns in walked:
         for event in events:

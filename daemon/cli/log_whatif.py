@@ -111,7 +111,7 @@ def what_if(
     output = settings.output
     view = _view(settings, file) if file is not None else None
     with settings.open() as reader, output.progress("reading the log") as tell:
-        walked = Walked(settings, reader, window_of(reader, since, until), tell)
+        walked = Walked(reader, window_of(reader, since, until), tell)
         recording, really, offset_ns = _record(walked)
         recorded = _configurations(recording)
         if view is not None and not _key(settings):

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
-from daemon.cli.output import Output, failing
-from daemon.history.walk import Step, Unfoldable, Walk, Window
+from daemon.cli.output import Output
+from daemon.history.walk import Step, Walk, Window
 from daemon.past import nearest
 from events.reader import Reader
 
@@ -43,34 +42,22 @@ def window_of(reader: Reader, since: int | Past | None, until: int | Past | None
 
 
 class Walked:
-    """A walk over a window, told to who waits. Exits with 1 where the log cannot be folded."""
+    """A walk over a window, told to who waits. Raises EventUnfoldable."""
 
-    def __init__(
-        self, settings: Settings, reader: Reader, window: Window, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, reader: Reader, window: Window, tell: Callable[[str], None]) -> None:
         state, head = nearest(reader, window.first - 1)
         self.walk = Walk(state, reader.records(head.seq), window)
-        self._output = settings.output
         self._window = window
         self._tell = tell
-        self._guarded(self.walk.begin)
+        self.walk.begin()
 
     def __iter__(self) -> Iterator[Step]:
         first, last = self._window
-        steps = iter(self.walk)
-        taken = 0
-        while (step := self._guarded(lambda: next(steps, None))) is not None:
+        for taken, step in enumerate(self.walk, 1):
             yield step
-            taken += 1
             if taken % LOOK == 0:
                 share = (step.events[0].seq - first) * 100 // max(1, last - first)
                 self._tell(f"reading the log: {share} %")
-
-    def _guarded(self, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except Unfoldable as error:
-            failing(self._output, seq=error.seq, error=str(error))
 
 
 def say(output: Output, text: str, *, indent: str = "  ", dim: bool = False) -> None:

@@ -12,13 +12,10 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from daemon.explain.memory import activity
-from daemon.explain.walk import CannotFollow
-from daemon.past import nearest
+from daemon.past import fold_one, nearest
 from events.envelope import Record, decode
 from events.reader import Reader
-from statemachines.fold import apply
 from statemachines.ledger import held_bytes
-from statemachines.replay import UNFOLDABLE
 from statemachines.state import State
 
 KEPT_EVERY = 2000
@@ -134,10 +131,7 @@ class Steps:
     def _fold(self, records: Iterable[Record]) -> None:
         state = self._state
         for record in records:
-            try:
-                apply(state, decode(record))
-            except UNFOLDABLE as error:
-                raise CannotFollow(record.seq, error) from error
+            fold_one(state, decode(record))
             if state.seq % self._every == 0 and state.seq not in self._kept:
                 self._keep(state)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from daemon.past import nearest
+from daemon.past import EventUnfoldable, nearest
 from events.catalogue import Payload
-from events.envelope import LogError, decode
+from events.envelope import decode
 from events.reader import CursorPruned, Reader
 from statemachines.fold import apply
 from statemachines.replay import UNFOLDABLE
@@ -15,15 +15,6 @@ from statemachines.state import State
 
 MAX_SEQ = 2**63 - 1
 """What no event's number exceeds."""
-
-
-class CannotFollow(LogError):
-    """An event that cannot follow from those before it, so that no runnerd has written this log. `seq`: its
-    number."""
-
-    def __init__(self, seq: int, error: Exception) -> None:
-        super().__init__(f"event {seq} cannot follow: {error}")
-        self.seq = seq
 
 
 class Happening(NamedTuple):
@@ -69,8 +60,8 @@ class Watch:
 
 def walk(reader: Reader, watch: Watch) -> State:
     """Fold the log from where the watch begins, or from the snapshot before it, and show it what it wants to
-    see; the state at the end of the pass. Raises LogError (EventUnreadable, CannotFollow) for a damaged log,
-    and where what is wanted has been pruned."""
+    see; the state at the end of the pass. Raises LogError (EventUnreadable, EventUnfoldable) for a damaged
+    log, and where what is wanted has been pruned."""
     begin = watch.begin if watch.upto is None else min(watch.begin, watch.upto)
     state, head = nearest(reader, max(begin, reader.base.seq - 1))
     watch.begun(state)
@@ -91,7 +82,7 @@ def walk(reader: Reader, watch: Watch) -> State:
                     watch.every(h, state)
             apply(state, event)
         except UNFOLDABLE as error:
-            raise CannotFollow(event.seq, error) from error
+            raise EventUnfoldable(event.seq, error) from error
         if event.seq == stop_at:
             watch.stopped(state)
         if watch.done:

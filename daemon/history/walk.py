@@ -8,19 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from daemon.past import fold_one
 from events.catalogue import Event, Fact
 from events.envelope import Record, decode
-from statemachines.fold import apply
-from statemachines.replay import UNFOLDABLE
 from statemachines.state import State
-
-
-class Unfoldable(Exception):
-    """An event cannot follow those before it: no runnerd has written this log. `seq` is its number."""
-
-    def __init__(self, seq: int, error: Exception) -> None:
-        super().__init__(f"event {seq} cannot follow: {error}")
-        self.seq = seq
 
 
 class Window(NamedTuple):
@@ -48,7 +39,7 @@ class Walk:
         self._ahead: Step | None = None
 
     def begin(self) -> None:
-        """Fold what is before the window. Raises Unfoldable."""
+        """Fold what is before the window. Raises EventUnfoldable."""
         for step in self._steps:
             if step.events[0].seq >= self._window.first:
                 self._ahead = step
@@ -56,7 +47,7 @@ class Walk:
             self._fold(step)
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps in the window, each folded before it is given. Raises Unfoldable."""
+        """The steps in the window, each folded before it is given. Raises EventUnfoldable."""
         if self._ahead is None:
             self.begin()
         while (step := self._ahead) is not None and step.events[0].seq <= self._window.last:
@@ -65,12 +56,8 @@ class Walk:
             self._ahead = next(self._steps, None)
 
     def _fold(self, step: Step) -> None:
-        state = self.state
         for event in step.events:
-            try:
-                apply(state, event)
-            except UNFOLDABLE as error:
-                raise Unfoldable(event.seq, error) from error
+            fold_one(self.state, event)
 
 
 def _steps(records: Iterable[Record]) -> Iterator[Step]:

@@ -7,14 +7,13 @@ hangs, the models whose files it did not come to have no estimate: they are load
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import trio
 
 from daemon import llama
+from daemon.child import printed
 from daemon.config.config import Config, Model
 from daemon.gguf import Gguf, Line
 from daemon.journal import about
@@ -24,7 +23,6 @@ from events.limits import (
     CONTEXT_LEAST_VISION_TOKENS,
     GGUF_OUTPUT_BYTES,
     GGUF_S,
-    PROCESS_END_S,
 )
 
 log = logging.getLogger("runnerd")
@@ -72,31 +70,12 @@ def _with_estimate(id: str, model: Model, server: llama.Server, found: Mapping[s
 
 async def read_files(paths: Sequence[str], reader: Sequence[str], patience_s: float) -> dict[str, Line]:
     """What the process says of each file that it comes to."""
-    output = bytearray()
     try:
-        process = await trio.lowlevel.open_process(
-            [*reader, *paths],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"LC_ALL": "C.UTF-8"},
-        )
+        said = await printed([*reader, *paths], patience_s=patience_s, limit_bytes=GGUF_OUTPUT_BYTES)
     except OSError as error:
         log.warning("no estimates of models' memory: %s", error)
         return {}
-    assert process.stdout is not None
-    try:
-        with trio.move_on_after(patience_s):
-            async for chunk in process.stdout:
-                output += chunk
-                if len(output) > GGUF_OUTPUT_BYTES:
-                    break
-    finally:
-        process.kill()
-        with trio.move_on_after(PROCESS_END_S, shield=True):
-            await process.wait()
-        await process.stdout.aclose()
-    return dict(zip(paths, _lines(bytes(output)), strict=False))
+    return dict(zip(paths, _lines(said.output), strict=False))
 
 
 def _lines(output: bytes) -> list[Line]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import trio
 
+from daemon.child import printed
 from daemon.limits import EXPLAIN_BYTES, EXPLAIN_S, EXPLAINED_AT_ONCE
-from events.limits import PROCESS_END_S
 
 CHILD = (sys.executable, "-I", "-m", "daemon.explain.child")
 
@@ -53,27 +51,10 @@ class Explainer:
         return said
 
     async def _run(self, arguments: Sequence[str]) -> bytes:
-        process = await trio.lowlevel.open_process(
-            [*self._child, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"LC_ALL": "C.UTF-8"},
+        said = await printed(
+            [*self._child, *arguments], patience_s=self._patience_s, limit_bytes=EXPLAIN_BYTES
         )
-        assert process.stdout is not None
-        output = bytearray()
-        try:
-            with trio.move_on_after(self._patience_s) as late:
-                async for chunk in process.stdout:
-                    output += chunk
-                    if len(output) > EXPLAIN_BYTES:
-                        break
-        finally:
-            process.kill()
-            with trio.move_on_after(PROCESS_END_S, shield=True):
-                await process.wait()
-            await process.stdout.aclose()
-        if late.cancelled_caught:
+        if said.late:
             words = f"reading the log took longer than {self._patience_s:.0f} s: runnerlog has no such limit"
             raise Unexplained("too_long", words)
-        return bytes(output)
+        return said.output

@@ -13,10 +13,10 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.histogram import FIRST_BYTE_BUCKETS_NS, LOAD_BUCKETS_NS, QUEUE_BUCKETS_NS, Histogram
 from events.limits import METRIC_MODELS, METRIC_REASONS
-from statemachines.request import TERMINAL as REQUEST_ENDS
+from statemachines.request import TERMINAL
 from statemachines.state import State
 
-OUTCOMES = tuple(state.value for state in REQUEST_ENDS)
+OUTCOMES = tuple(state.value for state in TERMINAL)
 """How requests end."""
 LOAD_OUTCOMES = ("ready", "unloaded", "failed", "lost")
 """How loads end: ready, or as their runner did that never was."""
@@ -139,7 +139,7 @@ class Tally:
     def _gone(self, event: Event, body: Any) -> None:
         runner = self._runners.pop(body.runner, None)
         if runner is not None:
-            how = RUNNERS[type(body)]
+            how = RUNNER_ENDS[type(body)]
             runner.model.runners[RUNNER_OUTCOMES.index(how)] += 1
             if not runner.ready:
                 runner.model.loads[LOAD_OUTCOMES.index(how)] += 1
@@ -156,14 +156,20 @@ def _count(counts: dict[str, int], reason: str) -> None:
     counts[reason] = counts.get(reason, 0) + 1
 
 
-ENDS: dict[type, int] = {
-    c.RequestFailed: OUTCOMES.index("failed"),
-    c.RequestCancelled: OUTCOMES.index("cancelled"),
-    c.RequestTimedOut: OUTCOMES.index("timed_out"),
-    c.RequestRejected: OUTCOMES.index("rejected"),
-    c.RequestInterrupted: OUTCOMES.index("interrupted"),
+REQUEST_ENDS: dict[type, str] = {
+    c.RequestCompleted: "completed",
+    c.RequestFailed: "failed",
+    c.RequestCancelled: "cancelled",
+    c.RequestTimedOut: "timed_out",
+    c.RequestRejected: "rejected",
+    c.RequestInterrupted: "interrupted",
 }
-RUNNERS: dict[type, str] = {c.RunnerUnloaded: "unloaded", c.RunnerFailed: "failed", c.RunnerLost: "lost"}
+"""What a request ends with, by the decision that says so."""
+
+RUNNER_ENDS: dict[type, str] = {c.RunnerUnloaded: "unloaded", c.RunnerFailed: "failed", c.RunnerLost: "lost"}
+"""And a runner."""
+
+ENDS = {kind: OUTCOMES.index(name) for kind, name in REQUEST_ENDS.items()}
 
 RARE: dict[type, Callable[[Tally, Event, Any], None]] = {
     c.RequestFailed: Tally._failed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from daemon.history.observed import Recorder
 from daemon.history.recording import Recording
 from daemon.history.rerun import Rerun
 from daemon.history.whatif_notes import notes
+from daemon.nearest import nearest
 from events.catalogue import NEVER, ConfigChanged, ConfigView
 from statemachines.policy import POLICIES
 
@@ -225,7 +225,7 @@ def _check(changes: Changes, views: Sequence[ConfigView], recorded: Sequence[Con
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = nearest(name, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

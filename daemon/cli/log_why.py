@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import click
 
 from daemon.cli.describe import printable
@@ -15,6 +13,7 @@ from daemon.cli.told import print_explanation, print_why_not
 from daemon.explain.told import UnknownSubject
 from daemon.explain.walk import happening
 from daemon.explain.why import explain, explain_absence
+from daemon.nearest import nearest
 
 
 @click.command()
@@ -46,7 +45,7 @@ def why_not(settings: Settings, at: int | Past | None, model: str) -> None:
     with settings.open() as reader, output.progress("reading the log"):
         told = explain_absence(reader, model, None if at is None else last_by(reader, at))
         unknown = told.reason == "unknown_model"
-        near = get_close_matches(model, models(reader), n=3) if unknown else []
+        near = nearest(model, models(reader), 3) if unknown else []
     _say_when(output, told.at_ns, told.seq)
     print_why_not(output, told)
     if near and not output.machine:

@@ -65,7 +65,8 @@ def selected(
 
 def meant(reader: Reader, subjects: tuple[str, ...]) -> str:
     """Words about the model that somebody may have meant who names another; "" where there is none."""
-    near = [name for subject in subjects for name in nearest(subject, models(reader), 1)]
+    known = models(reader)
+    near = [name for subject in subjects for name in nearest(subject, known, 1)]
     return f"; did you mean {near[0]}?" if near and near[0] not in subjects else ""
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from daemon.explain.memory import Device, activity, ledger
 from daemon.explain.walk import Happening, Watch, happening, walk
+from daemon.tally import OUTCOMES
 from events import catalogue as c
 from events.catalogue import ConfigView
 from events.reader import CursorPruned, Reader
@@ -17,8 +18,6 @@ from statemachines.state import State
 NAMED = 20
 """Requests that are named, of each kind: the rest is a number."""
 
-ENDS = ("completed", "failed", "cancelled", "timed_out", "rejected", "interrupted")
-"""How requests end, as the state counts them."""
 
 SETTINGS = tuple(name for name in ConfigView.__struct_fields__ if name != "models")
 """What a configuration has beside its models."""
@@ -183,7 +182,7 @@ def diff(reader: Reader, first: int, last: int) -> Diff:
         tuple(_runners(before, after, watch.gone)),
         watch.loads - len(came),
         watch.arrived,
-        {end: n for end in ENDS if (n := after.counts.get(end, 0) - before.counts.get(end, 0))},
+        {end: n for end in OUTCOMES if (n := after.counts.get(end, 0) - before.counts.get(end, 0))},
         dict(list(gone.items())[:NAMED]),
         tuple(new[:NAMED]),
         _only(after.pinned, before.pinned),

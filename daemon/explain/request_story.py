@@ -374,24 +374,25 @@ def reason_words(
 
 def explain_request(reader: Reader, made: Happening, upto: int | None, t: int) -> Explanation:
     """A request, from its arrival to its end, or to event `upto`."""
-    told = Told(made)
-    told.upto = upto
-    state = walk(reader, told)
-    if told.end is None:
-        told.last_t = state.t = max(state.t, t)
-    told.waits.look(told.last_t, state)
+    told, state = _read(reader, made, upto, t)
     return _explained(told, state, "request", request_summary(told, state))
 
 
 def explain_operation(reader: Reader, made: Happening, upto: int | None, t: int) -> Explanation:
     """An operator's request, from its fact to its answer."""
+    told, state = _read(reader, made, upto, t)
+    return _explained(told, state, "operation", operation_summary(told, state))
+
+
+def _read(reader: Reader, made: Happening, upto: int | None, t: int) -> tuple[Told, State]:
+    """What there is to tell, and the state at its end."""
     told = Told(made)
     told.upto = upto
     state = walk(reader, told)
     if told.end is None:
         told.last_t = state.t = max(state.t, t)
     told.waits.look(told.last_t, state)
-    return _explained(told, state, "operation", operation_summary(told, state))
+    return told, state
 
 
 def _explained(told: Told, state: State, kind: str, summary: str) -> Explanation:

@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 
 from daemon.history.lives import Level, Mark, Part, RequestLife, RunnerLife, Timeline
+from daemon.tally import OUTCOMES
 from events.catalogue import NEVER
 
 FORMAT = 1
 """Of the data in the page."""
 
 STATES = ("loading", "idle", "busy", "draining", "stopping", "reclaiming")
-ENDS = ("", "completed", "failed", "cancelled", "timed_out", "rejected", "interrupted")
+ENDS = ("", *OUTCOMES)
 """By which the data names a runner's states and a request's end; "": it has not ended."""
 
 SCRIPTS = ("data.js", "layout.js", "draw.js", "page.js")

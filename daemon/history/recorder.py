@@ -20,6 +20,7 @@ from daemon.history.lives import (
     Timeline,
 )
 from daemon.limits import CLOCK_STEP_NS
+from daemon.tally import REQUEST_ENDS, RUNNER_ENDS
 from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.envelope import Record, decode
@@ -29,18 +30,7 @@ from statemachines.request import TERMINAL, RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Runner, State
 
-ENDS: dict[type, str] = {
-    c.RequestCompleted: "completed",
-    c.RequestFailed: "failed",
-    c.RequestCancelled: "cancelled",
-    c.RequestTimedOut: "timed_out",
-    c.RequestRejected: "rejected",
-    c.RequestInterrupted: "interrupted",
-    c.RunnerUnloaded: "unloaded",
-    c.RunnerFailed: "failed",
-    c.RunnerLost: "lost",
-}
-"""What a request or a runner ends with, by the decision that says so."""
+ENDS = REQUEST_ENDS | RUNNER_ENDS
 
 OF_ALL = (
     c.DaemonStarted, c.StopRequested, c.DaemonStopped, c.ConfigChanged, c.LogResumed, c.LogTailLost,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from daemon.history.figures import BUSY, IDLE, LEAVING, LOADING, Figures
-from daemon.history.waits import ENDS
+from daemon.tally import REQUEST_ENDS, RUNNER_ENDS
 from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import S
@@ -165,7 +165,7 @@ class Stats:
         asked = self._asked.pop(d.request, None)
         if asked is None:
             return
-        outcome, reason = ENDS[type(d)], getattr(d, "reason", "")
+        outcome, reason = REQUEST_ENDS[type(d)], getattr(d, "reason", "")
         for figures in self._of(asked.model, asked.caller):
             figures.outcomes[outcome] += 1
             if reason:
@@ -248,8 +248,6 @@ def phase_of(runner: Runner) -> int:
     return IDLE if runner.state is RunnerState.ready else LEAVING
 
 
-RUNNER_ENDS: dict[type, str] = {c.RunnerUnloaded: "unloaded", c.RunnerFailed: "failed", c.RunnerLost: "lost"}
-
 OF_RUNNERS = {
     c.RequestDispatched, c.UpstreamEnded, c.ProbeAnswered, c.RunnerDrain, c.RunnerStop, c.ProcessExited,
     c.SpawnFailed, c.LeaseRefused,
@@ -261,7 +259,7 @@ OF_ALL = {c.DeadlinePassed, c.DaemonStarted}
 HANDLERS: dict[type, Callable[[Stats, State, Event, Any], None]] = {
     c.RequestArrived: Stats._arrived,
     c.RequestDispatched: Stats._dispatched,
-    **dict.fromkeys(ENDS, Stats._ended),
+    **dict.fromkeys(REQUEST_ENDS, Stats._ended),
     c.RunnerLoad: Stats._load,
     c.ProbeAnswered: Stats._probed,
     c.RunnerDrain: Stats._drain,

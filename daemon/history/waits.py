@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from daemon.history.parts import PARTS, PAUSE, RETRY, SERVED, part_of
+from daemon.tally import REQUEST_ENDS
 from events import catalogue as c
 from events.catalogue import NEVER, Event
 from statemachines.state import State
@@ -98,7 +99,7 @@ class Waits:
             self._queued(state, event.t, body.request)
         elif kind is c.RequestRequeued:
             self._requeued(state, event.t, body.request)
-        elif kind in ENDS:
+        elif kind in REQUEST_ENDS:
             ended = self._ended(event.t, body)
         if kind not in OF_ONE_MODEL and (kind is not c.UpstreamEnded or not body.complete or self._pauses):
             self._changed = True
@@ -177,7 +178,7 @@ class Waits:
             wait.parts[SERVED] += t - open.slot_t
         if wait.waited_ns == NEVER:
             wait.waited_ns = t - wait.arrived_t
-        wait.ended_t, wait.outcome, wait.reason = t, ENDS[type(d)], getattr(d, "reason", "")
+        wait.ended_t, wait.outcome, wait.reason = t, REQUEST_ENDS[type(d)], getattr(d, "reason", "")
         return wait
 
 
@@ -185,15 +186,6 @@ def _add(parts: list[int], entered: list[int], left: list[int]) -> None:
     for i, (before, after) in enumerate(zip(entered, left, strict=True)):
         parts[i] += after - before
 
-
-ENDS: dict[type, str] = {
-    c.RequestCompleted: "completed",
-    c.RequestFailed: "failed",
-    c.RequestCancelled: "cancelled",
-    c.RequestTimedOut: "timed_out",
-    c.RequestRejected: "rejected",
-    c.RequestInterrupted: "interrupted",
-}
 
 OF_ONE_MODEL = {c.RequestArrived, c.RequestQueued, c.RequestDispatched, c.RequestCompleted, c.RequestRejected}
 """Events that change what nobody waits for but their own demand, whose clock has been looked at: the many."""

@@ -97,6 +97,11 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     reach("recovery.after")
 
 
+def serving(state: State) -> bool:
+    """Whether a runner of the last start serves on."""
+    return any(runner.state is RunnerState.ready for runner in state.runners.values())
+
+
 def _report_breach(driver: Driver, path: Path) -> None:
     """A fact that broke an earlier start enters as a fact; its file is kept under another name."""
     kept_path = Path(f"{path}.breach")

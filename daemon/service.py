@@ -38,7 +38,7 @@ from daemon.ports import Launch
 from daemon.prefetch import Prefetcher, files_of
 from daemon.preload import preload, refusal
 from daemon.processes.supervisor import CommandOf, Supervisor
-from daemon.recovery import begin, digest_key, fold_log
+from daemon.recovery import begin, digest_key, fold_log, serving
 from daemon.reload import Reloader
 from events import catalogue as c
 from events.failpoints import reach
@@ -134,6 +134,8 @@ class _Run:
         self._leaver = Leaver(driver, catalog.config.file, insecure=options.insecure)
         self._failure: Exception | None = None
         """Why it does not start."""
+        self._lazy = options.lazy or serving(driver.state)
+        """Whether the doors open before the preloads: who has survived has clients, who wait."""
         self._control: ControlServer | None = None
 
     async def run(self, doors: Doors, signals: AsyncIterator[int], log_id: str, notifier: Notifier) -> None:
@@ -146,7 +148,7 @@ class _Run:
             nursery.start_soon(leaver.run)
             nursery.start_soon(self._until_stopped, nursery.cancel_scope, doors)
             if self._options.memcheck:
-                self._failure = refusal(driver, self._catalog.config.preload, lazy=self._options.lazy)
+                self._failure = refusal(driver, self._catalog.config.preload, lazy=self._lazy)
             if self._failure is not None:
                 driver.submit(c.StopRequested("leave", "memory check"))
                 await trio.sleep_forever()
@@ -187,7 +189,7 @@ class _Run:
 
     async def _load_and_open(self, doors: Doors, nursery: trio.Nursery, pulse: Pulse) -> None:
         """Preload, then let clients in, until it is stopped; or behind their backs, if it is to be lazy."""
-        driver, lazy, models = self._driver, self._options.lazy, self._catalog.config.preload
+        driver, lazy, models = self._driver, self._lazy, self._catalog.config.preload
         if lazy:
             nursery.start_soon(partial(preload, driver, models, lazy=True))
         else:

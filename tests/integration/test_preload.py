@@ -163,8 +163,54 @@ def test_a_survivor_makes_room_for_what_is_to_be_preloaded(tmp_path: Path) -> No
         live.kill()
         live.config.write_text(config("blue", "300MiB", **models))
         live.start()
+        assert live.read_until("preload: blue is ready")
         assert [row["model"] for row in live.get("/running")["running"]] == ["blue"]
     assert loads(live) == ["red", "blue"]
+
+
+def test_who_survived_is_served_before_the_preloads_are_ready(tmp_path: Path) -> None:
+    fifo = tmp_path / "go"
+    text = config("red, slow", red=ngram(), slow=held(fifo))
+    with starting(tmp_path, text, "preload: red is ready") as live:
+        fifo.write_text("now\n")
+        assert live.read_until("listening on")
+        live.kill()
+        slow = next(
+            e.body.process.pid
+            for e in live.events()
+            if isinstance(e.body, c.ProcessSpawned) and e.subject == "r2"
+        )
+        os.kill(slow, signal.SIGKILL)
+        gone(slow)
+        live.start()
+        assert live.chat("red")[0] == 200
+        assert [row["model"] for row in live.get("/running")["running"] if row["state"] == "ready"] == ["red"]
+        fifo.write_text("now\n")
+        assert live.read_until("preload: slow is ready")
+        assert live.stop() == 0
+    assert loads(live) == ["red", "slow", "slow"]
+
+
+def test_a_preload_that_fails_ends_no_survivor(tmp_path: Path) -> None:
+    models = {"red": ngram(), "bad": ngram("--fail-load", "out-of-luck-and-memory")}
+    with daemon(tmp_path, config("red", **models)) as live:
+        live.kill()
+        live.config.write_text(config("red, bad", **models))
+        live.start()
+        assert live.read_until("W preload: model 'bad' failed to load")
+        assert live.chat("red")[0] == 200
+    assert loads(live) == ["red", "bad"]
+
+
+def test_preloads_that_cannot_fit_together_end_no_survivor(tmp_path: Path) -> None:
+    models = {"red": ngram(), "blue": ngram()}
+    with daemon(tmp_path, config("red", "300MiB", **models)) as live:
+        live.kill()
+        live.config.write_text(config("red, blue", "300MiB", **models))
+        live.start()
+        assert "W preload: together they need 400 MiB on host" in "".join(live.journal)
+        assert live.chat("red")[0] == 200
+    assert loads(live) == ["red"]
 
 
 def test_what_cannot_fit_together_is_refused_before_anything_is_started(tmp_path: Path) -> None:

@@ -130,8 +130,8 @@ def test_deep_nesting_is_refused(depth: int, shape: tuple[bytes, bytes]) -> None
     value = opening * depth + b"1" + closing * depth
     with pytest.raises((NotVarlink, VarlinkError)):
         parse(value)
-    with pytest.raises(NotVarlink):
-        parse(b'{"method":"a.B","parameters":{"x":' + value + b"}}")
+    with pytest.raises((NotVarlink, VarlinkError)):  # a newer Python may take it, but no method does
+        parameters_as(Nothing, parse(b'{"method":"a.B","parameters":{"x":' + value + b"}}").parameters)
 
 
 # --- parameters ------------------------------------------------------------------------------------------

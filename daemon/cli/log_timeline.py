@@ -17,7 +17,7 @@ from daemon.history.page import Origin, page
 from daemon.history.perfetto import trace
 from daemon.history.recorder import Recorder
 from daemon.limits import TIMELINE_WIDE_REQUESTS
-from daemon.nearest import nearest
+from daemon.nearest import by_id
 from daemon.version import VERSION
 from events.reader import Reader
 from statemachines.replay import UNFOLDABLE
@@ -83,9 +83,7 @@ def _check_models(line: Timeline, models: tuple[str, ...]) -> None:
     known = {life.model for life in line.runners.values()} | {life.model for life in line.requests}
     for model in models:
         if model not in known:
-            near = nearest(model, sorted(known), 2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise click.UsageError(f"nothing of a model {model!r} in this time{hint}")
+            raise click.UsageError(f"nothing of a model {model!r} in this time; {by_id(model, known)}")
 
 
 def _command(settings: Settings) -> str:

@@ -9,11 +9,12 @@ from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.output import EXIT_FAILED, Output, day_and_time
 from daemon.cli.select import models
-from daemon.cli.told import print_explanation, print_why_not
+from daemon.cli.told import paragraph, print_explanation, print_why_not
 from daemon.explain.told import UnknownSubject
 from daemon.explain.walk import happening
 from daemon.explain.why import explain, explain_absence
-from daemon.nearest import nearest
+from daemon.explain.words import first_up
+from daemon.nearest import by_id
 
 
 @click.command()
@@ -28,8 +29,7 @@ def why(settings: Settings, at: int | Past | None, subject: str) -> None:
         try:
             told = explain(reader, subject, upto)
         except UnknownSubject as error:
-            near = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""
-            raise click.UsageError(printable(f"{error}{near}")) from None
+            raise click.UsageError(printable(str(error))) from None
         last = happening(reader, told.upto_seq)
     _say_when(output, last.at if last is not None else 0, told.upto_seq)
     print_explanation(output, told)
@@ -45,11 +45,11 @@ def why_not(settings: Settings, at: int | Past | None, model: str) -> None:
     with settings.open() as reader, output.progress("reading the log"):
         told = explain_absence(reader, model, None if at is None else last_by(reader, at))
         unknown = told.reason == "unknown_model"
-        near = nearest(model, models(reader), 3) if unknown else []
+        hint = by_id(model, models(reader)) if unknown and not output.machine else ""
     _say_when(output, told.at_ns, told.seq)
     print_why_not(output, told)
-    if near and not output.machine:
-        output.text(f"Did you mean {' or '.join(near)}? (A log has no aliases: name the model's id.)")
+    if hint:
+        paragraph(output, first_up(hint))
     if unknown:
         raise SystemExit(EXIT_FAILED)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from daemon.nearest import nearest
+from daemon.nearest import by_id
 from events.envelope import EventUnreadable, Record
 from events.reader import Reader
 
@@ -64,10 +64,11 @@ def selected(
 
 
 def meant(reader: Reader, subjects: tuple[str, ...]) -> str:
-    """Words about the model that somebody may have meant who names another; "" where there is none."""
-    known = models(reader)
-    near = [name for subject in subjects for name in nearest(subject, known, 1)]
-    return f"; did you mean {near[0]}?" if near and near[0] not in subjects else ""
+    """Words about the models that somebody may have meant who names another; "" where there is none such."""
+    names = [subject for subject in subjects if not _ID.fullmatch(subject)]
+    known = models(reader) if names else set()
+    strangers = [name for name in names if name not in known]
+    return f"; {by_id(strangers[0], known)}" if strangers else ""
 
 
 def models(reader: Reader) -> set[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
 from daemon.explain.memory import Alternative, Device
 from daemon.explain.obstacle import WhyNot
+from daemon.nearest import by_id, nearest
 
 Kind = Literal["runner", "request", "operation", "model"]
 
@@ -51,12 +53,18 @@ class Explanation(msgspec.Struct, frozen=True):
     """Of a model that was not loaded: what a request for it would have met."""
 
 
-class UnknownSubject(Exception):
-    """The log has nothing of that name. `nearest`: models that it knows, spelled alike. `begins`: where what
-    is older was pruned, the number of the first event that is left."""
+ID = re.compile(r"[rqo][1-9][0-9]{0,17}")
+"""What runners, requests and operations are called. A model can be called so, too."""
 
-    def __init__(self, subject: str, nearest: tuple[str, ...] = (), begins: int = 0) -> None:
-        pruned = f": it begins at event {begins}, and what was before has been pruned" if begins else ""
-        super().__init__(f"the log has no {subject}{pruned}")
+
+class UnknownSubject(Exception):
+    """The log has nothing of that name. `known`: the models that it might have meant. `begins`: where what is
+    older was pruned, the number of the first event that is left."""
+
+    def __init__(self, subject: str, known: tuple[str, ...] = (), begins: int = 0) -> None:
+        hint = f": it begins at event {begins}, and what was before has been pruned" if begins else ""
+        if not begins and not ID.fullmatch(subject):
+            hint = f"; {by_id(subject, known)}"
+        super().__init__(f"the log has no {subject}{hint}")
         self.subject = subject
-        self.nearest = nearest
+        self.nearest = nearest(subject, known, 3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from daemon.explain.lives import Lives, before_load, older
@@ -11,13 +9,12 @@ from daemon.explain.model_story import explain_model
 from daemon.explain.obstacle import WhyNot, why_not
 from daemon.explain.request_story import explain_operation, explain_request
 from daemon.explain.runner_story import of_life
-from daemon.explain.told import Explanation, UnknownSubject
+from daemon.explain.told import ID, Explanation, UnknownSubject
 from daemon.explain.walk import Happening, Watch, happening, walk
 from daemon.past import nearest
 from events import catalogue as c
 from events.reader import CursorPruned, Reader
 
-_ID = re.compile(r"[rqo][1-9][0-9]{0,17}")
 OPERATIONS = (c.LoadRequested, c.UnloadRequested, c.PinRequested, c.CancelRequested)
 
 
@@ -29,7 +26,7 @@ def explain(
     of a model, the moment that is asked about, unless that is `now`. `t`: the time that it is, in
     scheduler time, if the daemon lives; else that of the last event. Raises UnknownSubject, LogError
     (CursorPruned)."""
-    made = happening(reader, int(subject[1:])) if _ID.fullmatch(subject) else None
+    made = happening(reader, int(subject[1:])) if ID.fullmatch(subject) else None
     kind = type(made.body) if made is not None and made.subject == subject else None
     if made is not None and (upto is None or made.seq <= upto):
         if kind is c.RunnerLoad:
@@ -39,7 +36,7 @@ def explain(
         if kind in OPERATIONS:
             return explain_operation(reader, made, upto, t)
     base = reader.base.seq
-    if made is None and _ID.fullmatch(subject) and int(subject[1:]) < base:
+    if made is None and ID.fullmatch(subject) and int(subject[1:]) < base:
         found = nearest(reader, base - 1)[0].runners.get(subject)
         if found is None:
             raise UnknownSubject(subject, begins=base)

@@ -189,18 +189,41 @@ def test_show_what_concerns_a_model(log: Path) -> None:
 
 
 def test_show_finds_nothing(log: Path) -> None:
-    for arguments in (["grey"], ["q99"], ["--after", "9999"], ["--type", "log."]):
+    ids = "; a log knows models by their ids, not by their aliases: blue, red"
+    cases = ((["grey"], ids), (["q99"], ""), (["--after", "9999"], ""), (["--type", "log."], ""))
+    for arguments, hint in cases:
         assert rows(log, "show", *arguments) == []
-        result = screen(log, "show", *arguments)
+        result = screen(log, "show", *arguments, columns=200)
         assert (result.code, result.lines[0]) == (
             0,
-            f"no such event among the {len(story())} events of the log",
+            f"no such event among the {len(story())} events of the log{hint}",
         )
 
 
 def test_show_finds_nothing_of_a_model_that_is_misspelt(log: Path) -> None:
-    assert screen(log, "show", "bleu").lines[0].endswith("of the log; did you mean blue?")
+    assert "of the log; did you mean blue? (A log knows" in screen(log, "show", "bleu", columns=200).lines[0]
     assert "mean" not in screen(log, "show", "blue", "--type", "log.").lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["show", "rouge"], 0),
+        (["why", "rouge"], 2),
+        (["why-not", "rouge"], 1),
+        (["waits", "--model", "rouge"], 2),
+        (["what-if", "--slots", "rouge=2"], 2),
+        (["timeline", "--html", "page", "rouge"], 2),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_an_alias_is_answered_with_the_ids_that_the_log_knows(
+    log: Path, arguments: list[str], code: int
+) -> None:
+    done = run(log, "--no-json", *arguments, env={"COLUMNS": "200"})
+    assert done.returncode == code
+    said = " ".join((done.stdout + done.stderr).split()).lower()
+    assert "a log knows models by their ids, not by their aliases: blue, red" in said
 
 
 # --- verify and state ------------------------------------------------------------------------------------

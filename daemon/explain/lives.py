@@ -103,9 +103,10 @@ class Life(msgspec.Struct):
     """The room that was made for it."""
     turns: tuple[Turn, ...] = ()
     ready: Happening | None = None
-    dispatched: int = 0
+    exchanges: int = 0
+    """Exchanges with it that have ended, as far as the pass has seen them."""
     last: Happening | None = None
-    """The last end of an exchange with it."""
+    """The last of their ends."""
     restarts: list[Happening] = []
     notices: list[Notice] = []
     end: End | None = None
@@ -139,7 +140,6 @@ class Lives(Watch):
             c.ClaimEnded: self._claim_ends,
             c.RunnerLoad: self._loads,
             c.ProbeAnswered: self._answers,
-            c.RequestDispatched: self._dispatched,
             c.UpstreamEnded: self._exchanged,
             c.LeaseRevoked: self._revokes,
             c.DaemonStarted: self._starts,
@@ -213,15 +213,10 @@ class Lives(Watch):
             if runner is not None and runner.state is RunnerState.loading and runner.whole:
                 life.ready = h
 
-    def _dispatched(self, h: Happening, state: State) -> None:
-        life = self.lives.get(h.body.runner)
-        if life is not None:
-            life.dispatched += 1
-
     def _exchanged(self, h: Happening, state: State) -> None:
         life = self.lives.get(h.body.runner)
         if life is not None:
-            life.last = h
+            life.last, life.exchanges = h, life.exchanges + 1
         self._settle(h)
 
     def _revokes(self, h: Happening, state: State) -> None:

@@ -163,7 +163,7 @@ def _lines(life: Life, reader: Reader) -> Iterator[Line]:
         )
     for notice in life.notices:
         yield line(notice.event, revoked_words(notice.event, notice.caller))
-    if life.last is not None and life.dispatched:
+    if life.last is not None:
         yield line(
             life.last,
             f"{life.last.body.request} ended, {_last(life)}",
@@ -173,9 +173,14 @@ def _lines(life: Life, reader: Reader) -> Iterator[Line]:
 
 
 def _last(life: Life) -> str:
-    if life.dispatched == 1:
-        return f"{life.id}'s only request"
-    return f"the last of {life.id}'s {life.dispatched} requests" + (" so far" if life.end is None else "")
+    """Which of its requests that was: of those that have ended, for others may still run."""
+    if life.older:
+        return f"the last of {life.id}'s requests" + ("" if life.over else " so far")
+    if life.exchanges == 1:
+        return f"{life.id}'s only request" if life.over else f"the first of {life.id}'s requests"
+    return f"the last of {life.id}'s {life.exchanges} requests" + (
+        "" if life.over else " that have ended so far"
+    )
 
 
 def line(h: Happening, text: str) -> Line:

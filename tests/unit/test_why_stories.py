@@ -134,6 +134,21 @@ def test_every_reason_for_which_a_runner_goes_has_its_words() -> None:
     assert reasons - {"evicted"} <= set(REASONS)
 
 
+def test_requests_are_counted_when_they_have_ended(tmp_path: Path) -> None:
+    """Four run at once: each that ends is the last of those that have, and not of those that have begun."""
+    events, log = played("larql_157_single_flight").world.log, tmp_path / "events.db"
+    write(log, events)
+    ends = [event for event in events if isinstance(event.body, c.UpstreamEnded)]
+    said = []
+    with Reader(log) as reader:
+        for end in ends:
+            (line,) = [each for each in explain(reader, "r6", end.seq).lines if each.seq == end.seq]
+            said.append(line.text)
+    assert said[0].endswith(" ended, the first of r6's requests")
+    assert said[1].endswith(" ended, the last of r6's 2 requests that have ended so far")
+    assert said[3].endswith(" ended, the last of r6's 4 requests that have ended so far")
+
+
 def test_nothing_is_told_twice_as_golden() -> None:
     assert {path.stem for path in (ROOT / "golden" / "why").glob("*.txt")} == set(STORIES) | {"why_not"}
 

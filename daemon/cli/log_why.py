@@ -29,7 +29,8 @@ def why(settings: Settings, at: int | Past | None, subject: str) -> None:
         try:
             told = explain(reader, subject, upto)
         except UnknownSubject as error:
-            raise click.UsageError(printable(str(error))) from None
+            when = f", at {' '.join(day_and_time(error.comes.at))}" if error.comes is not None else ""
+            raise click.UsageError(printable(f"{error}{when}")) from None
         last = happening(reader, told.upto_seq)
     _say_when(output, last.at if last is not None else 0, told.upto_seq)
     print_explanation(output, told)

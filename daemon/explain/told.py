@@ -9,6 +9,7 @@ import msgspec
 
 from daemon.explain.memory import Alternative, Device
 from daemon.explain.obstacle import WhyNot
+from daemon.explain.walk import Happening
 from daemon.nearest import by_id, nearest
 
 Kind = Literal["runner", "request", "operation", "model"]
@@ -59,12 +60,20 @@ ID = re.compile(r"[rqo][1-9][0-9]{0,17}")
 
 class UnknownSubject(Exception):
     """The log has nothing of that name. `known`: the models that it might have meant. `begins`: where what is
-    older was pruned, the number of the first event that is left."""
+    older was pruned, the number of the first event that is left. `comes`: the event that brings it, after
+    the moment that was asked about."""
 
-    def __init__(self, subject: str, known: tuple[str, ...] = (), begins: int = 0) -> None:
-        hint = f": it begins at event {begins}, and what was before has been pruned" if begins else ""
-        if not begins and not ID.fullmatch(subject):
-            hint = f"; {by_id(subject, known)}"
-        super().__init__(f"the log has no {subject}{hint}")
+    def __init__(
+        self, subject: str, known: tuple[str, ...] = (), begins: int = 0, comes: Happening | None = None
+    ) -> None:
+        words = f"the log has no {subject}"
+        if comes is not None:
+            words = f"there was no {subject} yet: it came with event {comes.seq}"
+        elif begins:
+            words += f": it begins at event {begins}, and what was before has been pruned"
+        elif not ID.fullmatch(subject):
+            words += f"; {by_id(subject, known)}"
+        super().__init__(words)
+        self.comes = comes
         self.subject = subject
         self.nearest = nearest(subject, known, 3)

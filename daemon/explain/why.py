@@ -16,6 +16,8 @@ from events import catalogue as c
 from events.reader import CursorPruned, Reader
 
 OPERATIONS = (c.LoadRequested, c.UnloadRequested, c.PinRequested, c.CancelRequested)
+MADE = (c.RunnerLoad, c.RequestArrived, *OPERATIONS)
+"""The events that make a runner, a request, an operation: they have its number."""
 
 
 def explain(
@@ -28,13 +30,13 @@ def explain(
     (CursorPruned)."""
     made = happening(reader, int(subject[1:])) if ID.fullmatch(subject) else None
     kind = type(made.body) if made is not None and made.subject == subject else None
-    if made is not None and (upto is None or made.seq <= upto):
+    comes = made if made is not None and kind in MADE and upto is not None and made.seq > upto else None
+    if made is not None and kind in MADE and comes is None:
         if kind is c.RunnerLoad:
             return explain_runner(reader, made, upto, t)
         if kind is c.RequestArrived:
             return explain_request(reader, made, upto, t)
-        if kind in OPERATIONS:
-            return explain_operation(reader, made, upto, t)
+        return explain_operation(reader, made, upto, t)
     base = reader.base.seq
     if made is None and ID.fullmatch(subject) and int(subject[1:]) < base:
         found = nearest(reader, base - 1)[0].runners.get(subject)
@@ -43,7 +45,22 @@ def explain(
         return explain_runner(reader, older(found).load, upto, t)
     if upto is not None and upto < base - 1:
         raise CursorPruned(f"the log begins at event {base}")
-    return explain_model(reader, subject, upto, now=now or upto is None, t=t)
+    try:
+        return explain_model(reader, subject, upto, now=now or upto is None, t=t)
+    except UnknownSubject as error:
+        if comes is None and upto is not None and not now:
+            comes = _comes(reader, subject, upto)
+        raise (error if comes is None else UnknownSubject(subject, comes=comes)) from None
+
+
+def _comes(reader: Reader, model: str, after: int) -> Happening | None:
+    """The first configuration after an event that has a model."""
+    for record in reader.records(after):
+        if record.type == "config.changed":
+            h = happening(reader, record.seq)
+            if h is not None and model in h.body.view.models:
+                return h
+    return None
 
 
 def explain_absence(reader: Reader, model: str, upto: int | None = None, t: int = 0) -> WhyNot:

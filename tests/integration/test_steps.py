@@ -277,7 +277,16 @@ def test_a_runner_is_told_as_far_as_was_known_by_a_moment(log: Path) -> None:
     assert "is loading" in told["summary"] and told["lines"][-1]["seq"] == load
     (told,) = rows(log, "why", f"r{load}", "--at", str(ready))
     assert "is loaded" in told["summary"] and told["lines"][-1]["seq"] == ready
-    assert run(log, "why", f"r{load}", "--at", "1").returncode == 2
+
+
+@pytest.mark.parametrize("kind", [c.RequestArrived, c.RunnerLoad, c.ConfigChanged])
+def test_what_had_not_come_by_a_moment_is_told_with_when_it_came(log: Path, kind: type[c.Payload]) -> None:
+    seq = of(kind)[0]
+    subject = story()[seq - 1].subject or "red"
+    done = run(log, "why", subject, "--at", str(seq - 1))
+    words = f"there was no {subject} yet: it came with event {seq}, at 2023-11-1"
+    assert (done.returncode, words in done.stderr) == (2, True)
+    assert run(log, "why", subject, "--at", str(seq)).returncode == 0
 
 
 def test_a_model_at_a_time_is_told_with_what_came_after(log: Path) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from daemon.cli.describe import describe, duration, printable, size
 from daemon.cli.keys import Left, Terminal
 from daemon.cli.logfile import Settings
-from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by, parsed
+from daemon.cli.moments import BEGIN, END, FORMS, Moment, Past, between, parsed
 from daemon.cli.output import Output, day_and_time
 from daemon.cli.select import selected
 from daemon.explain.steps import Change, Glance, Step, Steps, changes, glance
@@ -35,8 +35,8 @@ KEYS = "n next  p back  j jump  / search  q quit"
 
 @click.command()
 @click.option("--step", is_flag=True, help="One step at a time, on a terminal, with the state beside it.")
-@click.option("--from", "begin", type=Moment(), help=f"Begin at this moment: {FORMS}.")
-@click.option("--to", "end", type=Moment(), help="End at this moment.")
+@click.option("--from", "begin", type=Moment(), help=BEGIN)
+@click.option("--to", "end", type=Moment(end=True), help=END)
 @click.argument("subject", required=False)
 @click.pass_obj
 def replay(
@@ -51,8 +51,7 @@ def replay(
     """
     output = settings.output
     with settings.open() as reader:
-        after = 0 if begin is None else first_by(reader, begin) - 1
-        upto = reader.head().seq if end is None else min(last_by(reader, end), reader.head().seq)
+        after, upto = between(reader, begin, end)
         only: list[int] | None = None
         if subject is not None:
             with output.progress(f"looking for {subject}"):

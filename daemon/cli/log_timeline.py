@@ -10,7 +10,7 @@ import click
 
 from daemon.cli.files import new_file
 from daemon.cli.logfile import Settings
-from daemon.cli.moments import FORMS, Moment, Past, between
+from daemon.cli.moments import BEGIN, END, Moment, Past, between
 from daemon.cli.output import failing, size
 from daemon.history.lives import Timeline
 from daemon.history.page import Origin, page
@@ -29,8 +29,8 @@ SAY_EVERY = 5000
 @click.command()
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="One page, for any browser.")
 @click.option("--perfetto", type=click.Path(path_type=Path), metavar="FILE", help="For ui.perfetto.dev.")
-@click.option("--since", type=Moment(), help=f"Begin at this moment: {FORMS}.")
-@click.option("--until", type=Moment(), help="End at this moment.")
+@click.option("--since", type=Moment(), help=BEGIN)
+@click.option("--until", type=Moment(end=True), help=END)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.argument("models", nargs=-1)
 @click.pass_obj

@@ -6,7 +6,6 @@ import json
 import os
 import sqlite3
 import subprocess
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import trio
 from click.testing import CliRunner
 
 from daemon.cli import logfile, runnerlog
-from daemon.cli.moments import parsed
 from events import catalogue as c
 from events.catalogue import Event
 from events.envelope import decode
@@ -476,59 +474,7 @@ def test_a_log_while_its_daemon_lives(tmp_path: Path) -> None:
         assert live.chat("red")[0] == 200
 
 
-# --- moments ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2026-11-20 03:12:05", "2026-11-20 03:12:05"),
-        ("2026-11-20T03:12", "2026-11-20 03:12:00"),
-        ("2026-11-20", "2026-11-20 00:00:00"),
-        ("03:12", "2026-11-21 03:12:00"),
-        ("14:00:01.5", "2026-11-20 14:00:01.500"),  # today it is yet to come
-        ("yesterday", "2026-11-20 00:00:00"),
-        ("yesterday 3:12", "2026-11-20 03:12:00"),
-        ("-10min", "2026-11-21 11:50:00"),
-        ("-2 h", "2026-11-21 10:00:00"),
-        ("now", "2026-11-21 12:00:00"),
-    ],
-)
-def test_a_moment_in_words(text: str, expected: str) -> None:
-    def ns(words: str) -> int:
-        return round(datetime.fromisoformat(words).timestamp() * 1000) * 1_000_000
-
-    assert parsed(text, ns("2026-11-21 12:00:00")) == ns(expected)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "soon", "25:00", "03:60", "-10 fortnights", "today 3", "2026-13-01", "٣"]
-)
-def test_what_is_no_moment_is_refused_with_the_forms(log: Path, text: str) -> None:
-    assert parsed(text, AT) is None
-    done = run(log, "state", "--at", text)
-    assert (done.returncode, "an event's number, 03:12" in done.stderr) == (2, True)
-
-
-def test_moments_choose_events(log: Path) -> None:
-    """Between two times of day, which each event has, local."""
-    story_ = story()
-    first, last = story_[9], story_[19]
-
-    def time_of(event: Event) -> str:
-        at = AT + event.t
-        return f"{datetime.fromtimestamp(at // 10**9).isoformat(' ')}.{at % 10**9 // 1000:06d}"
-
-    expected = [
-        e.seq for e in story_ if first.t // 1000 * 1000 <= e.t <= last.t // 1000 * 1000
-    ]  # a time has microseconds
-    assert expected
-    assert seqs(log, "--since", time_of(first), "--until", time_of(last)) == expected
-    assert seqs(log, "--since", "10", "--until", "20") == list(range(10, 21))
-    assert seqs(log, "--since", "now") == []
-    (state,) = rows(log, "state", "--at", time_of(last))
-    assert state["seq"] == expected[-1]
-    assert run(log, "state", "--at", "999999").returncode == 2
+# --- what is appended meanwhile --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [[], ["blue"], ["blue", "r6"], ["--last", "1"], ["--runners"]])

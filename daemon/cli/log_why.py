@@ -10,7 +10,7 @@ from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.output import EXIT_FAILED, Output, day_and_time
 from daemon.cli.select import models
 from daemon.cli.told import paragraph, print_explanation, print_why_not
-from daemon.explain.told import UnknownSubject
+from daemon.explain.unknown import UnknownSubject
 from daemon.explain.walk import happening
 from daemon.explain.why import explain, explain_absence
 from daemon.explain.words import first_up

@@ -7,7 +7,8 @@ import msgspec
 from daemon.explain import runner_story
 from daemon.explain.lives import Life, Lives, before_load, older
 from daemon.explain.obstacle import WhyNot, why_not
-from daemon.explain.told import Explanation, Line, UnknownSubject
+from daemon.explain.told import Explanation, Line
+from daemon.explain.unknown import UnknownSubject
 from daemon.explain.walk import Happening, Watch, happening, walk
 from daemon.explain.words import MOMENT_NS, count, duration, first_up, options_of
 from events import catalogue as c

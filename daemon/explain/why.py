@@ -9,7 +9,8 @@ from daemon.explain.model_story import explain_model
 from daemon.explain.obstacle import WhyNot, why_not
 from daemon.explain.request_story import explain_operation, explain_request
 from daemon.explain.runner_story import of_life
-from daemon.explain.told import ID, Explanation, UnknownSubject
+from daemon.explain.told import Explanation
+from daemon.explain.unknown import ID, UnknownSubject
 from daemon.explain.walk import Happening, Watch, happening, walk
 from daemon.past import nearest
 from events import catalogue as c

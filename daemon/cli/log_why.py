@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import click
 
-from daemon.cli.describe import printable
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
-from daemon.cli.output import EXIT_FAILED, Output, day_and_time
-from daemon.cli.select import models
-from daemon.cli.told import paragraph, print_explanation, print_why_not
-from daemon.explain.unknown import UnknownSubject
+from daemon.cli.output import Output, day_and_time
+from daemon.cli.told import print_explanation, print_why_not
 from daemon.explain.walk import happening
 from daemon.explain.why import explain, explain_absence
-from daemon.explain.words import first_up
-from daemon.nearest import by_id
 
 
 @click.command()
@@ -26,11 +21,7 @@ def why(settings: Settings, at: int | Past | None, subject: str) -> None:
     output = settings.output
     with settings.open() as reader, output.progress("reading the log"):
         upto = None if at is None else last_by(reader, at)
-        try:
-            told = explain(reader, subject, upto)
-        except UnknownSubject as error:
-            when = f", at {' '.join(day_and_time(error.comes.at))}" if error.comes is not None else ""
-            raise click.UsageError(printable(f"{error}{when}")) from None
+        told = explain(reader, subject, upto)
         last = happening(reader, told.upto_seq)
     _say_when(output, last.at if last is not None else 0, told.upto_seq)
     print_explanation(output, told)
@@ -45,14 +36,8 @@ def why_not(settings: Settings, at: int | Past | None, model: str) -> None:
     output = settings.output
     with settings.open() as reader, output.progress("reading the log"):
         told = explain_absence(reader, model, None if at is None else last_by(reader, at))
-        unknown = told.reason == "unknown_model"
-        hint = by_id(model, models(reader)) if unknown and not output.machine else ""
     _say_when(output, told.at_ns, told.seq)
     print_why_not(output, told)
-    if hint:
-        paragraph(output, first_up(hint))
-    if unknown:
-        raise SystemExit(EXIT_FAILED)
 
 
 def _say_when(output: Output, at_ns: int, seq: int) -> None:

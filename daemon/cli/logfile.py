@@ -84,8 +84,8 @@ class Settings:
         if error.comes is not None:
             words += f", at {' '.join(day_and_time(error.comes.at))}"
         if self.output.machine:
-            fields = {"subject": error.subject, "nearest": error.nearest}
-            self.output.line({"ok": False, "error": f"{INTERFACE}.SubjectNotFound", **fields})
+            fields = {error.field: error.subject, "nearest": error.nearest}
+            self.output.line({"ok": False, "error": f"{INTERFACE}.{error.error}", **fields})
         click.echo(f"runnerlog: {printable(words)}", err=True)
         raise SystemExit(EXIT_FAILED)
 

@@ -16,10 +16,14 @@ class UnknownSubject(Exception):
     older was pruned, the number of the first event that is left. `comes`: the event that brings it, after
     the moment that was asked about."""
 
+    error, field = "SubjectNotFound", "subject"
+    """What the control socket calls it, and where it names what was asked about."""
+    nothing = "the log has no"
+
     def __init__(
         self, subject: str, known: tuple[str, ...] = (), begins: int = 0, comes: Happening | None = None
     ) -> None:
-        words = f"the log has no {subject}"
+        words = f"{self.nothing} {subject}"
         if comes is not None:
             words = f"there was no {subject} yet: it came with event {comes.seq}"
         elif begins:
@@ -30,3 +34,10 @@ class UnknownSubject(Exception):
         self.comes = comes
         self.subject = subject
         self.nearest = nearest(subject, known, 3)
+
+
+class UnknownModel(UnknownSubject):
+    """The configuration has no model of that name, at the moment that is asked about."""
+
+    error, field = "ModelNotFound", "model"
+    nothing = "the configuration has no model"

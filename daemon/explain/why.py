@@ -10,7 +10,7 @@ from daemon.explain.obstacle import WhyNot, why_not
 from daemon.explain.request_story import explain_operation, explain_request
 from daemon.explain.runner_story import of_life
 from daemon.explain.told import Explanation
-from daemon.explain.unknown import ID, UnknownSubject
+from daemon.explain.unknown import ID, UnknownModel, UnknownSubject
 from daemon.explain.walk import Happening, Watch, happening, walk
 from daemon.past import nearest
 from events import catalogue as c
@@ -65,10 +65,13 @@ def _comes(reader: Reader, model: str, after: int) -> Happening | None:
 
 
 def explain_absence(reader: Reader, model: str, upto: int | None = None, t: int = 0) -> WhyNot:
-    """What was in the way of a model after event `upto` (None: the last). Raises LogError."""
+    """What was in the way of a model after event `upto` (None: the last). Raises UnknownModel, LogError."""
     watch = Watch()
     watch.upto = watch.begin = reader.head().seq if upto is None else upto
     state = walk(reader, watch)
+    if model not in state.config.models:
+        comes = _comes(reader, model, state.seq)
+        raise UnknownModel(model, tuple(state.config.models), comes=comes)
     last = happening(reader, state.seq)
     before_t, state.t = state.t, max(state.t, t)
     at_ns = last.at + state.t - before_t if last is not None else 0

@@ -208,7 +208,7 @@ def test_show_finds_nothing_of_a_model_that_is_misspelt(log: Path) -> None:
     [
         (["show", "rouge"], 0),
         (["replay", "rouge"], 1),
-        (["why", "rouge"], 2),
+        (["why", "rouge"], 1),
         (["why-not", "rouge"], 1),
         (["waits", "--model", "rouge"], 2),
         (["what-if", "--slots", "rouge=2"], 2),

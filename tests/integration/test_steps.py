@@ -297,11 +297,16 @@ def test_a_log_that_no_runnerd_has_written_is_said(log: Path, command: list[str]
 
 @pytest.mark.parametrize("name", ["zebra", "r999", "q1", "o5", "r0", "", "red?", "\x1b[31m"])
 def test_a_name_that_the_log_does_not_have(log: Path, name: str) -> None:
-    done = run(log, "why", name)
-    assert (done.returncode, "Traceback" in done.stderr, "\x1b" in done.stderr) == (2, False, False)
-    done = run(log, "why-not", name)
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["verdict"], told["reason"]) == (1, "obstacle", "unknown_model")
+    near = ["red"] if name == "red?" else []
+    errors = (("why", "SubjectNotFound", "subject"), ("why-not", "ModelNotFound", "model"))
+    for command, error, field in errors:
+        done = run(log, command, name)
+        assert (done.returncode, "Traceback" in done.stderr, "\x1b" in done.stderr) == (1, False, False)
+        assert done.stderr.startswith("runnerlog: the ")
+        told = json.loads(done.stdout)
+        assert told == {"ok": False, "error": f"io.runnerd.Control.{error}", field: name, "nearest": near}
+        done = run(log, "--no-json", command, name)
+        assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_runner_is_told_as_far_as_was_known_by_a_moment(log: Path) -> None:
@@ -318,8 +323,11 @@ def test_what_had_not_come_by_a_moment_is_told_with_when_it_came(log: Path, kind
     subject = story()[seq - 1].subject or "red"
     done = run(log, "why", subject, "--at", str(seq - 1))
     words = f"there was no {subject} yet: it came with event {seq}, at 2023-11-1"
-    assert (done.returncode, words in done.stderr) == (2, True)
+    assert (done.returncode, words in done.stderr) == (1, True)
     assert run(log, "why", subject, "--at", str(seq)).returncode == 0
+    if kind is c.ConfigChanged:
+        done = run(log, "why-not", subject, "--at", str(seq - 1))
+        assert (done.returncode, words in done.stderr) == (1, True)
 
 
 def test_a_model_at_a_time_is_told_with_what_came_after(log: Path) -> None:

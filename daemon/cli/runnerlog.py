@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 import msgspec
 
+from daemon.cli.describe import printable
 from daemon.cli.lazy import Commands
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import BEGIN, END, Moment, Past, between, last_by
 from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run
 from daemon.cli.runnerd import default_log
-from daemon.cli.select import fields_of, meant, selected
+from daemon.cli.select import fields_of, meant, selected, unseen
 from daemon.past import nearest
 from daemon.version import VERSION
 from events.envelope import Record
@@ -111,6 +112,8 @@ def show(
         if until is not None:
             upto = end if upto is None else min(end, upto)
         head = reader.head().seq if upto is None else upto
+        for words in unseen(reader, subjects) if follow else ():
+            click.echo(f"runnerlog: {printable(words)}", err=True)
 
         def chosen(after: int, upto: int | None, follow: bool = False) -> Iterable[Record]:
             records = selected(reader, subjects, after, upto, follow)

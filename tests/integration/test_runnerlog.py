@@ -516,3 +516,34 @@ async def test_following_goes_on_with_what_is_appended(tmp_path: Path, arguments
 
 def test_following_has_no_end(log: Path) -> None:
     assert run(log, "show", "--follow", "--until", "now").returncode == 2
+
+
+async def test_following_what_is_not_there_yet_says_so_and_waits(tmp_path: Path) -> None:
+    """Of an id that comes, what it is asked for; of an alias, the ids."""
+    path, events = tmp_path / "events.db", story()
+    late = next(e.subject for e in events[20:] if isinstance(e.body, c.RequestArrived))
+    async with open_store(path) as store:
+        for event in events[:20]:
+            store.append([event], AT + event.t)
+        await store.wait(20)
+        command = [str(BIN / "runnerlog"), "--log", str(path), "show", "-f", late, "rouge"]
+        process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with trio.fail_after(PATIENCE_S):
+            said = ""
+            while said.count("\n") < 2:
+                said += (await process.stderr.receive_some()).decode()
+            for event in events[20:]:
+                store.append([event], AT + event.t)
+            await store.wait(len(events))
+            seen, rest, expected = list[int](), b"", seqs(path, late)
+            while len(seen) < len(expected):
+                *lines, rest = (rest + await process.stdout.receive_some()).split(b"\n")
+                seen += [json.loads(line)["seq"] for line in lines]
+        process.terminate()
+        await process.wait()
+    assert seen == expected
+    first, second = said.splitlines()
+    assert first == f"runnerlog: nothing of {late} is in the log yet: waiting for it"
+    assert second.startswith(
+        "runnerlog: nothing of rouge is in the log yet: waiting for it; a log knows models"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +14,7 @@ from daemon.cli.describe import describe, duration, printable, size
 from daemon.cli.keys import Left, Terminal
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import BEGIN, END, FORMS, Moment, Past, between, parsed
-from daemon.cli.output import Output, day_and_time, failing
+from daemon.cli.output import Output, day_and_time, failing, wrapped
 from daemon.cli.select import models, selected
 from daemon.explain.steps import Change, Glance, Step, Steps, changes, glance
 from daemon.explain.unknown import UnknownSubject
@@ -180,9 +179,7 @@ class View:
             payload = json.loads(record.payload)
             type = payload.pop("type", record.type)
             text = describe(type, record.subject, payload)
-            yield from textwrap.wrap(
-                text, max(20, columns - 1), initial_indent=mark, subsequent_indent=" " * len(mark)
-            )
+            yield from wrapped(text, columns - 1, mark, " " * len(mark))
 
 
 def state_lines(state: State, before: Glance, columns: int) -> Iterator[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
 from daemon.cli.moments import BEGIN, END, Moment, Past, end_of, first_by, last_by
-from daemon.cli.output import Output
+from daemon.cli.output import Output, wrapped
 from daemon.history.walk import Step, Walk, Window
 from daemon.past import nearest
 from events.reader import Reader
@@ -63,7 +62,7 @@ class Walked:
 
 def say(output: Output, text: str, *, indent: str = "  ", dim: bool = False) -> None:
     """A sentence for a person, on as many lines as it needs."""
-    for line in textwrap.wrap(text, max(NARROW, output.width), subsequent_indent=indent):
+    for line in wrapped(text, max(NARROW, output.width), rest=indent):
         output.text(line, dim=dim)
 
 

@@ -17,7 +17,7 @@ from daemon.cli.describe import printable
 from daemon.cli.lazy import Commands
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import BEGIN, END, Moment, Past, between, last_by
-from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run
+from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run, wrapped
 from daemon.cli.runnerd import default_log
 from daemon.cli.select import fields_of, meant, selected, unseen
 from daemon.past import nearest
@@ -131,7 +131,8 @@ def show(
             first = reader.base.seq
             words = f"no such event among the {_count(reader.head().seq - first + 1, 'event')} of the log"
             words += f", which begins with event {first}" if first > 1 else ""
-            settings.output.text(words + meant(reader, subjects), dim=True)
+            lines = wrapped(words + meant(reader, subjects), settings.output.width)
+            settings.output.text("\n".join(lines), dim=True)
 
 
 def _print_event(output: Output, record: Record) -> None:

@@ -12,7 +12,7 @@ import click
 
 from daemon.cli.files import new_file
 from daemon.cli.logfile import Settings
-from daemon.cli.moments import FORMS, Moment, Past, between
+from daemon.cli.moments import BEGIN, END, Moment, Past, between
 from daemon.cli.output import size
 from daemon.cli.select import fields_of, meant, selected
 from daemon.limits import EXPORT_BATCH_ROWS
@@ -24,8 +24,8 @@ Write = Callable[[list[dict[str, Any]]], None]
 
 
 @click.command()
-@click.option("--since", type=Moment(), help=f"Begin at this moment: {FORMS}.")
-@click.option("--until", type=Moment(), help="End at this moment.")
+@click.option("--since", type=Moment(), help=BEGIN)
+@click.option("--until", type=Moment(end=True), help=END)
 @click.option(
     "--format",
     "form",

@@ -8,11 +8,15 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from daemon.cli.output import Output, failing
+from daemon.cli.describe import printable
+from daemon.cli.output import EXIT_FAILED, Output, day_and_time, failing
 from daemon.cli.runnerd import EXIT_UNREACHABLE
+from daemon.control.client import INTERFACE
+from daemon.explain.unknown import UnknownSubject
 from daemon.past import fold_one, nearest
 from events.catalogue import Event, Fact
 from events.envelope import LogError, decode
@@ -32,7 +36,8 @@ class Settings:
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
-        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged."""
+        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged or
+        does not have what is asked about."""
         try:
             reader = Reader(self.path)
         except (LogError, OSError, sqlite3.Error) as error:
@@ -41,6 +46,8 @@ class Settings:
         with reader:
             try:
                 yield reader
+            except UnknownSubject as error:
+                self._refuse(error)
             except CursorPruned as error:
                 raise click.UsageError(f"{error}: begin there") from None
             except (LogError, sqlite3.Error, Divergence) as error:
@@ -70,6 +77,17 @@ class Settings:
         if not self.path.stat().st_size:
             return f"{self.path} is empty"
         return f"cannot open {self.path}: {error}"
+
+    def _refuse(self, error: UnknownSubject) -> NoReturn:
+        """As runnerctl does where the daemon refuses."""
+        words = str(error)
+        if error.comes is not None:
+            words += f", at {' '.join(day_and_time(error.comes.at))}"
+        if self.output.machine:
+            fields = {error.field: error.subject, "nearest": error.nearest}
+            self.output.line({"ok": False, "error": f"{INTERFACE}.{error.error}", **fields})
+        click.echo(f"runnerlog: {printable(words)}", err=True)
+        raise SystemExit(EXIT_FAILED)
 
     def _say(self, words: str) -> None:
         if self.output.machine:

@@ -29,23 +29,27 @@ class Settings:
     def __init__(self, path: Path, as_json: bool | None) -> None:
         self.path = path
         self.output = Output(as_json)
+        self.damaged = False
+        """What has been read breaks off: a command that has said all that it could has failed then."""
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
-        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged."""
+        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged: of a
+        segment that breaks off, once all has been said of what comes before."""
         try:
             reader = Reader(self.path)
         except (LogError, OSError, sqlite3.Error) as error:
             self._say(f"{self._obstacle(error)}. {ANOTHER}")
             raise SystemExit(EXIT_UNREACHABLE) from None
         with reader:
+            self._warn(reader)
             try:
                 yield reader
             except CursorPruned as error:
                 raise click.UsageError(f"{error}: begin there") from None
             except (LogError, sqlite3.Error, Divergence) as error:
                 seq, advice = getattr(error, "seq", 0), ""
-                if seq and not reader.begin:
+                if seq and not reader.segment:
                     advice = f"; runnerlog salvage {shlex.quote(str(self.path))} NEW keeps what is before it"
                 failing(self.output, seq=seq, error=str(error), advice=advice)
 
@@ -70,6 +74,14 @@ class Settings:
         if not self.path.stat().st_size:
             return f"{self.path} is empty"
         return f"cannot open {self.path}: {error}"
+
+    def _warn(self, reader: Reader) -> None:
+        """Say that a segment breaks off: what is read of it looks like one that ends there."""
+        if reader.damage is None:
+            return
+        words = f"{self.path} is damaged: {reader.damage}; only what is before is read"
+        click.echo(f"runnerlog: {words}", err=True)
+        self.damaged = True
 
     def _say(self, words: str) -> None:
         if self.output.machine:

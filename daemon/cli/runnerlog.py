@@ -17,7 +17,7 @@ from daemon.cli.lazy import Commands
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
 from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run
-from daemon.cli.runnerd import default_log
+from daemon.cli.runnerd import EXIT_REFUSED, default_log
 from daemon.cli.select import fields_of, meant, selected
 from daemon.past import nearest
 from daemon.version import VERSION
@@ -58,6 +58,15 @@ ELSEWHERE = {
 def cli(context: click.Context, path: Path | None, as_json: bool | None) -> None:
     """Read a runnerd event log: what happened, whether it is intact, what it adds up to."""
     context.obj = Settings(path or default_log(os.environ), as_json)
+
+
+@cli.result_callback()
+@click.pass_obj
+def _ended(settings: Settings, /, done: object, **_: object) -> object:
+    """After a command that has not failed by itself."""
+    if settings.damaged:
+        raise SystemExit(EXIT_REFUSED)
+    return done
 
 
 def _types(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:

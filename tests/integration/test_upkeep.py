@@ -142,6 +142,31 @@ async def test_the_witness_of_a_pruned_log(log: Path) -> None:
                 pass
 
 
+def test_a_segment_that_is_cut_short_is_said_to_be_whatever_is_asked_of_it(log: Path) -> None:
+    prune(log, "--keep", "1KiB")
+    first, *_, last = sorted(Path(f"{log}.archive").iterdir())
+    for segment in (first, last):
+        segment.write_bytes(segment.read_bytes()[:-200])
+        for command in ("show", "state", "stats", "waits", "replay", "verify"):
+            done = subprocess.run(
+                [BIN / "runnerlog", "--log", segment, command], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 1, command
+            assert f"runnerlog: {segment} is damaged: the segment breaks at event" in done.stderr, command
+            assert "the file is cut short" in done.stderr
+            assert done.stdout, command
+        done = subprocess.run(
+            [BIN / "runnerlog", "--log", segment, "show", "--since", "nonsense"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, "'nonsense' is none of" in done.stderr) == (2, True)
+        done = subprocess.run(
+            [BIN / "runnerlog", "--log", segment, "stats", "--since", "99999"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, "the log ends before 99999" in done.stderr) == (2, True)
+
+
 def test_a_log_of_other_rules_is_pruned(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an older program's events add up to here need not be what that one has carried."""
 

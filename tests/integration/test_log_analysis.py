@@ -223,6 +223,19 @@ def test_what_if_for_a_person_begins_with_the_answer(log: Path) -> None:
     assert "all of the requests wait as long" in seen.plain.replace("\n", " ")
 
 
+def test_what_if_begins_with_what_matters_most(log: Path, tmp_path: Path) -> None:
+    """Who gets nothing has not waited less."""
+
+    def answer(*arguments: str) -> str:
+        return " ".join(run(log, "--no-json", "what-if", *arguments).stdout.split())
+
+    nothing = "gpu0 1 GiB: none of 16 requests is completed (16 failed); the baseline completes 16 "
+    assert answer("--memory", "gpu0=1GiB").startswith(nothing)
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.replace("gpu0: 10GiB", "gpu0: 30GiB", 1))
+    assert "/config.yaml: not done 0 → 8, mean wait " in answer("--config", str(file))
+
+
 def test_what_if_with_another_file(log: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(CONFIG)

@@ -15,9 +15,10 @@ from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.output import day_and_time, failing, size
 from daemon.cli.runnerd import EXIT_REFUSED
-from daemon.config.units import duration_ns, size_bytes
+from daemon.config.units import duration_ns, show_duration, size_bytes
 from daemon.keeper import Order, cuts
 from daemon.keeping import archive_path
+from daemon.limits import CARRY_EVENTS
 from daemon.salvage import NothingBroken, NothingIntact, Salvaged
 from daemon.salvage import salvage as salvage_log
 from events.envelope import LogError
@@ -76,7 +77,7 @@ def prune(
             before=0 if before is None else last_by(reader, before) + isinstance(before, Past),
             archive="" if discard or dry_run else str(archive_path(settings.path)),
         )
-        if reader.begin:
+        if reader.segment:
             _refuse(settings, f"{settings.path} is a segment of a log: it has been pruned already")
         if dry_run:
             upto = max((cut.upto for cut in cuts(reader, order, time.time_ns())), default=0)
@@ -128,13 +129,33 @@ def _tell_pruned(settings: Settings, reader: Reader, upto: int, freed: int, orde
     if output.machine:
         output.line({"ok": True, "first": first, "upto": upto, "last": last, "freed_bytes": freed})
     elif not upto:
-        output.text(f"nothing to prune: no snapshot of events {first} to {last} lies before that", dim=True)
+        output.text(f"nothing goes: {_why_kept(reader, order)}", dim=True)
     elif dry:
         output.text(f"events {first} to {upto} of {last} would go")
     else:
         where = f"archived in {order.archive} and pruned" if order.archive else "pruned"
         output.text(f"events {first} to {upto} {where}: {size(max(0, freed))} less")
-        output.text(f"the log now begins with event {upto + 1}, and ends with {last}")
+        output.text(f"the log now has events {upto + 1} to {last}, and takes {size(reader.used_bytes())}")
+
+
+def _why_kept(reader: Reader, order: Order) -> str:
+    """Why all of a log is kept."""
+    first, last, used = reader.base.seq, reader.head().seq, reader.used_bytes()
+    if last < first:
+        return "the log has no events"
+    if order.size_bytes and used <= order.size_bytes:
+        return f"the log takes {size(used)}, and {size(order.size_bytes)} may stay"
+    (oldest,) = reader.records(first - 1, first)
+    if order.age_ns and oldest.at >= time.time_ns() - order.age_ns:
+        day, clock = day_and_time(oldest.at)
+        return f"the oldest event is of {day} {clock[:8]}, and may stay for {show_duration(order.age_ns)}"
+    if order.before and order.before <= first:
+        return f"the log begins with event {first}, and nothing is before that"
+    only = "only what lies before a snapshot can go, and"
+    snapshot = min((s.upto for s in reader.snapshots() if s.upto >= first), default=0)
+    if not snapshot:
+        return f"{only} of events {first} to {last} there is none yet (one for each {CARRY_EVENTS:,} events)"
+    return f"{only} the first one stands for events {first} to {snapshot}, some of which are to stay"
 
 
 @click.command()

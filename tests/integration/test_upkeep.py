@@ -121,9 +121,32 @@ def test_what_makes_no_sense_is_said(log: Path) -> None:
     for arguments in ((), ("--keep", "7"), ("--keep", "much"), ("--keep", "1GiB", "--before", "1")):
         assert prune(log, *arguments)[0] == 2
     prune(log, "--keep", "1KiB")
-    segment = next(Path(f"{log}.archive").iterdir())
-    code, told, _ = prune(segment, "--keep", "1KiB")
-    assert (code, "is a segment" in str(told["error"])) == (1, True)
+    archive = Path(f"{log}.archive")
+    before = sorted(archive.iterdir())
+    for segment in before:  # the first begins with no snapshot
+        code, told, _ = prune(segment, "--keep", "1KiB")
+        assert (code, "is a segment" in str(told["error"])) == (1, True)
+    assert sorted(archive.iterdir()) == before
+
+
+def test_it_says_what_is_kept_and_why(log: Path, tmp_path: Path) -> None:
+    def said(log: Path, *arguments: object) -> str:
+        command = [BIN / "runnerlog", "--log", log, "--no-json", "prune", "--dry-run", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    first, *_, last = uptos(log)
+    assert said(log, "--keep", "1GiB").startswith("nothing goes: the log takes ")
+    assert said(log, "--keep", "1GiB").endswith(" KiB, and 1.0 GiB may stay\n")
+    assert said(log, "--keep", "3000d").endswith(", and may stay for 3000 d\n")
+    nothing = "nothing goes: the log begins with event 1, and nothing is before that\n"
+    assert said(log, "--before", 1) == nothing
+    only = "nothing goes: only what lies before a snapshot can go, and "
+    stay = f"the first one stands for events 1 to {first}, some of which are to stay\n"
+    assert said(log, "--before", first) == only + stay
+    prune(log, "--keep", "1KiB")
+    with Reader(log) as reader:
+        of = f"of events {last + 1} to {reader.head().seq} there is none yet (one for each 5,000 events)\n"
+    assert said(log, "--keep", "1KiB") == only + of
 
 
 async def test_the_witness_of_a_pruned_log(log: Path) -> None:

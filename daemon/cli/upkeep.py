@@ -16,7 +16,7 @@ from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.output import day_and_time, failing, size
 from daemon.cli.runnerd import EXIT_REFUSED
 from daemon.config.units import duration_ns, show_duration, size_bytes
-from daemon.keeper import Order, cuts
+from daemon.keeper import ArchiveFailed, Order, cuts
 from daemon.keeping import archive_path
 from daemon.limits import CARRY_EVENTS
 from daemon.salvage import NothingBroken, NothingIntact, Salvaged
@@ -27,6 +27,10 @@ from events.pruning import prune as prune_log
 from events.pruning import shrink
 from events.reader import Reader
 from events.witness import witness_path
+from events.words import refused
+
+WRITING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""Errors of who writes: a log that is only read cannot be at fault."""
 
 
 class Keep(click.ParamType[tuple[int, int]]):
@@ -92,12 +96,12 @@ def prune(
                 "to do it by hand, stop it first (runnerctl stop)",
             )
         except OSError as error:
-            _refuse(settings, f"this user may not write beside {settings.path}: {error.strerror}")
+            _refuse(settings, f"cannot write {lock_path(settings.path)}: {error.strerror}")
         with open(lock, "rb"):
             try:
                 upto, freed = _prune(settings, reader, order)
-            except OSError as error:
-                _refuse(settings, f"nothing more was pruned: {error}")
+            except ArchiveFailed as error:
+                _refuse(settings, f"nothing was pruned: {error}; make room there, or prune with --discard")
         _tell_pruned(settings, reader, upto, freed, order)
 
 
@@ -181,11 +185,21 @@ def salvage(settings: Settings, broken: Path, new: Path) -> None:
     except NothingIntact as error:
         failing(output, seq=1, error=f"{error}. Restore it from a backup, or begin another log")
     except (LogError, OSError, sqlite3.Error) as error:
-        _refuse(settings, f"cannot salvage {broken}: {error}")
+        _refuse(settings, f"cannot salvage {broken}: {_obstacle(error, new)}")
     if output.machine:
         output.line({"ok": True, **msgspec.to_builtins(done)})
         return
     _tell_salvaged(settings, done, broken, new)
+
+
+def _obstacle(error: Exception, new: Path) -> str:
+    """What is in the way of a salvage, and what to do where it is the new file."""
+    advice = "make room there, or name a NEW elsewhere"
+    if isinstance(error, OSError):
+        return f"{refused(error)}; {advice}" if error.filename == str(new) else refused(error)
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in WRITING:
+        return f"{new}: {error}; {advice}"
+    return str(error)
 
 
 def _tell_salvaged(settings: Settings, done: Salvaged, broken: Path, new: Path) -> None:

@@ -228,7 +228,7 @@ def _runner_columns(t: int) -> list[Column]:
         Column("MODEL", lambda r: r.model),
         Column("STATE", lambda r: r.state.value),
         Column("SLOTS", lambda r: f"{len(r.held)}/{r.slots}", right=True),
-        Column("MEMORY", lambda r: memory(r.reserved_bytes), right=True),
+        Column("HELD", lambda r: memory(r.holds), right=True),
         Column("AGE", lambda r: age(t - r.load_t), right=True),
         Column("WHY", lambda r: r.reason, drop=1),
         Column("PORT", lambda r: str(r.port or ""), right=True, drop=2),

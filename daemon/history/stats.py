@@ -101,9 +101,11 @@ class Stats:
         """Take an event."""
         if not self._begun:
             self._begin(event.t, at_ns)
-        self.end_ns, self.last_t = max(self.end_ns, at_ns), event.t
         body: Any = event.body
         kind = type(body)
+        if kind is not c.LogSalvaged:  # which took no scheduler time, however late it came
+            self.end_ns = max(self.end_ns, at_ns)
+        self.last_t = event.t
         handler = HANDLERS.get(kind)
         if handler is not None:
             handler(self, state, event, body)

@@ -95,6 +95,8 @@ class Stats:
         }
         self._lives = {r.id: Life(r, state.t, 0) for r in state.runners.values()}
         self._begun = False
+        self._down_t = 0
+        """When the daemon that started last had been seen before."""
         self._hold(state)
 
     def note(self, state: State, event: Event, at_ns: int) -> None:
@@ -105,6 +107,8 @@ class Stats:
         kind = type(body)
         if kind is not c.LogSalvaged:  # which took no scheduler time, however late it came
             self.end_ns = max(self.end_ns, at_ns)
+        if kind is c.DaemonStarted:
+            self._down_t = self.last_t
         self.last_t = event.t
         handler = HANDLERS.get(kind)
         if handler is not None:
@@ -174,13 +178,14 @@ class Stats:
         if asked is None:
             return
         outcome, reason = REQUEST_ENDS[type(d)], getattr(d, "reason", "")
+        until_t = self._down_t if outcome == "interrupted" else event.t  # since then nobody was there
         for figures in self._of(asked.model, asked.caller, asked.runner):
             figures.outcomes[outcome] += 1
             if reason:
                 why = f"{outcome} {reason}"
                 figures.reasons[why] = figures.reasons.get(why, 0) + 1
             if not asked.served and outcome != "rejected":
-                figures.waits_ns.append(event.t - asked.arrived_t)
+                figures.waits_ns.append(until_t - asked.arrived_t)
 
     # --- runners -----------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class Wait(msgspec.Struct):
     """Whose slot it had last."""
     ended_t: int = NEVER
     waited_ns: int = NEVER
-    """Until it had its first slot, or ended without one."""
+    """Until it had its first slot, or ended without one; without the time in which the daemon died."""
 
     @property
     def total_ns(self) -> int:
@@ -195,7 +195,7 @@ class Waits:
         if open.slot_t != NEVER:
             wait.parts[SERVED] += t - open.slot_t
         if wait.waited_ns == NEVER:
-            wait.waited_ns = t - wait.arrived_t
+            wait.waited_ns = t - wait.arrived_t - wait.parts[DOWN]
         wait.ended_t, wait.outcome, wait.reason = t, REQUEST_ENDS[type(d)], getattr(d, "reason", "")
         return wait
 

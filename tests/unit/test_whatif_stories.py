@@ -116,6 +116,7 @@ def test_a_restart_ends_what_is_served_then() -> None:
     assert recorded.outcomes == ["interrupted", "interrupted", "completed"]
     assert recorded.parts_ns[DOWN] == 2 * 6 * S, "from the second arrival on, the last that is known"
     assert recorded.parts_ns[SERVED] == S + SERVED_NS
+    assert sorted(recorded.stats.total.waits_ns) == sorted(recorded.waited_ns) == [0, 0, LOAD_NS]
     again = play(recording)
     assert (again.outcomes, again.waited_ns) == (recorded.outcomes, recorded.waited_ns)
     assert loads(again) == (1, 0), "it outlives the daemon, as it did"

@@ -26,6 +26,7 @@ from events.envelope import LogError
 from events.failpoints import reach
 from events.limits import PROCESS_END_S
 from events.store import EventStore, StoreBroken
+from events.words import refused
 
 log = logging.getLogger("runnerd")
 
@@ -133,7 +134,7 @@ class Keeping:
                 env={"LC_ALL": "C.UTF-8"},
             )
         except OSError as error:
-            raise KeeperFailed(str(error)) from error
+            raise KeeperFailed(f"its keeper cannot be started: {refused(error)}") from error
 
     async def _take(self, lines: trio.abc.ReceiveStream) -> None:
         """Submit what a keeper prints, a line at a time; the others have their turn between two."""

@@ -33,17 +33,20 @@ class Settings:
     def __init__(self, path: Path, as_json: bool | None) -> None:
         self.path = path
         self.output = Output(as_json)
+        self.damaged = False
+        """What has been read breaks off: a command that has said all that it could has failed then."""
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
-        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged or
-        does not have what is asked about."""
+        """The log, open for reading; exits with 3 where that is impossible, with 1 where it has not what is
+        asked about, or is damaged: of a segment that breaks off, once all is said of what comes before."""
         try:
             reader = Reader(self.path)
         except (LogError, OSError, sqlite3.Error) as error:
             self._say(f"{self._obstacle(error)}. {ANOTHER}")
             raise SystemExit(EXIT_UNREACHABLE) from None
         with reader:
+            self._warn(reader)
             try:
                 yield reader
             except UnknownSubject as error:
@@ -52,7 +55,7 @@ class Settings:
                 raise click.UsageError(f"{error}: begin there") from None
             except (LogError, sqlite3.Error, Divergence) as error:
                 seq, advice = getattr(error, "seq", 0), ""
-                if seq and not reader.begin:
+                if seq and not reader.segment:
                     advice = f"; runnerlog salvage {shlex.quote(str(self.path))} NEW keeps what is before it"
                 failing(self.output, seq=seq, error=str(error), advice=advice)
 
@@ -88,6 +91,14 @@ class Settings:
             self.output.line({"ok": False, "error": f"{INTERFACE}.{error.error}", **fields})
         click.echo(f"runnerlog: {printable(words)}", err=True)
         raise SystemExit(EXIT_FAILED)
+
+    def _warn(self, reader: Reader) -> None:
+        """Say that a segment breaks off: what is read of it looks like one that ends there."""
+        if reader.damage is None:
+            return
+        words = f"{self.path} is damaged: {reader.damage}; only what is before is read"
+        click.echo(f"runnerlog: {words}", err=True)
+        self.damaged = True
 
     def _say(self, words: str) -> None:
         if self.output.machine:

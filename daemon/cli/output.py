@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import click
 
@@ -69,14 +69,17 @@ class Output:
         try:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(EXIT_PIPE) from None
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            program = os.path.basename(sys.argv[0])
-            click.echo(f"{program}: cannot write what it prints: {error.strerror}", err=True)
-            raise SystemExit(EXIT_FAILED) from None
+            _unwritten(error)
+
+    @contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
+        """Standard output for bytes, with what goes wrong as in `raw`."""
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            _unwritten(error)
 
     def text(self, text: str, *, style: str = "", dim: bool = False) -> None:
         """A line for a person. `style` is rich's (`red`, `bold green`)."""
@@ -146,6 +149,16 @@ class Output:
         if self._plain:
             return Console(highlight=False, width=self.width, color_system=None)
         return Console(highlight=False, width=self.width)
+
+
+def _unwritten(error: OSError) -> NoReturn:
+    """Exit, silently where nobody reads what is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        raise SystemExit(EXIT_PIPE) from None
+    program = os.path.basename(sys.argv[0])
+    click.echo(f"{program}: cannot write what it prints: {error.strerror}", err=True)
+    raise SystemExit(EXIT_FAILED) from None
 
 
 def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from daemon.cli.lazy import Commands
 from daemon.cli.logfile import Facts, Settings
 from daemon.cli.moments import BEGIN, END, Moment, Past, between, last_by
 from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run, wrapped
-from daemon.cli.runnerd import default_log
+from daemon.cli.runnerd import EXIT_REFUSED, default_log
 from daemon.cli.select import fields_of, meant, selected, unseen
 from daemon.past import nearest
 from daemon.version import VERSION
@@ -59,6 +59,15 @@ ELSEWHERE = {
 def cli(context: click.Context, path: Path | None, as_json: bool | None) -> None:
     """Read a runnerd event log: what happened, whether it is intact, what it adds up to."""
     context.obj = Settings(path or default_log(os.environ), as_json)
+
+
+@cli.result_callback()
+@click.pass_obj
+def _ended(settings: Settings, /, done: object, **_: object) -> object:
+    """After a command that has not failed by itself."""
+    if settings.damaged:
+        raise SystemExit(EXIT_REFUSED)
+    return done
 
 
 def _types(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -223,7 +232,7 @@ def _runner_columns(t: int) -> list[Column]:
         Column("MODEL", lambda r: r.model),
         Column("STATE", lambda r: r.state.value),
         Column("SLOTS", lambda r: f"{len(r.held)}/{r.slots}", right=True),
-        Column("MEMORY", lambda r: memory(r.reserved_bytes), right=True),
+        Column("HELD", lambda r: memory(r.holds), right=True),
         Column("AGE", lambda r: age(t - r.load_t), right=True),
         Column("WHY", lambda r: r.reason, drop=1),
         Column("PORT", lambda r: str(r.port or ""), right=True, drop=2),

@@ -16,6 +16,7 @@ from daemon.recovery import fold_log
 from daemon.salvage import NothingBroken, NothingIntact, Salvaged, salvage
 from events.catalogue import Event, LogSalvaged
 from events.envelope import EventUnreadable, LogError, decode, encode
+from events.limits import MAX_DOWNTIME_NS, MS
 from events.reader import ChainBroken, Reader
 from events.store import open_store
 from statemachines.replay import steps, verify
@@ -303,6 +304,20 @@ def test_an_event_that_cannot_follow_is_found_though_its_hash_is_right(
     with pytest.raises(EventUnfoldable) as caught:
         fold_log(log)
     assert caught.value.seq == seq + 1
+
+
+def test_a_salvage_is_no_time_of_its_log(log: Path, events: list[Event]) -> None:
+    """It may come long after the last event: stats end with that, and the next start's time begins there."""
+    seq = len(events) // 2
+    edit(log, "UPDATE events SET at = at + 1 WHERE seq = ?", seq)
+    saved, fresh = salvaged(log, events, seq), log.with_name("salvaged.db")
+    command = [BIN / "runnerlog", "--log", fresh, "stats"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    total = json.loads(done.stdout.splitlines()[-1])
+    assert total["end_ns"] == saved.last_at
+    assert abs(total["end_ns"] - total["begin_ns"] - total["span_ns"]) <= MS, "as the times of day are kept"
+    recovered = fold_log(fresh)
+    assert recovered.clock() - recovered.state.t >= MAX_DOWNTIME_NS, "the last event is years old"
 
 
 def test_an_intact_log_is_not_salvaged(log: Path, tmp_path: Path) -> None:

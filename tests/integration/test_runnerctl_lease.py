@@ -66,16 +66,19 @@ def test_a_command_is_told_in_time(live: Live) -> None:
 
 
 def test_what_is_wrong(live: Live) -> None:
+    asked = live.tags().count("request.arrived")
     for arguments, code, words in (
         ([], 2, "name a MODEL, or --token"),
         (["rad"], 1, "did you mean red?"),
         (["--token", "x"], 1, "no lease is held that this token is of"),
-        (["red", "--", "no-such-command"], 2, "no-such-command: No such file"),
+        (["red", "--", "no-such-command"], 2, "there is no program no-such-command that can be run"),
+        (["red", "--", "/etc/passwd"], 2, "there is no program /etc/passwd that can be run"),
         (["red", "-o", "x"], 2, "NAME=VALUE"),
     ):
         done = live.runnerctl("lease", *arguments)
         assert done.returncode == code
         assert words in done.stderr
+    assert live.tags().count("request.arrived") == asked, "nothing was loaded for what cannot run"
 
 
 def test_a_command_goes_on_while_the_daemon_starts_again(tmp_path: Path) -> None:

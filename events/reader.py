@@ -303,7 +303,7 @@ class Reader:
         return row and int(row[0])
 
     def hash_of(self, seq: int) -> bytes:
-        """The stored hash of an event, or of the one before the base. Raises ChainBroken where it is missing."""
+        """The stored hash of an event, or of the one before the base. ChainBroken: it is missing."""
         try:
             return hash_of(self._connection, self.base, seq)
         except ChainBroken:  # or has the log been pruned to there meanwhile?

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import pytest
+
 from daemon import keeping
 from daemon.cli import runnerd
 from events import checkpoint, failpoints
@@ -44,9 +46,10 @@ def serve(arguments: Sequence[str], failpoint: str, journal: Connection) -> None
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    checkpoint.WAL_SOFT_PAGES = SOFT_PAGES
+    patch = pytest.MonkeyPatch()
+    patch.setattr(checkpoint, "WAL_SOFT_PAGES", SOFT_PAGES)
     keeping.Keeping.__init__.__defaults__ = (CARRY_EVENTS,)
-    keeping.CARRY_PAUSE_S = 0.0
+    patch.setattr(keeping, "CARRY_PAUSE_S", 0.0)
     if failpoint:
         os.environ[failpoints.VARIABLE] = failpoint
     sys.exit(runnerd.main(["serve", *arguments]))

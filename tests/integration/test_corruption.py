@@ -21,7 +21,7 @@ from events.reader import ChainBroken, Reader
 from events.store import open_store
 from statemachines.replay import steps, verify
 from statemachines.state import canonical
-from tests.integration.live import BIN
+from tests.integration.live import BIN, Command
 from tests.integration.logs import vandal
 from tests.kept import KeptWorld
 
@@ -389,7 +389,7 @@ def test_a_daemon_says_what_to_do_with_a_damaged_log(log: Path, tmp_path: Path) 
     seq = damage_late(log)
     config = tmp_path / "config.yaml"
     config.write_text("models: {m: {cmd: 'server --port ${PORT}'}}\n")
-    serve = [BIN / "runnerd", "serve", "--config", config, "--listen", "127.0.0.1:0", "--log", log]
+    serve: Command = [BIN / "runnerd", "serve", "--config", config, "--listen", "127.0.0.1:0", "--log", log]
     done = subprocess.run(
         [*serve, "--socket", tmp_path / "c.sock"], capture_output=True, text=True, check=False, timeout=60
     )

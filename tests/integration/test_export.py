@@ -23,7 +23,7 @@ from events.catalogue import Decision
 from events.reader import Reader
 from events.store import open_store
 from statemachines.replay import steps
-from tests.integration.live import BIN, PATIENCE_S
+from tests.integration.live import BIN, PATIENCE_S, Command
 from tests.integration.terminal import shown
 from tests.integration.test_verify import edit, story
 
@@ -297,7 +297,7 @@ def test_without_pyarrow_it_says_what_to_install(log: Path, tmp_path: Path) -> N
     script = (
         "import sys; sys.modules['pyarrow'] = None; from daemon.cli.runnerlog import main; sys.exit(main())"
     )
-    arguments = ["--log", log, "export", "-o", tmp_path / "x.parquet"]
+    arguments: Command = ["--log", log, "export", "-o", tmp_path / "x.parquet"]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )

@@ -55,7 +55,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command without a terminal."""
-    command = [BIN / "runnerlog", "--log", str(path), *arguments]
+    command = [str(BIN / "runnerlog"), "--log", str(path), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 

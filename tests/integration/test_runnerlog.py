@@ -175,9 +175,9 @@ def test_show_what_concerns_a_model(log: Path) -> None:
     types = [row["type"] for row in blue]
     for type in ("request.arrived", "runner.load", "process.spawned", "request.completed", "claim.made"):
         assert type in types
-    asked = [event for event in story() if isinstance(event.body, c.RequestArrived)]
+    asked = [(event.seq, event.body) for event in story() if isinstance(event.body, c.RequestArrived)]
     arrivals = [row["seq"] for row in blue if row["type"] == "request.arrived"]
-    assert arrivals == [event.seq for event in asked if event.body.model == "blue"]  # type: ignore[attr-defined]
+    assert arrivals == [seq for seq, body in asked if body.model == "blue"]
     both = seqs(log, "red", "blue")
     assert both == sorted({*seqs(log, "red"), *seqs(log, "blue")})
     runner = of(c.RunnerLoad)[0]
@@ -493,6 +493,7 @@ async def test_following_goes_on_with_what_is_appended(tmp_path: Path, arguments
         seen: list[int] = []
         rest = b""
         with trio.fail_after(PATIENCE_S):
+            assert process.stdout is not None
             async for chunk in process.stdout:
                 if not seen:
                     for event in events[20:]:
@@ -529,6 +530,7 @@ async def test_following_what_is_not_there_yet_says_so_and_waits(tmp_path: Path)
         command = [str(BIN / "runnerlog"), "--log", str(path), "show", "-f", late, "rouge"]
         process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         with trio.fail_after(PATIENCE_S):
+            assert process.stdout is not None and process.stderr is not None
             said = ""
             while said.count("\n") < 2:
                 said += (await process.stderr.receive_some()).decode()

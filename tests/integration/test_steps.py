@@ -14,7 +14,7 @@ import pytest
 from daemon.cli.log_replay import change_words
 from daemon.explain import steps as steps_module
 from daemon.explain.changes import diff
-from daemon.explain.steps import Change, Glance, Steps, changes, glance
+from daemon.explain.steps import Change, Glance, Step, Steps, changes, glance
 from events import catalogue as c
 from events.catalogue import Event
 from events.reader import CursorPruned, Reader
@@ -22,7 +22,7 @@ from statemachines.replay import fold
 from statemachines.replay import steps as in_steps
 from statemachines.state import canonical
 from tests.integration import test_runnerlog
-from tests.integration.live import BIN
+from tests.integration.live import BIN, Command
 from tests.integration.terminal import Screen, shown
 from tests.integration.test_runnerlog import of, rows, run, screen
 from tests.integration.test_verify import edit, rechain, story
@@ -54,7 +54,7 @@ def stepped(
         drawn = text.count(CLEAR)
         return left.pop(0)
 
-    command = [BIN / "runnerlog", "--log", log, "replay", "--step", *arguments]
+    command: Command = [BIN / "runnerlog", "--log", log, "replay", "--step", *arguments]
     seen = shown(command, columns=columns, lines=lines, react=react)
     return seen, frames(seen.text)
 
@@ -85,9 +85,9 @@ def test_replay_of_a_subject_is_the_steps_about_it(log: Path) -> None:
     told = rows(log, "replay", runner)
     assert told and all(runner in json.dumps(row["events"]) for row in told)
     for subject in ("r999", "bleu"):
-        (told,) = rows(log, "replay", subject, code=1)
-        assert (told["error"], told["subject"]) == ("io.runnerd.Control.SubjectNotFound", subject)
-        assert told["nearest"] == (["blue"] if subject == "bleu" else [])
+        (error,) = rows(log, "replay", subject, code=1)
+        assert (error["error"], error["subject"]) == ("io.runnerd.Control.SubjectNotFound", subject)
+        assert error["nearest"] == (["blue"] if subject == "bleu" else [])
     done = run(log, "--no-json", "replay", "blue", "--to", "2")
     assert (done.returncode, done.stdout) == (1, "no step is about blue in this part of the log\n")
 
@@ -110,7 +110,8 @@ def test_the_steps_are_those_of_the_log_in_both_directions(log: Path) -> None:
     firsts = [step[0].seq for step in in_steps(story())]
     with Reader(log) as reader:
         there = Steps(reader, 0, len(story()))
-        forth, step = [], there.next(None)
+        forth, step = list[int](), there.next(None)
+        last: Step | None = None
         while step is not None:
             forth.append(step.first)
             last, step = step, there.next(step)
@@ -163,7 +164,7 @@ def test_a_walk_through_the_log(log: Path, columns: int, lines: int) -> None:
     assert seen.code == 0
     firsts = [step[0].seq for step in in_steps(story())]
     asked = [firsts[i] for i in (0, 1, 2, 3, 2, -1, 0)]
-    assert [int(re.search(r"events? (\d+)", frame)[1]) for frame in drawn] == asked
+    assert [int(re.findall(r"events? (\d+)", frame)[0]) for frame in drawn] == asked
     for frame in drawn:
         assert len(frame.split("\r\n")) <= lines
         assert max(map(len, frame.split("\r\n"))) <= columns

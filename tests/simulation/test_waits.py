@@ -8,14 +8,13 @@ import pytest
 
 from daemon.history.parts import DOWN, PARTS, RETRY, SERVED, part_of
 from daemon.history.waits import Wait, Waits
-from daemon.tally import REQUEST_ENDS
 from events import catalogue as c
 from events.catalogue import Event
 from statemachines.fold import apply
 from statemachines.replay import steps
 from statemachines.request import RequestState
 from statemachines.state import State
-from tests.simulation.worlds import run_world
+from tests.simulation.worlds import ENDS, run_world
 
 SEEDS = 30
 
@@ -74,7 +73,7 @@ def test_parts_add_up_and_are_what_a_look_at_each_instant_says(first: int) -> No
         log = run_world(seed).world.log
         waits = split(log)
         arrived = {event.subject: event.t for event in log if type(event.body) is c.RequestArrived}
-        ended = {event.body.request: event for event in log if type(event.body) in REQUEST_ENDS}
+        ended = {event.body.request: event for event in log if isinstance(event.body, ENDS)}
         assert waits.keys() == arrived.keys() == ended.keys()
         for id, wait in waits.items():
             assert wait.total_ns == ended[id].t - arrived[id] == wait.ended_t - wait.arrived_t, f"{seed} {id}"

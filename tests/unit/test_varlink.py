@@ -47,7 +47,7 @@ def test_messages_are_the_same_however_they_are_cut() -> None:
             m for i in range(0, len(stream), size) for m in splitter.feed(stream[i : i + size])
         ] == messages
     for _ in range(100):
-        splitter, rest, found = Splitter(), stream, []
+        splitter, rest, found = Splitter(), stream, list[bytes]()
         while rest:
             cut = chance.randint(1, len(rest))
             found += splitter.feed(rest[:cut])

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -114,9 +115,7 @@ def test_a_story_is_told(name: str, tmp_path: Path) -> None:
             (real,) = run.real([short])
             told = explain(reader, real)
             sound(told, events)
-            parts.append(
-                f"$ runnerlog why {real}\n" + text_of(lambda out, told=told: print_explanation(out, told))
-            )
+            parts.append(f"$ runnerlog why {real}\n" + text_of(partial(print_explanation, told=told)))
     compare(ROOT / "golden" / "why" / f"{name}.txt", "\n".join(parts))
 
 
@@ -181,7 +180,7 @@ def test_obstacles_are_told() -> None:
         state = fold(played(name).world.log[:seq])
         told = msgspec.structs.replace(why_not(state, model), at_ns=AT + state.t)
         seen.add((told.verdict, told.reason))
-        shown = text_of(lambda out, told=told: print_why_not(out, told))
+        shown = text_of(partial(print_why_not, told=told))
         parts.append(f"{name}: $ runnerlog why-not {model} --at {seq}\n{shown}")
     assert len(seen) == len(WHY_NOT)
     compare(ROOT / "golden" / "why" / "why_not.txt", "\n".join(parts))

@@ -20,7 +20,15 @@ import trio
 from daemon.config.retention import Retention
 from daemon.driver import Driver, StepFailed
 from daemon.keeper import Cut, Order
-from daemon.limits import CARRY_EVENTS, CARRY_PAUSE_S, CARRY_S, KEEPER_LINE_BYTES, KEEPER_S, PRUNE_PAUSE_S
+from daemon.limits import (
+    CARRY_EVENTS,
+    CARRY_HASTE_EVENTS,
+    CARRY_PAUSE_S,
+    CARRY_S,
+    KEEPER_LINE_BYTES,
+    KEEPER_S,
+    PRUNE_PAUSE_S,
+)
 from events.catalogue import StateCarried
 from events.envelope import LogError
 from events.failpoints import reach
@@ -81,7 +89,8 @@ class Keeping:
                 except KeeperFailed as error:
                     log.error("the log was not kept short: %s", error)
                     self.carried_seq = self._store.head.seq
-                await trio.sleep(CARRY_PAUSE_S)
+                with trio.move_on_after(CARRY_PAUSE_S):
+                    await self._store.wait(self.carried_seq + CARRY_HASTE_EVENTS)
 
     async def carry(self, *, whole: bool) -> None:
         """Have snapshots made, with `whole` one of the log as it is now among them. Raises KeeperFailed."""

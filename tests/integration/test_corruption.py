@@ -311,7 +311,7 @@ def test_a_salvage_is_no_time_of_its_log(log: Path, events: list[Event]) -> None
     seq = len(events) // 2
     edit(log, "UPDATE events SET at = at + 1 WHERE seq = ?", seq)
     saved, fresh = salvaged(log, events, seq), log.with_name("salvaged.db")
-    command = [BIN / "runnerlog", "--log", fresh, "stats"]
+    command: Command = [BIN / "runnerlog", "--log", fresh, "stats"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     total = json.loads(done.stdout.splitlines()[-1])
     assert total["end_ns"] == saved.last_at

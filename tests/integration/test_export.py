@@ -125,7 +125,7 @@ def test_standard_output(log: Path, tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert [json.loads(line) for line in done.stdout.splitlines()] == shown_rows(log)
     assert run(log, "export", "-o", "-", "grey").stdout == ""
-    command = [BIN / "runnerlog", "--log", log, "export", "--format", "parquet", "-o", "-"]
+    command: Command = [BIN / "runnerlog", "--log", log, "export", "--format", "parquet", "-o", "-"]
     with (tmp_path / "all").open("wb") as file:
         subprocess.run(command, stdout=file, check=True)
     assert parquet.read_table(tmp_path / "all").num_rows == len(story())

@@ -28,7 +28,7 @@ from events.words import unwritten
 from statemachines.fold import apply
 from statemachines.scheduler import RULES
 from statemachines.state import State, canonical
-from tests.integration.live import BIN
+from tests.integration.live import BIN, Command
 from tests.integration.logs import vandal
 from tests.kept import KeptWorld
 
@@ -138,7 +138,8 @@ def test_what_makes_no_sense_is_said(log: Path) -> None:
 
 def test_it_says_what_is_kept_and_why(log: Path, tmp_path: Path) -> None:
     def said(log: Path, *arguments: object) -> str:
-        command = [BIN / "runnerlog", "--log", log, "--no-json", "prune", "--dry-run", *map(str, arguments)]
+        command: Command = [BIN / "runnerlog", "--log", log, "--no-json", "prune", "--dry-run"]
+        command = [*command, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     first, *_, last = uptos(log)
@@ -162,12 +163,12 @@ def test_what_cannot_be_written_is_told_in_words(log: Path, tmp_path: Path) -> N
     assert code == 1
     assert str(told["error"]).startswith(f"nothing was pruned: cannot write {log}.archive/0000")
     assert str(told["error"]).endswith(": File exists; make room there, or prune with --discard")
-    keeper = [*KEEPER, msgspec.json.encode(Order(str(log), 10**6, size_bytes=1, archive=f"{log}.archive"))]
-    done = subprocess.run(keeper, capture_output=True, text=True, check=False)
+    order = msgspec.json.encode(Order(str(log), 10**6, size_bytes=1, archive=f"{log}.archive"))
+    done = subprocess.run([*KEEPER, order.decode()], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"cannot write {log}.archive/0000")
     assert done.stderr.endswith("; make room there, or archive nothing (retention: archive: 0)\n")
-    command = [BIN / "runnerlog", "salvage", log, tmp_path / "no" / "such"]
+    command: Command = [BIN / "runnerlog", "salvage", log, tmp_path / "no" / "such"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     told = json.loads(done.stdout)
     new = tmp_path / "no" / "such"

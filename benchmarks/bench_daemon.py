@@ -3,7 +3,8 @@
 usage: python benchmarks/bench_daemon.py [--seconds 3] [--soak REQUESTS] [--json]
 
 `runnerd serve` runs on the first core with its log on; the backend is its runner, and shares the second core
-with the load. `--soak` then sends so many requests more, and shows what the daemon's memory did meanwhile.
+with the load. `--soak` then sends so many requests more, and shows what the daemon's memory did meanwhile,
+and its log, which is to keep to 64 MiB.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SOAK_PARTS = 5
 
 CONFIG = """\
 listen: 127.0.0.1:0
+retention: {{size: 64MiB}}
 models:
   m:
     cmd: taskset -c {core} {python} {backend} ${{PORT}} {rate}
@@ -84,9 +86,9 @@ def backend_port(directory: Path, front: load.Target) -> int:
     return port
 
 
-def soak(front: load.Target, pid: int, requests: int) -> None:
-    """Send so many requests, and print the daemon's memory as they go."""
-    print(f"{'requests':>12}{'resident MiB':>16}")
+def soak(front: load.Target, pid: int, requests: int, log: Path) -> None:
+    """Send so many requests, and print the daemon's memory and the size of its log as they go."""
+    print(f"{'requests':>12}{'resident MiB':>16}{'log MiB':>12}{'its WAL':>12}")
     done = 0
     while done < requests:
         part = 0
@@ -94,7 +96,8 @@ def soak(front: load.Target, pid: int, requests: int) -> None:
             run = load.closed_loop(front, load.request_bytes(front, "m"), connections=32, seconds=2)
             part += run.requests
         done += part
-        print(f"{done:>12,}{resident_mib(pid):>16.1f}", flush=True)
+        size, wal = (Path(f"{log}{suffix}").stat().st_size / (1 << 20) for suffix in ("", "-wal"))
+        print(f"{done:>12,}{resident_mib(pid):>16.1f}{size:>12.1f}{wal:>12.1f}", flush=True)
 
 
 def main() -> None:
@@ -116,7 +119,7 @@ def main() -> None:
         direct = ("127.0.0.1", backend_port(Path(directory), front))
         report(measure(direct, front, process.pid, "m", options.seconds), options.json)
         if options.soak:
-            soak(front, process.pid, options.soak)
+            soak(front, process.pid, options.soak, Path(directory) / "events.db")
 
 
 if __name__ == "__main__":

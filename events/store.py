@@ -287,15 +287,16 @@ class EventStore:
 
     async def prune(self, upto: int, hash: bytes) -> None:
         """Delete the events up to number `upto`, as `events.pruning.prune`; nothing is appended meanwhile.
-        Raises what that raises."""
+        Raises what that raises. Behind a transaction that is refused it can be cancelled."""
         count = upto + 1 - self.base.seq
-        self.base = await self._writer.run(partial(prune, self._writer.raw, upto, hash))
+        job = partial(prune, self._writer.raw, upto, hash)
+        self.base = await self._writer.run(job, may_leave=True)
         self._checkpointer.wrote(max(0, count) // PRUNED_ROWS_PER_PAGE)
 
     async def shrink(self) -> bool:
         """Give a few free pages back, as `events.pruning.shrink`. Raises what that raises."""
         self._checkpointer.wrote(VACUUM_PAGES)
-        return await self._writer.run(partial(shrink, self._writer.raw))
+        return await self._writer.run(partial(shrink, self._writer.raw), may_leave=True)
 
     # --- writing -----------------------------------------------------------------------------------------
 

@@ -301,6 +301,26 @@ async def test_leaving_a_blocked_log_gives_up_in_the_end(log: Path, monkeypatch:
     assert stored(log) == [1, 2]
 
 
+async def test_who_would_prune_behind_a_refused_transaction_can_be_cancelled(log: Path) -> None:
+    """A daemon whose step fails meanwhile must come to its end, though the disk stays full."""
+    async with open_store(log) as opened:
+        await opened.wait(append(opened, 2))
+        hash, watch = opened.head.hash, Watch(opened)
+        with closing(sqlite3.connect(log, isolation_level=None)) as foreign:
+            foreign.execute("BEGIN IMMEDIATE")
+            append(opened, 1, first=5)
+            with trio.fail_after(5):
+                await watch.blocked.wait()
+            with trio.fail_after(5), trio.move_on_after(0) as pruning:
+                await opened.prune(4, hash)
+            assert pruning.cancelled_caught
+            foreign.execute("ROLLBACK")
+        await opened.wait(6)
+        assert opened.base.seq == 1
+        await opened.prune(4, hash)
+    assert stored(log) == [5, 6]
+
+
 class Doubtful(sqlite3.Connection):
     """A connection whose commits report a full disk, having taken place or not."""
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Any, Literal
 
 import msgspec
 import trio
@@ -92,7 +93,7 @@ async def serve(config: Config, places: Places, options: Options, doors: Doors) 
         doors.open_front(places.host, places.port)
         config = await with_estimates(config)
         mortal = _ends_with_terminal()
-        with trio.open_signal_receiver(*SIGNALS) as signals:
+        with _left_for_the_next(doors), trio.open_signal_receiver(*SIGNALS) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while a restart went on
             await _recover_and_run(config, places, options, doors, _heard(signals, mortal))
 
@@ -101,7 +102,8 @@ async def _recover_and_run(
     config: Config, places: Places, options: Options, doors: Doors, signals: AsyncIterator[int]
 ) -> None:
     notifier = Notifier(os.environ)
-    async with open_store(places.log, durability=config.durability) as store:
+    lock, doors.lock = doors.lock, None
+    async with open_store(places.log, durability=config.durability, lock=lock) as store:
         notifier.status(f"reading the log {places.log}")
         recovered = await trio.to_thread.run_sync(fold_log, places.log)
         notifier.restarted()
@@ -118,6 +120,7 @@ async def _recover_and_run(
             async with driver.run(), keeping.run():
                 run = _Run(driver, catalog, reloader, places, options)
                 await run.run(doors, signals, store.log_id, notifier)
+                doors.lock = store.keep_lock() if doors.kept else None
 
 
 class _Run:
@@ -272,6 +275,30 @@ async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received:
         name = signal.Signals(number).name
         log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
         driver.submit(c.StopRequested(how, name))
+
+
+@contextmanager
+def _left_for_the_next(doors: Doors) -> Iterator[None]:
+    """What comes when nobody listens any more is for the next program in this process, if there will be one.
+    It is blocked in this thread then, and pending; but a thread that is left over may get it instead, and
+    hands it on."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        if doors.kept:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        else:
+            signal.signal(number, before[number])
+        signal.raise_signal(number)
+
+    heeded = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, hand_on)
+    try:
+        yield
+    finally:
+        for number in heeded if not doors.kept else ():
+            signal.signal(number, before[number])
 
 
 async def _restarts(leaver: Leaver) -> bool:

@@ -497,6 +497,20 @@ def modes(directory: Path) -> dict[str, int]:
     return found
 
 
+async def test_a_lock_that_is_kept_is_the_next_opener_s_if_it_is_of_his_log(log: Path) -> None:
+    async with open_store(log) as opened:
+        kept = opened.keep_lock()
+    assert is_held(lock_path(log))
+    async with open_store(log, lock=kept) as opened:
+        with pytest.raises(LogInUse):
+            hold_lock(log)
+        kept = opened.keep_lock()
+    other = log.with_name("other.db")
+    async with open_store(other, lock=kept):
+        assert not is_held(lock_path(log))
+        assert is_held(lock_path(other))
+
+
 async def test_everything_is_for_the_owner_alone(log: Path) -> None:
     async with open_store(log) as opened:
         await opened.wait(append(opened, 1))

@@ -23,6 +23,8 @@ from typing import NoReturn
 from daemon.control.server import bind
 from daemon.limits import CONTROL_CONNECTIONS, HANDED_DOWN
 from daemon.processes.gate import lower_open_files
+from events import failpoints
+from events.failpoints import reach
 from events.limits import HTTP_BACKLOG
 
 FIRST = 3
@@ -171,7 +173,8 @@ def start_again(doors: Doors) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     lower_open_files()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+    reach("again.before")
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ | failpoints.rest())
 
 
 def _listed(found: Mapping[str, str]) -> list[tuple[int, str]]:

@@ -89,6 +89,8 @@ async def serve(config: Config, places: Places, options: Options, doors: Doors) 
     """Run until stopped; `doors.kept` then: to be started again in place. Raises LogError and its kin,
     StepFailed, OSError (a socket that cannot be bound), StartRefused, PreloadFailed."""
     places.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if doors.again:
+        reach("again.after")
     with doors:
         doors.open_front(places.host, places.port)
         config = await with_estimates(config)

@@ -31,6 +31,8 @@ FIRST = 3
 """The first descriptor that is handed down."""
 KEPT = ".kept"
 LOCK = f"log{KEPT}"
+OWN = 2
+"""What a program may hand down beside all that systemd does: a control socket of its own, and the lock."""
 NAMES = ("http", "control", f"http{KEPT}", f"control{KEPT}", LOCK)
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 AGAIN = "RUNNERD_AGAIN"
@@ -148,7 +150,7 @@ def take(environ: dict[str, str] | os._Environ[str]) -> Doors:
     found = {name: environ.pop(name, "") for name in VARIABLES}
     if found["LISTEN_PID"] != str(os.getpid()):
         return doors  # it was meant for another process
-    for descriptor, name in _listed(found):
+    for descriptor, name in _listed(found, HANDED_DOWN + (OWN if doors.again else 0)):
         os.set_inheritable(descriptor, False)
         if name == LOCK:
             doors.lock = descriptor
@@ -177,12 +179,12 @@ def start_again(doors: Doors) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ | failpoints.rest())
 
 
-def _listed(found: Mapping[str, str]) -> list[tuple[int, str]]:
+def _listed(found: Mapping[str, str], most: int) -> list[tuple[int, str]]:
     """Descriptors and their names. Raises DoorError."""
     text = found["LISTEN_FDS"]
     count = int(text) if text.isascii() and text.isdigit() else -1
-    if not 0 <= count <= HANDED_DOWN:
-        raise DoorError(f"$LISTEN_FDS is {text!r}: expected at most {HANDED_DOWN} sockets")
+    if not 0 <= count <= most:
+        raise DoorError(f"$LISTEN_FDS is {text!r}: expected at most {most} sockets")
     names = found["LISTEN_FDNAMES"].split(":") if found["LISTEN_FDNAMES"] else []
     if len(names) != count:
         raise DoorError(f"$LISTEN_FDNAMES names {len(names)} sockets, $LISTEN_FDS says {count}")

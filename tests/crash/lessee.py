@@ -101,8 +101,6 @@ class Lessee:
         if hold is None:
             replies = self._client.calls("Acquire", model=model)
             hold = self._acquire(replies, chance, model)
-            if hold is not None:
-                self._leases.waiting[self._number] = hold  # unless he says otherwise, he comes back
         else:
             replies = self.come_back()
         if hold is not None and hold.ended == math.inf:
@@ -112,8 +110,21 @@ class Lessee:
                 self._lost(hold, failure)
             except GONE:
                 if chance.random() < 0.3:
-                    self._forget(hold)
+                    self.forget(hold)
                 raise
+
+    def acquire(self, model: str) -> Hold:
+        """A lease, whatever it takes. Raises CallFailed, GONE."""
+        for reply in self._client.calls("Acquire", model=model):
+            if reply["state"] == "held":
+                return self._note(reply)
+        raise AssertionError("the replies end without a lease")
+
+    def _note(self, reply: dict[str, Any]) -> Hold:
+        """He has a lease; unless he says otherwise, he comes back for it."""
+        hold = self._leases.waiting[self._number] = Hold(reply)
+        self._leases.holds.append(hold)
+        return hold
 
     def _acquire(self, replies: Replies, chance: random.Random, model: str) -> Hold | None:
         """A lease, unless there is none, or he gives up waiting for it."""
@@ -124,9 +135,7 @@ class Lessee:
         try:
             for reply in replies:
                 if reply["state"] == "held":
-                    hold = Hold(reply)
-                    self._leases.holds.append(hold)
-                    return hold
+                    return self._note(reply)
                 if chance.random() < 0.3:
                     return None
         except CallFailed as failure:
@@ -180,7 +189,7 @@ class Lessee:
             if left_s <= 0:
                 break
         hold.let_go = True
-        self._forget(hold)
+        self.forget(hold)
 
     def _heed(self, reply: dict[str, Any], hold: Hold) -> None:
         if (reply["state"], reply["request"]) != ("revoked", hold.request):
@@ -211,12 +220,12 @@ class Lessee:
 
     def _lost(self, hold: Hold, failure: CallFailed) -> None:
         """The lease is over, and he was told so."""
-        self._forget(hold)
+        self.forget(hold)
         words = failure.parameters.get("reason", "")
         if failure.short not in ("OperationFailed", "LeaseNotFound", "LogBlocked") or words == "taken_over":
             self._leases.wrong.append(f"{hold.request} ended with {failure.name} {failure.parameters}")
 
-    def _forget(self, hold: Hold) -> None:
+    def forget(self, hold: Hold) -> None:
         """He does not come back."""
         hold.over()
         self._leases.waiting.pop(self._number, None)

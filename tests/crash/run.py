@@ -162,6 +162,7 @@ def main() -> int:
     folder, began, tally = Path(tempfile.mkdtemp(prefix="runnerd-crash-")), time.monotonic(), Tally()
     try:
         in_world(folder, f"{options.seed}-every", at_every_failpoint, tally)
+        in_world(folder, f"{options.seed}-grace", World.outlast_a_grace, tally)
         for number, share in enumerate(shares(options.count)):
             in_world(folder, f"{options.seed}-{number}", at_moments(share), tally)
             if sys.stderr.isatty():

@@ -20,11 +20,12 @@ from collections import Counter
 from pathlib import Path
 
 from daemon import guardian
+from daemon.control.client import Client
 from daemon.past import state_at
 from daemon.processes import identity
 from events import catalogue as c
 from events.catalogue import Event
-from events.limits import S
+from events.limits import LEASE_GRACE_NS, S
 from events.reader import Reader
 from events.schema import NotALog
 from statemachines.request import RequestState
@@ -172,9 +173,7 @@ models:
     def look(self) -> None:
         """Start a daemon and give it nothing to do: what it has adopted is there, serves at once, and nothing
         else of it is; leases are held again. Then kill it."""
-        self.lives += 1
-        self._launch()
-        assert self.daemon.listens.wait(PATIENCE_S) and not self.daemon.over.is_set(), self._journal()
+        self._idle()
         self._no_orphan()
         self._visit()
         lessees = self._come_back()
@@ -183,11 +182,50 @@ models:
                 continue  # it may go at any moment
             if len(runner.held) < runner.slots:  # nobody else has what is leased
                 self._serves_at_once(runner.id, runner.model)
-        self.daemon.kill()
+        self._kill()
         for lessee in lessees:
             lessee.close()
+
+    def _idle(self) -> None:
+        """Start a daemon that is given nothing to do."""
+        self.lives += 1
+        self._launch()
+        assert self.daemon.listens.wait(PATIENCE_S) and not self.daemon.over.is_set(), self._journal()
+
+    def _kill(self) -> None:
+        self.daemon.kill()
         self.daemon.code()
         self.died_at[""] += 1
+
+    def outlast_a_grace(self) -> None:
+        """Two leases, of which one holder does not come back: his slot is kept for the grace, which begins
+        anew where the daemon is killed within it, and is anybody's then. The other's stays his."""
+        self._idle()
+        lessees = [Lessee(number, self.daemon, self.control, self.told.leases) for number in range(2)]
+        stays, goes = [lessee.acquire("red") for lessee in lessees]
+        assert stays.runner == goes.runner
+        for _ in range(2):
+            self._kill()
+            lessees[1].forget(goes)
+            self._idle()
+            lessees[0].close()
+            lessees[0] = Lessee(0, self.daemon, self.control, self.told.leases)
+            lessees[0].come_back()
+            assert goes.request in self._leased(), self._journal()
+        client = Client([self.control])
+        client._socket.settimeout(2 * LEASE_GRACE_NS / S)
+        replies = client.calls("Watch", after=self._state.seq)
+        assert any(reply["event"]["subject"] == goes.request for reply in replies)
+        self._ask("red")
+        assert self._leased() == [stays.request]
+        self._kill()
+        for each in (client._socket, *lessees):
+            each.close()
+
+    def _leased(self) -> list[str]:
+        """The leases that are held, by the log."""
+        self._read_on()
+        return [request.id for request in self._state.requests.values() if request.kind == c.LEASE]
 
     def _come_back(self) -> list[Lessee]:
         """Have those who wait for their leases show their tokens; they hold them until the daemon is

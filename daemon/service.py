@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import trio
@@ -95,9 +95,11 @@ async def serve(config: Config, places: Places, options: Options, doors: Doors) 
         doors.open_front(places.host, places.port)
         config = await with_estimates(config)
         mortal = _ends_with_terminal()
-        with _left_for_the_next(doors), trio.open_signal_receiver(*SIGNALS) as signals:
+        with trio.open_signal_receiver(*SIGNALS) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while a restart went on
             await _recover_and_run(config, places, options, doors, _heard(signals, mortal))
+            if doors.kept:
+                _keep_signals()
 
 
 async def _recover_and_run(
@@ -165,7 +167,6 @@ class _Run:
         if self._failure is not None:
             raise self._failure
         if doors.kept:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what comes now is for the next program
             notifier.restarting()
 
     async def _until_stopped(self, scope: trio.CancelScope, doors: Doors) -> None:
@@ -279,28 +280,20 @@ async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received:
         driver.submit(c.StopRequested(how, name))
 
 
-@contextmanager
-def _left_for_the_next(doors: Doors) -> Iterator[None]:
-    """What comes when nobody listens any more is for the next program in this process, if there will be one.
-    It is blocked in this thread then, and pending; but a thread that is left over may get it instead, and
-    hands it on."""
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+def _keep_signals() -> None:
+    """Leave the signals that come from now on to the next program in this process: they are pending while
+    every thread blocks them. So do this one and each that trio keeps idle; new ones have it from this one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    others = threading.active_count()
+    everybody = threading.Barrier(1 + others)  # none ends before all have begun: so none is given it twice
 
-    def hand_on(number: int, _: FrameType | None) -> None:
-        if doors.kept:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        else:
-            signal.signal(number, before[number])
-        signal.raise_signal(number)
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        everybody.wait()
 
-    heeded = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
-    for number in heeded:
-        signal.signal(number, hand_on)
-    try:
-        yield
-    finally:
-        for number in heeded if not doors.kept else ():
-            signal.signal(number, before[number])
+    for _ in range(others):
+        trio.lowlevel.start_thread_soon(block, lambda _: None)
+    everybody.wait()
 
 
 async def _restarts(leaver: Leaver) -> bool:

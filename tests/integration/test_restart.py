@@ -263,7 +263,7 @@ def test_a_stop_that_comes_as_the_program_ends_is_for_the_next(tmp_path: Path) -
 
 
 STOPPED = """
-import os, signal, sys, threading
+import os, signal, sys
 from daemon import doors
 from daemon.cli import runnerd
 
@@ -271,10 +271,8 @@ def start_again(given, start_again=doors.start_again):
     os.kill(os.getpid(), signal.SIGTERM)
     start_again(given)
 
-threading.Thread(target=threading.Event().wait, daemon=True).start()
 doors.start_again = start_again
 del sys.argv[1]
 sys.exit(runnerd.main())
 """
-"""A daemon to which a SIGTERM comes when it has ended but for its last line. A thread is left over, which
-blocks no signals."""
+"""A daemon to which a SIGTERM comes when it has ended but for its last line. Idle threads are left over."""

@@ -1,7 +1,7 @@
 # Each target stands alone on a machine with Python 3.11 or newer, pip, gcc and make.
 #
 #   make demo         two models, memory for one: the main job shown from start to recovery
-#   make test         all tests, but those that need a real llama-server, systemd or a browser
+#   make test         all tests, but those that need a real llama-server, systemd or a browser; WORKERS of them at once
 #   make test-llama   those, with a llama-server that is found or built
 #   make test-systemd the service, under a systemd that is booted for it; says so where that cannot be done
 #   make test-browser the pages that runnerlog writes, in a Chromium that is on the PATH, or RUNNERD_BROWSER=
@@ -27,6 +27,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+APART := tests/llama tests/systemd tests/browser
+# Of tests at once: as many as there are cores, and no more than a machine's memory and patience are sure to have.
+WORKERS ?= auto --maxprocesses 4
 SEEDS ?= 500
 SEED ?= 1
 CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
@@ -35,7 +38,7 @@ demo: venv
 	@$(BIN)/python examples/demo.py
 
 test: venv
-	@$(BIN)/python -m pytest --ignore=tests/llama --ignore=tests/systemd --ignore=tests/browser
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(APART:%=--ignore=%)
 
 test-llama: venv
 	@server=$$(bash scripts/get_llama.sh | tail -n 1)

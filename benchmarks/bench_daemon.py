@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
 
-import load  # noqa: E402
-from backend import CHUNKS_PER_S  # noqa: E402
-from bench_relay import measure, report, resident_mib  # noqa: E402
+from benchmarks import load  # noqa: E402
+from benchmarks.backend import CHUNKS_PER_S  # noqa: E402
+from benchmarks.bench_relay import measure, report, resident_mib  # noqa: E402
 
 SOAK_PARTS = 5
 

@@ -67,7 +67,7 @@ class Seen:
         self.log, self.wal = max(self.log, stats.log_bytes), max(self.wal, stats.wal_peak_bytes)
         archive = archive_path(self._log)
         if archive.exists():
-            self.archive = sum(entry.stat().st_size for entry in os.scandir(archive))
+            self.archive = max(self.archive, sum(path.stat().st_size for path in archive.glob("*.gz")))
         self.memory.append(resident_mib())
 
 

@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
 
-import load  # noqa: E402
-from bench_daemon import backend_port, daemon  # noqa: E402
-from bench_relay import cpu_s, resident_mib  # noqa: E402
+from benchmarks import load  # noqa: E402
+from benchmarks.bench_daemon import backend_port, daemon  # noqa: E402
+from benchmarks.bench_relay import cpu_s, resident_mib  # noqa: E402
 
 CHUNKS_PER_S = 10
 TOGETHER = 200

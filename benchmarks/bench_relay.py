@@ -20,12 +20,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
 
-import load  # noqa: E402
+from benchmarks import load  # noqa: E402
 
 STREAMS = 32
 STREAM_CHUNKS_PER_S = 200
@@ -43,7 +44,7 @@ def serve_front(backend_port: int) -> None:
     from daemon.config.file import load as load_config
     from daemon.http.server import FrontDoor
     from daemon.logs import Logs, Ring
-    from daemon.ports import Address, Dispatched, Ended
+    from daemon.ports import Address, Control, Dispatched, Ended
     from events.catalogue import RequestArrived, UpstreamEnded
     from statemachines.state import State
 
@@ -60,6 +61,8 @@ def serve_front(backend_port: int) -> None:
             return turn
 
     class Desk:
+        """As much of it as a relayed request needs."""
+
         def __init__(self) -> None:
             self.state = State()
             self.state.runners["r1"] = None  # type: ignore[assignment]  # only its name is looked at
@@ -80,7 +83,7 @@ def serve_front(backend_port: int) -> None:
             file.write("models: {m: {cmd: 'server ${PORT}'}}")
             file.flush()
             catalog = Catalog(load_config(Path(file.name)))
-        await FrontDoor(Desk(), catalog, Logs(Ring(), lambda: [])).serve([listener])
+        await FrontDoor(cast("Control", Desk()), catalog, Logs(Ring(), lambda: [])).serve([listener])
 
     trio.run(main)
 

@@ -26,6 +26,7 @@ from events import segment
 from events.catalogue import StateCarried
 from events.envelope import LogError, Record, decode
 from events.reader import Base, Head, Reader, Snapshot
+from events.words import refused
 from statemachines.carried import LAYOUT, Unreadable, carry, pieces, restore, text_of
 from statemachines.scheduler import RULES
 from statemachines.state import State
@@ -46,6 +47,10 @@ class Order(msgspec.Struct, frozen=True):
     archive: str = ""
     """The directory of the segments; "": what is pruned is gone."""
     archive_bytes: int = 0
+
+
+class ArchiveFailed(LogError):
+    """What is to be pruned cannot be archived; the message says where and why."""
 
 
 class Cut(msgspec.Struct, frozen=True, tag_field="type", tag="cut"):
@@ -122,23 +127,30 @@ def archive(
     log: Base, directory: Path, base: Head, begin: Sequence[StateCarried], records: Sequence[Record]
 ) -> None:
     """Write the events after `base`, whose snapshot is `begin`, into a segment, and read it back. Raises
-    LogError, OSError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    LogError."""
     last = records[-1]
     path = directory / segment.name_of(base.seq + 1, last.seq)
     first, hash = base.seq + 1, base.hash.hex()
     header = segment.Header(segment.FORMAT, log.log_id, log.created_at, first, hash, tuple(begin))
-    if segment.write(path, header, records) != segment.digest(path):
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        written = segment.write(path, header, records)
+    except OSError as error:
+        raise ArchiveFailed(f"cannot write {path}: {error.strerror or error}") from error
+    if written != segment.digest(path):
         raise LogError(f"{path} does not say what was written into it")
 
 
 def thin(directory: Path, most_bytes: int) -> None:
-    """Remove the oldest segments of an archive that is too large. Raises OSError."""
+    """Remove the oldest segments of an archive that is too large. Raises ArchiveFailed."""
     kept = 0
-    for path in sorted(directory.glob(f"*{segment.SUFFIX}"), reverse=True):
-        kept += path.stat().st_size
-        if kept > most_bytes:
-            path.unlink()
+    try:
+        for path in sorted(directory.glob(f"*{segment.SUFFIX}"), reverse=True):
+            kept += path.stat().st_size
+            if kept > most_bytes:
+                path.unlink()
+    except OSError as error:
+        raise ArchiveFailed(f"cannot remove {refused(error)}") from error
 
 
 def main(order: Order) -> int:
@@ -150,10 +162,14 @@ def main(order: Order) -> int:
                 write(msgspec.json.encode(piece) + b"\n")
             for cut in cuts(reader, order, time.time_ns()):
                 write(msgspec.json.encode(cut) + b"\n")
+                sys.stdout.buffer.flush()  # while many lay in a buffer, the log would grow
         if order.archive:
             thin(Path(order.archive), order.archive_bytes)
+    except ArchiveFailed as error:
+        print(f"{error}; make room there, or archive nothing (retention: archive: 0)", file=sys.stderr)
+        return 1
     except (LogError, OSError, sqlite3.Error) as error:
-        print(error, file=sys.stderr)
+        print(refused(error) if isinstance(error, OSError) else error, file=sys.stderr)
         return 1
     finally:
         sys.stdout.buffer.flush()

@@ -20,12 +20,21 @@ import trio
 from daemon.config.retention import Retention
 from daemon.driver import Driver, StepFailed
 from daemon.keeper import Cut, Order
-from daemon.limits import CARRY_EVENTS, CARRY_PAUSE_S, CARRY_S, KEEPER_LINE_BYTES, KEEPER_S, PRUNE_PAUSE_S
+from daemon.limits import (
+    CARRY_EVENTS,
+    CARRY_HASTE_EVENTS,
+    CARRY_PAUSE_S,
+    CARRY_S,
+    KEEPER_LINE_BYTES,
+    KEEPER_S,
+    PRUNE_PAUSE_S,
+)
 from events.catalogue import StateCarried
 from events.envelope import LogError
 from events.failpoints import reach
 from events.limits import PROCESS_END_S
 from events.store import EventStore, StoreBroken
+from events.words import refused
 
 log = logging.getLogger("runnerd")
 
@@ -80,7 +89,8 @@ class Keeping:
                 except KeeperFailed as error:
                     log.error("the log was not kept short: %s", error)
                     self.carried_seq = self._store.head.seq
-                await trio.sleep(CARRY_PAUSE_S)
+                with trio.move_on_after(CARRY_PAUSE_S):
+                    await self._store.wait(self.carried_seq + CARRY_HASTE_EVENTS)
 
     async def carry(self, *, whole: bool) -> None:
         """Have snapshots made, with `whole` one of the log as it is now among them. Raises KeeperFailed."""
@@ -133,7 +143,7 @@ class Keeping:
                 env={"LC_ALL": "C.UTF-8"},
             )
         except OSError as error:
-            raise KeeperFailed(str(error)) from error
+            raise KeeperFailed(f"its keeper cannot be started: {refused(error)}") from error
 
     async def _take(self, lines: trio.abc.ReceiveStream) -> None:
         """Submit what a keeper prints, a line at a time; the others have their turn between two."""

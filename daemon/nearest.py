@@ -8,6 +8,9 @@ from heapq import nlargest
 
 from events.limits import NEAREST_LOOKED_AT
 
+IDS_NAMED = 8
+"""Ids of models that are named to who gives none of them: two lines of a terminal."""
+
 
 def nearest(word: str, names: Collection[str], count: int, cutoff: float = 0.6) -> list[str]:
     """At most `count` of the names, the likeliest first; those that are less alike than `cutoff` are not.
@@ -24,3 +27,16 @@ def nearest(word: str, names: Collection[str], count: int, cutoff: float = 0.6) 
 
         names = nlargest(NEAREST_LOOKED_AT, names, letters)
     return get_close_matches(word, names, count, cutoff)
+
+
+def by_id(name: str, known: Collection[str]) -> str:
+    """What is said of a name that no model of a log has: which are spelled alike, or else which there are. It
+    may be an alias: those are the configuration file's, and no event has them."""
+    if not known:
+        return "it knows no model"
+    near = nearest(name, known, 3)
+    if near:
+        return f"did you mean {' or '.join(near)}? (A log knows models by their ids, not by their aliases.)"
+    ids = ", ".join(sorted(known)[:IDS_NAMED])
+    more = f" and {len(known) - IDS_NAMED} more" if len(known) > IDS_NAMED else ""
+    return f"a log knows models by their ids, not by their aliases: {ids}{more}"

@@ -60,8 +60,10 @@ def fold_log(path: Path) -> Recovered:
     with Reader(path) as reader:
         state, head = nearest(reader)
         for record in reader.verified(head):
-            fold_one(state, decode(record))
-            last_at = record.at
+            event = decode(record)
+            fold_one(state, event)
+            if type(event.body) is not c.LogSalvaged:  # which took no scheduler time, however late it came
+                last_at = record.at
     return Recovered(state, Clock(state.t, last_at), head.seq)
 
 

@@ -146,8 +146,10 @@ class Reader:
     def __init__(self, path: str | os.PathLike[str], page_rows: int | None = None) -> None:
         self.path = Path(path)
         self._page_rows = page_rows or READ_PAGE_ROWS
-        self._damage: Damaged | None = None
-        """Where a segment breaks off."""
+        self.segment = False
+        """Whether the file is a segment, not a log."""
+        self.damage: Damaged | None = None
+        """Where a segment breaks off. What comes before that is read as if there were no more."""
         self.begin: tuple[StateCarried, ...] = ()
         """The parts of the snapshot that a segment begins with."""
         try:
@@ -157,7 +159,8 @@ class Reader:
         ):  # only now: to open and close a log that is open here drops SQLite's locks on it
             if not is_segment(self.path):
                 raise
-            self._connection, self.begin, self._damage = unpack(self.path)
+            self.segment = True
+            self._connection, self.begin, self.damage = unpack(self.path)
         try:
             self.schema = schema.check(self._connection)
             if self.schema == 0:
@@ -217,8 +220,8 @@ class Reader:
                 raise CursorPruned(f"the log has been pruned meanwhile: it begins at event {self.base.seq}")
             yield record
             after = record.seq
-        if self._damage is not None and after < last:
-            raise self._damage
+        if self.damage is not None and after < last:
+            raise self.damage
 
     def _is_pruned(self, after: int) -> bool:
         """Whether what followed event `after` is gone, now."""
@@ -300,8 +303,12 @@ class Reader:
         return row and int(row[0])
 
     def hash_of(self, seq: int) -> bytes:
-        """The stored hash of an event. Raises ChainBroken where it is missing."""
-        return hash_of(self._connection, self.base, seq)
+        """The stored hash of an event, or of the one before the base. ChainBroken: it is missing."""
+        try:
+            return hash_of(self._connection, self.base, seq)
+        except ChainBroken:  # or has the log been pruned to there meanwhile?
+            self.base = read_base(self._connection)
+            return hash_of(self._connection, self.base, seq)
 
     def verified(self, head: Head, upto: int | None = None) -> Iterator[Record]:
         """The events after `head`, up to number `upto`, for as long as each is what was written. Raises
@@ -352,8 +359,8 @@ class Reader:
             raise ChainBroken(lowest, f"it lies before the log's base, {base.seq}")
         self.check_base()
         count = verify(self._connection, base.seq - 1, base.hash, self._end())
-        if self._damage is not None:
-            raise self._damage
+        if self.damage is not None:
+            raise self.damage
         return count
 
     def _pages(self, after: int, where: str, values: dict[str, int | str]) -> Iterator[Record]:

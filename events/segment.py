@@ -197,7 +197,9 @@ class _Rows:
                 yield (*columns[:-1], hash)
             if not whole:
                 raise ValueError("it ends before its end")
-        except (EOFError, OSError, zlib.error, ValueError) as error:  # msgspec's are ValueErrors
+        except EOFError:
+            self.damage = Damaged(self.seq + 1, "the file is cut short")
+        except (OSError, zlib.error, ValueError) as error:  # msgspec's are ValueErrors
             self.damage = Damaged(self.seq + 1, str(error))
 
 

@@ -52,6 +52,7 @@ from events.pruning import prune, shrink
 from events.reader import CursorPruned, Head
 from events.trio_sqlite import TrioSqlite
 from events.witness import TailLost, write_witness
+from events.words import unwritten
 
 
 class OutOfOrder(LogError):
@@ -103,7 +104,8 @@ class _Group:
             self.rows += step.rows
             self.queued_ns.append(step.queued_ns)
         self.since_ns = time.monotonic_ns()
-        self.error: sqlite3.Error | None = None
+        self.error = ""
+        """Why the last try has failed."""
 
 
 SLOW = "the disk is slow"
@@ -229,14 +231,14 @@ class EventStore:
         if self._group is None:
             return None
         slow = _is_slow(self._group, time.monotonic_ns())
-        return self._group.since_ns if slow or self._group.error is not None else None
+        return self._group.since_ns if slow or self._group.error else None
 
     @property
     def blocked_error(self) -> str:
         """Why the log cannot be written; empty while it can."""
         if self.blocked_since is None or self._group is None:
             return ""
-        return str(self._group.error or SLOW)
+        return self._group.error or SLOW
 
     @property
     def owed(self) -> int:
@@ -327,11 +329,15 @@ class EventStore:
     def _write(self, group: _Group) -> None:
         """In the writer's thread."""
         try:
-            self._committer.commit(group.rows, lambda error: self._ring(partial(self._failed, group, error)))
+            self._committer.commit(group.rows, partial(self._refused, group))
         except BaseException as error:
             self._ring(partial(self._break, error))
         else:
             self._ring(partial(self._committed, group))
+
+    def _refused(self, group: _Group, error: sqlite3.Error) -> None:
+        """In the writer's thread: a try has failed, and there will be another."""
+        self._ring(partial(self._failed, group, unwritten(error, self._log)))
 
     def give_up(self) -> None:
         """Try no more to write what has been refused: then the store breaks."""
@@ -350,12 +356,12 @@ class EventStore:
             while self._calls:
                 self._calls.popleft()()
 
-    def _failed(self, group: _Group, error: sqlite3.Error) -> None:
-        first = group.error is None
+    def _failed(self, group: _Group, error: str) -> None:
+        first = not group.error
         group.error = error
         self._retries += 1
         if first:
-            self._call(self.on_blocked, str(error))
+            self._call(self.on_blocked, error)
 
     def _committed(self, group: _Group) -> None:
         self._group = None
@@ -371,9 +377,9 @@ class EventStore:
         now_ns = time.monotonic_ns()
         for queued_ns in group.queued_ns:
             self.append_ns.add(now_ns - queued_ns)
-        if group.error is not None or _is_slow(group, now_ns):
+        if group.error or _is_slow(group, now_ns):
             self._blocked_ns += now_ns - group.since_ns
-            self._call(self.on_resumed, now_ns - group.since_ns, str(group.error or SLOW))
+            self._call(self.on_resumed, now_ns - group.since_ns, group.error or SLOW)
         self._call(self.on_durable, group.events)
 
     def _call(self, callback: Callable[..., None], *arguments: object) -> None:

@@ -29,6 +29,9 @@ BIN = Path(sys.executable).parent
 PATIENCE_S = 60
 """Longer than any step of this demonstration takes on a slow machine."""
 
+LLAMA_PACE = 15
+"""By how much a real server with a tiny model is faster than the small runner: one sees nobody wait else."""
+
 AS_A_PERSON = ("--no-json",)
 """What a person with a terminal sees, also where the demonstration has none."""
 
@@ -155,9 +158,11 @@ class Daemon:
         run("runnerlog", "--log", str(self.log), *arguments, quietly=AS_A_PERSON)
 
 
-def swap_under_load(daemon: Daemon) -> None:
-    """Two requests keep the first model busy, one waits for its slot, two want the other model."""
-    asked = [("harbour", 60), ("harbour", 60), ("harbour", 20), ("lantern", 20), ("lantern", 20)]
+def swap_under_load(daemon: Daemon, pace: int) -> None:
+    """Two requests keep the first model busy, one waits for its slot, two want the other model. `pace`: how
+    much longer the answers are than the small runner's."""
+    busy, brief = 60 * pace, 20 * pace
+    asked = [("harbour", busy), ("harbour", busy), ("harbour", brief), ("lantern", brief), ("lantern", brief)]
     threads = [
         threading.Thread(target=daemon.chat, args=(model, "Tell me about the sea."), kwargs={"tokens": n})
         for model, n in asked
@@ -200,7 +205,7 @@ def main() -> None:
         say("a chat with the first model, streamed (it is loaded on demand)")
         daemon.chat("harbour", "Tell me about the harbour.", show=True)
         say("five requests at once: three for the loaded model, two for the other")
-        swap_under_load(daemon)
+        swap_under_load(daemon, LLAMA_PACE if find_llama() else 1)
         daemon.ctl("ps")
         say("the story of the swap, from the log")
         daemon.show("show", "--runners")

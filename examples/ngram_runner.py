@@ -121,7 +121,8 @@ class Server(ThreadingHTTPServer):
         if options.socket:
             self.address_family = socket.AF_UNIX
             Path(options.socket).unlink(missing_ok=True)
-        super().__init__(options.socket or (options.host, options.port), Handler)
+        handler = LocalHandler if options.socket else Handler
+        super().__init__(options.socket or (options.host, options.port), handler)
 
     def server_bind(self) -> None:
         """As the standard library's, but for the look-up of our own name, and for Unix sockets."""
@@ -165,11 +166,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
-
-    def setup(self) -> None:
-        """As the standard library's, which sets a TCP option on Unix sockets too."""
-        self.disable_nagle_algorithm = self.server.address_family != socket.AF_UNIX
-        super().setup()
 
     def address_string(self) -> str:
         """A Unix socket's client has no address."""
@@ -335,6 +331,12 @@ class Handler(BaseHTTPRequestHandler):
     def chunk(self, data: bytes) -> None:
         """One chunk of a chunked body."""
         self.put(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+class LocalHandler(Handler):
+    """One connection on a Unix socket, which has no TCP option to be set."""
+
+    disable_nagle_algorithm = False
 
 
 def parse() -> argparse.Namespace:

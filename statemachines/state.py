@@ -106,6 +106,11 @@ class Runner(msgspec.Struct):
         """What the ledger counts for it on a device: the larger of reserved and measured peak."""
         return max(self.reserved_bytes.get(device, 0), self.peak_bytes.get(device, 0))
 
+    @property
+    def holds(self) -> dict[str, int]:
+        """What the ledger counts for it on each device."""
+        return {device: self.hold_bytes(device) for device in self.reserved_bytes | self.peak_bytes}
+
 
 class Request(msgspec.Struct):
     """A request from its arrival until it has ended *and* its slot is back."""

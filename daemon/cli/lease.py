@@ -7,6 +7,7 @@ again; the command goes on meanwhile, for it talks to the runner.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -174,6 +175,8 @@ def lease(
     asked: Row = (
         {"token": token} if token else {"model": model, "options": pairs(options), "priority": priority}
     )
+    if command and shutil.which(command[0]) is None:  # not only once a model has been loaded for it
+        raise click.UsageError(f"there is no program {command[0]} that can be run")
     replies = Lease(context.client, asked).replies()
     with context.output.progress(f"{model or 'lease'}: asking") as show:
         for reply in replies:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +12,7 @@ import click
 
 from daemon.cli.files import new_file
 from daemon.cli.logfile import Settings
-from daemon.cli.moments import FORMS, Moment, Past, between
+from daemon.cli.moments import BEGIN, END, Moment, Past, between
 from daemon.cli.output import size
 from daemon.cli.select import fields_of, meant, selected
 from daemon.limits import EXPORT_BATCH_ROWS
@@ -22,10 +22,14 @@ from events.reader import Reader
 Write = Callable[[list[dict[str, Any]]], None]
 """Writes some events, by their fields."""
 
+SUFFIXES = {"": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+"""What a file's name says of its format."""
+STANDARD_OUTPUT = ("-", "/dev/stdout")
+
 
 @click.command()
-@click.option("--since", type=Moment(), help=f"Begin at this moment: {FORMS}.")
-@click.option("--until", type=Moment(), help="End at this moment.")
+@click.option("--since", type=Moment(), help=BEGIN)
+@click.option("--until", type=Moment(end=True), help=END)
 @click.option(
     "--format",
     "form",
@@ -47,18 +51,19 @@ def export(
 ) -> None:
     """Write events to FILE, for this user only; with SUBJECTS (q12, r17, a model's name) only theirs.
 
-    Without them it is whole steps: each fact of that time with all decisions that followed from it.
+    Without them it is whole steps: each fact of that time with all decisions that followed from it. A FILE of
+    - is standard output.
     """
-    parquet = form == "parquet" or (form is None and path.suffix == ".parquet")
-    writer = parquet_writer if parquet else lines_writer
+    printed = str(path) in STANDARD_OUTPUT
+    writer = parquet_writer if (form or _format_of(path)) == "parquet" else lines_writer
     output = settings.output
     with settings.open() as reader:
         after, upto = between(reader, since, until)
         if not subjects:
             after, upto = whole_steps(reader, after, upto)
         with (
-            output.progress("exporting") as say,
-            new_file(path, force=force, log=settings.path) as file,
+            nullcontext(_silent) if printed else output.progress("exporting") as say,
+            output.stream() if printed else new_file(path, force=force, log=settings.path) as file,
             writer(file, reader.log_id) as write,
         ):
             count = 0
@@ -66,12 +71,29 @@ def export(
                 write(batch)
                 count += len(batch)
                 say(f"exporting: {count:,} events, up to {batch[-1]['seq']:,} of {upto:,}")
-        hint = "" if count else meant(reader, subjects)
+        if not count:
+            words = f"runnerlog: no event of this log is what was asked for{meant(reader, subjects)}"
+            click.echo(words, err=True)
+    if printed:
+        return
     written = path.stat().st_size
     if output.machine:
         output.line({"ok": True, "events": count, "bytes": written, "path": str(path)})
     else:
-        output.text(f"{count:,} event{'' if count == 1 else 's'}, {size(written)}: {path}{hint}")
+        output.text(f"{count:,} event{'' if count == 1 else 's'}, {size(written)}: {path}")
+
+
+def _format_of(path: Path) -> str:
+    """The format that a file's name says. Raises UsageError."""
+    form = SUFFIXES.get(path.suffix)
+    if form is None:
+        known = ", ".join(filter(None, SUFFIXES))
+        raise click.UsageError(f"no format is known for {path.name} ({known}): say which by --format")
+    return form
+
+
+def _silent(text: str) -> None:
+    """Progress would be in the middle of what is written."""
 
 
 def whole_steps(reader: Reader, after: int, upto: int) -> tuple[int, int]:

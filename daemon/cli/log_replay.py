@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,10 +13,11 @@ import msgspec
 from daemon.cli.describe import describe, duration, printable, size
 from daemon.cli.keys import Left, Terminal
 from daemon.cli.logfile import Settings
-from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by, parsed
-from daemon.cli.output import Output, day_and_time
-from daemon.cli.select import selected
+from daemon.cli.moments import BEGIN, END, FORMS, Moment, Past, between, parsed
+from daemon.cli.output import Output, day_and_time, failing, wrapped
+from daemon.cli.select import models, selected
 from daemon.explain.steps import Change, Glance, Step, Steps, changes, glance
+from daemon.explain.unknown import UnknownSubject
 from events.envelope import Record
 from events.reader import Reader
 from statemachines.ledger import budget_bytes, free_bytes
@@ -35,8 +35,8 @@ KEYS = "n next  p back  j jump  / search  q quit"
 
 @click.command()
 @click.option("--step", is_flag=True, help="One step at a time, on a terminal, with the state beside it.")
-@click.option("--from", "begin", type=Moment(), help=f"Begin at this moment: {FORMS}.")
-@click.option("--to", "end", type=Moment(), help="End at this moment.")
+@click.option("--from", "begin", type=Moment(), help=BEGIN)
+@click.option("--to", "end", type=Moment(end=True), help=END)
 @click.argument("subject", required=False)
 @click.pass_obj
 def replay(
@@ -51,13 +51,16 @@ def replay(
     """
     output = settings.output
     with settings.open() as reader:
-        after = 0 if begin is None else first_by(reader, begin) - 1
-        upto = reader.head().seq if end is None else min(last_by(reader, end), reader.head().seq)
+        after, upto = between(reader, begin, end)
         only: list[int] | None = None
         if subject is not None:
             with output.progress(f"looking for {subject}"):
                 found = (record.cause or record.seq for record in selected(reader, (subject,), after, upto))
                 only = list(dict.fromkeys(found))
+            if not only and begin is None and end is None:
+                raise UnknownSubject(subject, tuple(models(reader)))
+            if not only:
+                failing(output, seq=0, error=f"no step is about {subject} in this part of the log")
         steps = Steps(reader, after, upto, only)
         if step and output.terminal and not output.machine:
             _interactive(steps, reader, output)
@@ -86,8 +89,8 @@ def _print_all(steps: Steps, output: Output) -> None:
             for record in step.records:
                 payload = json.loads(record.payload)
                 output.event(record.at, record.seq, record.subject, payload, decided=record.cause > 0)
-            for each in found:
-                output.text(f"{'':22}~ {printable(change_words(each))}", dim=True)
+            for words in filter(None, map(change_words, found)):
+                output.text(f"{'':22}~ {printable(words)}", dim=True)
         step, shown = steps.next(step), True
     if not shown and not output.machine:
         output.text("no such step", dim=True)
@@ -101,10 +104,11 @@ def _event(record: Record) -> dict[str, Any]:
 
 
 def change_words(change: Change) -> str:
-    """`r16: idle 0/2 → draining 0/2`."""
+    """`r16: idle 0/2 → draining 0/2`; "" for so little memory that nobody would see a difference."""
     before, after = change.before, change.after
     if change.what == "memory":
-        return f"{change.name}: {size(int(before))} held → {size(int(after))}"
+        was, now = size(int(before)), size(int(after))
+        return f"{change.name}: {was} held → {now}" if was != now else ""
     if change.what == "waiting":
         return f"{change.name.partition('!')[0].rstrip('?')}: {before} waiting → {after}"
     if change.what == "runner":
@@ -175,15 +179,13 @@ class View:
             payload = json.loads(record.payload)
             type = payload.pop("type", record.type)
             text = describe(type, record.subject, payload)
-            yield from textwrap.wrap(
-                text, max(20, columns - 1), initial_indent=mark, subsequent_indent=" " * len(mark)
-            )
+            yield from wrapped(text, columns - 1, mark, " " * len(mark))
 
 
 def state_lines(state: State, before: Glance, columns: int) -> Iterator[str]:
     """The state after a step; a star at what the step has changed."""
     now = glance(state)
-    changed = {(each.what, each.name) for each in changes(before, now)}
+    changed = {(each.what, each.name) for each in changes(before, now) if change_words(each)}
 
     def row(what: str, name: str, text: str) -> str:
         return _cut(f"{'*' if (what, name) in changed else ' '} {text}", columns)
@@ -291,7 +293,12 @@ def _jump(view: View, terminal: Terminal) -> None:
             view.said = f"{text!r} is none of: {FORMS}"
             return
         seq = view.reader.first_at(at_ns)
-    view.go(view.steps.nearest(seq), "there is no such step")
+    step = view.steps.nearest(seq)
+    view.go(step, "there is no such step")
+    if step is not None and step.last < seq:
+        view.said = "there is nothing later: this is the last step"
+    elif seq <= view.steps.after:
+        view.said = "there is nothing earlier: this is the first step"
 
 
 def _search(view: View, terminal: Terminal) -> None:

@@ -21,14 +21,16 @@ LIMIT = 40
 """Rows that a person is shown, unless asked otherwise."""
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 40
-"""Columns of the course of memory."""
+"""Columns of the course of memory, where there is room for them."""
+BESIDE = 44
+"""Columns of what is beside it: the figures of a device."""
 THRASH_LOADS = 3
 """Fewer loads are no thrashing, however long they take."""
 
 KEYS: dict[str, Key] = {
     "model": lambda model, caller, runner, at_ns: model,
     "hour": lambda model, caller, runner, at_ns: str(at_ns // HOUR_NS * HOUR_NS),
-    "caller": lambda model, caller, runner, at_ns: None if runner else caller,
+    "caller": lambda model, caller, runner, at_ns: caller,
     "runner": lambda model, caller, runner, at_ns: runner or None,
 }
 
@@ -141,6 +143,10 @@ def _columns(by: str, rows: list[Row]) -> list[Column]:
     waits = {id(row.figures): spread(row.figures.waits_ns) for row in rows}
     loads = {id(row.figures): spread(row.figures.load_ns) for row in rows}
 
+    def requests(figures: Figures) -> int:
+        """None arrives at a runner: what has got its first slot there counts."""
+        return figures.dispatched if by == "runner" else figures.arrived
+
     def wait(name: str) -> Callable[[Any], str]:
         return lambda row: seconds(waits[id(row.figures)][name])
 
@@ -149,18 +155,18 @@ def _columns(by: str, rows: list[Row]) -> list[Column]:
 
     return [
         Column(by.upper(), lambda row: _label(by, row.key)),
-        Column("REQUESTS", figure(lambda f: f.arrived), right=True, drop=1),
-        Column("NOT DONE", figure(_not_done), right=True, drop=4, style=lambda row: "red"),
-        Column("AT ONCE", lambda row: share(row.figures.hit_rate), right=True, drop=3),
-        Column("WAIT p50", wait("p50"), right=True, drop=6),
-        Column("p95", wait("p95"), right=True, drop=2),
-        Column("p99", wait("p99"), right=True, drop=9),
-        Column("MAX", wait("max"), right=True, drop=5),
-        Column("LOADS", figure(lambda f: f.loads["decided"]), right=True, drop=1),
-        Column("OF", lambda row: _seconds_each(loads[id(row.figures)]["mean"]), right=True, drop=8),
-        Column("EVICTED", figure(lambda f: f.swaps), right=True, drop=2),
-        Column("LOADING", lambda row: _phase(row.figures, LOADING), right=True, drop=7),
-        Column("BUSY", lambda row: _phase(row.figures, BUSY), right=True, drop=4),
+        Column("REQUESTS", figure(requests), right=True, drop=1),
+        Column("NOT DONE", figure(_not_done), right=True, drop=7, style=lambda row: "red"),
+        Column("AT ONCE", lambda row: share(row.figures.hit_rate), right=True, drop=5),
+        Column("WAIT p50", wait("p50"), right=True, drop=9),
+        Column("WAIT p95", wait("p95"), right=True, drop=2),
+        Column("WAIT p99", wait("p99"), right=True, drop=12),
+        Column("LONGEST", wait("max"), right=True, drop=8),
+        Column("LOADS", figure(lambda f: f.loads["decided"]), right=True, drop=3),
+        Column("LOAD TIME", lambda row: _seconds_each(loads[id(row.figures)]["mean"]), right=True, drop=11),
+        Column("EVICTED", figure(lambda f: f.swaps), right=True, drop=4),
+        Column("LOADING", lambda row: _phase(row.figures, LOADING), right=True, drop=10),
+        Column("BUSY", lambda row: _phase(row.figures, BUSY), right=True, drop=6),
     ]
 
 
@@ -190,13 +196,14 @@ def _show_devices(output: Output, found: Stats, state: State) -> None:
     if not rows:
         return
     begin, end = found.begin_ns, found.end_ns
+    points = max(1, min(POINTS, output.width - BESIDE))
     output.text("")
     columns = [
         Column("DEVICE", lambda name: name),
         Column("HELD mean", lambda name: size(found.held[name].mean_bytes(begin, end)), right=True),
         Column("most", lambda name: size(found.held[name].peak_bytes), right=True),
         Column("BUDGET", lambda name: _bytes(budget_bytes(state, name)), right=True),
-        Column("COURSE", lambda name: course(found, name, budget_bytes(state, name)), drop=1),
+        Column("COURSE", lambda name: course(found, name, budget_bytes(state, name), points), drop=1),
     ]
     output.table(columns, rows)
 
@@ -205,12 +212,12 @@ def _bytes(count: int | None) -> str:
     return "" if count is None else size(count)
 
 
-def course(found: Stats, device: str, budget: int | None) -> str:
-    """What was held of a device from the first moment to the last, as bars of its budget."""
+def course(found: Stats, device: str, budget: int | None, points: int) -> str:
+    """What was held of a device from the first moment to the last, as so many bars of its budget."""
     held = found.held[device]
-    whole, step = max(1, budget or 0, held.peak_bytes), max(1, (found.end_ns - found.begin_ns) // POINTS)
+    whole, step = max(1, budget or 0, held.peak_bytes), max(1, (found.end_ns - found.begin_ns) // points)
     sizes = [
-        held.mean_bytes(at, at + step) for at in range(found.begin_ns, found.begin_ns + POINTS * step, step)
+        held.mean_bytes(at, at + step) for at in range(found.begin_ns, found.begin_ns + points * step, step)
     ]
     return "".join(BARS[min(len(BARS) - 1, size * len(BARS) // whole)] for size in sizes)
 

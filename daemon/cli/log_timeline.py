@@ -10,14 +10,14 @@ import click
 
 from daemon.cli.files import new_file
 from daemon.cli.logfile import Settings
-from daemon.cli.moments import FORMS, Moment, Past, between
+from daemon.cli.moments import BEGIN, END, Moment, Past, between
 from daemon.cli.output import failing, size
 from daemon.history.lives import Timeline
 from daemon.history.page import Origin, page
 from daemon.history.perfetto import trace
 from daemon.history.recorder import Recorder
 from daemon.limits import TIMELINE_WIDE_REQUESTS
-from daemon.nearest import nearest
+from daemon.nearest import by_id
 from daemon.version import VERSION
 from events.reader import Reader
 from statemachines.replay import UNFOLDABLE
@@ -29,8 +29,8 @@ SAY_EVERY = 5000
 @click.command()
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="One page, for any browser.")
 @click.option("--perfetto", type=click.Path(path_type=Path), metavar="FILE", help="For ui.perfetto.dev.")
-@click.option("--since", type=Moment(), help=f"Begin at this moment: {FORMS}.")
-@click.option("--until", type=Moment(), help="End at this moment.")
+@click.option("--since", type=Moment(), help=BEGIN)
+@click.option("--until", type=Moment(end=True), help=END)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.argument("models", nargs=-1)
 @click.pass_obj
@@ -83,9 +83,7 @@ def _check_models(line: Timeline, models: tuple[str, ...]) -> None:
     known = {life.model for life in line.runners.values()} | {life.model for life in line.requests}
     for model in models:
         if model not in known:
-            near = nearest(model, sorted(known), 2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise click.UsageError(f"nothing of a model {model!r} in this time{hint}")
+            raise click.UsageError(f"nothing of a model {model!r} in this time; {by_id(model, known)}")
 
 
 def _command(settings: Settings) -> str:

@@ -28,7 +28,7 @@ MODELS = 12
 LEGEND = (
     "The parts of a request's time add up: queued (for a slot of a ready runner), turn (others come first), "
     "drain and unload (of what makes room for it), memory (others hold it, or it is measured), load, pause "
-    "(after a failure), retry (in a slot of a runner that failed it), served."
+    "(after a failure), retry (in a slot of a runner that failed it), down (the daemon died in it), served."
 )
 SORTS = ("total", "arrived", "model", *PARTS)
 
@@ -250,7 +250,7 @@ def _mostly(totals: list[int]) -> str:
     )
 
 
-SMALL = ("unload", "memory", "pause", "retry")
+SMALL = ("unload", "memory", "pause", "retry", "down")
 """Parts that have one column together where there is little room."""
 WIDE = 110
 """Columns of a terminal in which every part has its own."""

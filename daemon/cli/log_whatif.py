@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from daemon.history.observed import Recorder
 from daemon.history.recording import Recording
 from daemon.history.rerun import Rerun
 from daemon.history.whatif_notes import notes
-from daemon.nearest import nearest
+from daemon.nearest import by_id
 from events.catalogue import NEVER, ConfigChanged, ConfigView
 from statemachines.policy import POLICIES
 
@@ -217,16 +217,11 @@ def _check(changes: Changes, views: Sequence[ConfigView], recorded: Sequence[Con
     for option, given in (("--slots", changes.slots), ("--keep-alive", changes.keep_alive_ns)):
         for name in given:
             if name != EVERY and name not in models:
-                raise click.UsageError(f"{option}: no model {name!r}{_near(name, models)}")
+                raise click.UsageError(f"{option}: no model {name!r}; {by_id(name, models)}")
     devices = dict.fromkeys(name for view in (*views, *recorded) for name in view.devices)
     for name in changes.budgets_bytes:
         if name not in devices and not DEVICE.fullmatch(name):
             raise click.UsageError(f"--memory: {name!r} is no device; they are called host, gpu0, gpu1 …")
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _key(settings: Settings) -> bytes:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import click
 
-from daemon.cli.describe import printable
 from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
-from daemon.cli.output import EXIT_FAILED, Output, day_and_time
-from daemon.cli.select import models
+from daemon.cli.output import Output, day_and_time
 from daemon.cli.told import print_explanation, print_why_not
-from daemon.explain.told import UnknownSubject
 from daemon.explain.walk import happening
 from daemon.explain.why import explain, explain_absence
-from daemon.nearest import nearest
 
 
 @click.command()
@@ -25,11 +21,7 @@ def why(settings: Settings, at: int | Past | None, subject: str) -> None:
     output = settings.output
     with settings.open() as reader, output.progress("reading the log"):
         upto = None if at is None else last_by(reader, at)
-        try:
-            told = explain(reader, subject, upto)
-        except UnknownSubject as error:
-            near = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""
-            raise click.UsageError(printable(f"{error}{near}")) from None
+        told = explain(reader, subject, upto)
         last = happening(reader, told.upto_seq)
     _say_when(output, last.at if last is not None else 0, told.upto_seq)
     print_explanation(output, told)
@@ -44,14 +36,8 @@ def why_not(settings: Settings, at: int | Past | None, model: str) -> None:
     output = settings.output
     with settings.open() as reader, output.progress("reading the log"):
         told = explain_absence(reader, model, None if at is None else last_by(reader, at))
-        unknown = told.reason == "unknown_model"
-        near = nearest(model, models(reader), 3) if unknown else []
     _say_when(output, told.at_ns, told.seq)
     print_why_not(output, told)
-    if near and not output.machine:
-        output.text(f"Did you mean {' or '.join(near)}? (A log has no aliases: name the model's id.)")
-    if unknown:
-        raise SystemExit(EXIT_FAILED)
 
 
 def _say_when(output: Output, at_ns: int, seq: int) -> None:

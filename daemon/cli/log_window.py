@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
-from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
-from daemon.cli.output import Output
+from daemon.cli.moments import BEGIN, END, Moment, Past, end_of, first_by, last_by
+from daemon.cli.output import Output, wrapped
 from daemon.history.walk import Step, Walk, Window
 from daemon.past import nearest
 from events.reader import Reader
@@ -24,12 +23,13 @@ LOOK = 5_000
 
 def since_and_until(command: F) -> F:
     """The two options of a window."""
-    command = click.option("--until", type=Moment(), help="End at this moment.")(command)
-    return click.option("--since", type=Moment(), help=f"Begin at this moment: {FORMS}.")(command)
+    command = click.option("--until", type=Moment(end=True), help=END)(command)
+    return click.option("--since", type=Moment(), help=BEGIN)(command)
 
 
 def window_of(reader: Reader, since: int | Past | None, until: int | Past | None) -> Window:
     """The events' numbers. Raises BadParameter or UsageError for what the log does not hold."""
+    until = end_of(since, until)
     last = reader.head().seq if until is None else last_by(reader, until)
     first = reader.base.seq if since is None else max(reader.base.seq, first_by(reader, since))
     if since is not None and first > reader.head().seq:
@@ -62,7 +62,7 @@ class Walked:
 
 def say(output: Output, text: str, *, indent: str = "  ", dim: bool = False) -> None:
     """A sentence for a person, on as many lines as it needs."""
-    for line in textwrap.wrap(text, max(NARROW, output.width), subsequent_indent=indent):
+    for line in wrapped(text, max(NARROW, output.width), rest=indent):
         output.text(line, dim=dim)
 
 

@@ -8,11 +8,15 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from daemon.cli.output import Output, failing
+from daemon.cli.describe import printable
+from daemon.cli.output import EXIT_FAILED, Output, day_and_time, failing
 from daemon.cli.runnerd import EXIT_UNREACHABLE
+from daemon.control.client import INTERFACE
+from daemon.explain.unknown import UnknownSubject
 from daemon.past import fold_one, nearest
 from events.catalogue import Event, Fact
 from events.envelope import LogError, decode
@@ -29,23 +33,29 @@ class Settings:
     def __init__(self, path: Path, as_json: bool | None) -> None:
         self.path = path
         self.output = Output(as_json)
+        self.damaged = False
+        """What has been read breaks off: a command that has said all that it could has failed then."""
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
-        """The log, open for reading; exits with 3 where that is impossible, with 1 where it is damaged."""
+        """The log, open for reading; exits with 3 where that is impossible, with 1 where it has not what is
+        asked about, or is damaged: of a segment that breaks off, once all is said of what comes before."""
         try:
             reader = Reader(self.path)
         except (LogError, OSError, sqlite3.Error) as error:
             self._say(f"{self._obstacle(error)}. {ANOTHER}")
             raise SystemExit(EXIT_UNREACHABLE) from None
         with reader:
+            self._warn(reader)
             try:
                 yield reader
+            except UnknownSubject as error:
+                self._refuse(error)
             except CursorPruned as error:
                 raise click.UsageError(f"{error}: begin there") from None
             except (LogError, sqlite3.Error, Divergence) as error:
                 seq, advice = getattr(error, "seq", 0), ""
-                if seq and not reader.begin:
+                if seq and not reader.segment:
                     advice = f"; runnerlog salvage {shlex.quote(str(self.path))} NEW keeps what is before it"
                 failing(self.output, seq=seq, error=str(error), advice=advice)
 
@@ -70,6 +80,25 @@ class Settings:
         if not self.path.stat().st_size:
             return f"{self.path} is empty"
         return f"cannot open {self.path}: {error}"
+
+    def _refuse(self, error: UnknownSubject) -> NoReturn:
+        """As runnerctl does where the daemon refuses."""
+        words = str(error)
+        if error.comes is not None:
+            words += f", at {' '.join(day_and_time(error.comes.at))}"
+        if self.output.machine:
+            fields = {error.field: error.subject, "nearest": error.nearest}
+            self.output.line({"ok": False, "error": f"{INTERFACE}.{error.error}", **fields})
+        click.echo(f"runnerlog: {printable(words)}", err=True)
+        raise SystemExit(EXIT_FAILED)
+
+    def _warn(self, reader: Reader) -> None:
+        """Say that a segment breaks off: what is read of it looks like one that ends there."""
+        if reader.damage is None:
+            return
+        words = f"{self.path} is damaged: {reader.damage}; only what is before is read"
+        click.echo(f"runnerlog: {words}", err=True)
+        self.damaged = True
 
     def _say(self, words: str) -> None:
         if self.output.machine:

@@ -19,12 +19,19 @@ _AGO = re.compile(r"-\s*(\d{1,9})\s*([a-z]+)")
 _CLOCK = re.compile(r"(\d\d?):(\d\d)(?::(\d\d)(\.\d{1,6})?)?")
 
 FORMS = "an event's number, 03:12, 2026-11-20 03:12:05, -10min, yesterday 03:12"
+BEGIN = f"Begin at this moment: {FORMS}. A time of day is the last one that was."
+END = "End at this moment. A time of day is today's, though yet to come; yesterday's if both are yet to come."
+"""The help of two options that go together."""
 
 
 class Moment(click.ParamType[Any]):
-    """`SEQ|TIME`: an int is the number of an event; a `Past`, a time in UTC ns."""
+    """`SEQ|TIME`: an int is the number of an event; a `Past`, a time in UTC ns. `end`: up to which something
+    is asked for, which may be yet to come."""
 
     name = "SEQ|TIME"
+
+    def __init__(self, *, end: bool = False) -> None:
+        self._end = end
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | Past:
         """Raises BadParameter, which names the forms."""
@@ -33,25 +40,27 @@ class Moment(click.ParamType[Any]):
         text = str(value).strip()
         if text.isascii() and text.isdigit() and len(text) < 19:
             return int(text)
-        at_ns = parsed(text, time.time_ns())
+        at_ns = parsed(text, time.time_ns(), end=self._end)
         if at_ns is None:
             self.fail(f"{text!r} is none of: {FORMS}", param, ctx)
-        return Past(at_ns)
+        return Past(at_ns, clock=_CLOCK.fullmatch(text) is not None)
 
 
 class Past:
-    """A time, UTC ns."""
+    """A time, UTC ns. `clock`: it was given as a time of day alone."""
 
-    def __init__(self, at_ns: int) -> None:
+    def __init__(self, at_ns: int, *, clock: bool = False) -> None:
         self.at_ns = at_ns
+        self.clock = clock
 
     def __str__(self) -> str:
         day, clock = day_and_time(self.at_ns)
         return f"{day} {clock}"
 
 
-def parsed(text: str, now_ns: int) -> int | None:
-    """A time in words, local, as UTC ns; None for what is none. A time of day alone is the last one."""
+def parsed(text: str, now_ns: int, *, end: bool = False) -> int | None:
+    """A time in words, local, as UTC ns; None for what is none. A time of day alone is the last one; as an
+    `end` it is today's."""
     if text == "now":
         return now_ns
     if found := _AGO.fullmatch(text):
@@ -64,7 +73,7 @@ def parsed(text: str, now_ns: int) -> int | None:
         return _ns(midnight) if not rest else _ns(_at(midnight, rest.strip()))
     if _CLOCK.fullmatch(text):
         at = _at(now, text)
-        return _ns(at - timedelta(days=1) if at is not None and at > now else at)
+        return _ns(at - timedelta(days=1) if at is not None and at > now and not end else at)
     try:
         return _ns(datetime.fromisoformat(text))
     except ValueError:
@@ -114,8 +123,18 @@ def first_by(reader: Reader, moment: int | Past) -> int:
     return moment if isinstance(moment, int) else reader.first_at(moment.at_ns)
 
 
+def end_of(since: int | Past | None, until: int | Past | None) -> int | Past | None:
+    """The end of what begins `since`: of two times of day that are both yet to come, both are yesterday's."""
+    if not (isinstance(since, Past) and isinstance(until, Past) and since.clock and until.clock):
+        return until
+    before = datetime.fromtimestamp(until.at_ns / NS) - timedelta(days=1)
+    before_ns = _ns(before)
+    return until if before_ns is None or before_ns < since.at_ns else Past(before_ns)
+
+
 def between(reader: Reader, since: int | Past | None, until: int | Past | None) -> tuple[int, int]:
     """The number of the event before the first, and of the last, of those between two moments."""
+    until = end_of(since, until)
     after = 0 if since is None else max(0, first_by(reader, since) - 1)
     head = reader.head().seq
     return after, head if until is None else min(head, last_by(reader, until))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import click
 
@@ -28,6 +29,12 @@ GAP = 2
 LEAST_COLUMN = 8
 LONG_COLUMN = 28  # what is longer (names of models) is cut before a column is left out
 SECONDS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+LEAST_TEXT = 20
+"""Text is not made narrower than this."""
+_MEASURE = re.compile(r"\d (?:[KMGT]iB|B|ms|s|min|h|d|%)(?!\w)(?: \d+ (?:s|min|h)(?!\w))?")
+"""The end of a size, a duration or a share."""
+NO_BREAK = "\u00a0"
 
 Row = Mapping[str, Any]
 
@@ -62,14 +69,17 @@ class Output:
         try:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(EXIT_PIPE) from None
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            program = os.path.basename(sys.argv[0])
-            click.echo(f"{program}: cannot write what it prints: {error.strerror}", err=True)
-            raise SystemExit(EXIT_FAILED) from None
+            _unwritten(error)
+
+    @contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
+        """Standard output for bytes, with what goes wrong as in `raw`."""
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            _unwritten(error)
 
     def text(self, text: str, *, style: str = "", dim: bool = False) -> None:
         """A line for a person. `style` is rich's (`red`, `bold green`)."""
@@ -93,9 +103,7 @@ class Output:
             self._day = day
             self.text(day, dim=True)
         head = f"{clock} {seq:>6}  {mark}"
-        lines = textwrap.wrap(
-            text, max(20, self.width), initial_indent=head, subsequent_indent=" " * len(head)
-        )
+        lines = wrapped(text, self.width, head, " " * len(head))
         self.text("\n".join(lines) or head, dim=dim)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Any]) -> None:
@@ -105,17 +113,18 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        shown, widest = fitting(columns, rows, self.width)
-        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-        for column in shown:
+        fit = fitting(columns, rows, self.width)
+        table = Table(box=None, pad_edge=False, padding=(0, fit.gap, 0, 0), header_style="bold")
+        for column in fit.columns:
             table.add_column(
-                column.heading,
+                fit.headings.get(column.heading, column.heading),
                 justify="right" if column.right else "left",
+                vertical="bottom",
                 no_wrap=True,
-                max_width=widest.get(column.heading),
+                max_width=fit.cut.get(column.heading),
             )
         for row in rows:
-            table.add_row(*(Text(column.cell(row), style=column.style(row)) for column in shown))
+            table.add_row(*(Text(column.cell(row), style=column.style(row)) for column in fit.columns))
         console = self.console()
         with console.capture() as capture:
             console.print(table)
@@ -142,36 +151,66 @@ class Output:
         return Console(highlight=False, width=self.width)
 
 
-def fitting(
-    columns: Sequence[Column], rows: Sequence[Any], width: int
-) -> tuple[list[Column], dict[str, int]]:
-    """The columns that are worth showing and fit, and the width of the one that must be cut. Those that are
-    empty in every row are left out. A very long name is cut before a column is dropped."""
+def _unwritten(error: OSError) -> NoReturn:
+    """Exit, silently where nobody reads what is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        raise SystemExit(EXIT_PIPE) from None
+    program = os.path.basename(sys.argv[0])
+    click.echo(f"{program}: cannot write what it prints: {error.strerror}", err=True)
+    raise SystemExit(EXIT_FAILED) from None
+
+
+def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    """Text in lines that fit, the first behind `first`, the others behind `rest`. No number is torn from its
+    unit."""
+    joined = _MEASURE.sub(lambda found: found[0].replace(" ", NO_BREAK), text)
+    lines = textwrap.wrap(joined, max(LEAST_TEXT, width), initial_indent=first, subsequent_indent=rest)
+    return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+class Fit(NamedTuple):
+    """How a table fits: its columns, those of their headings that take several lines, the width of columns
+    that must be cut, and the spaces between two."""
+
+    columns: list[Column]
+    headings: dict[str, str]
+    cut: dict[str, int]
+    gap: int
+
+
+def fitting(columns: Sequence[Column], rows: Sequence[Any], width: int) -> Fit:
+    """The columns that are worth showing and fit. Those that are empty in every row are left out. Where there
+    is too little room headings take several lines, then a very long name is cut, then columns are dropped,
+    and then all stand closer together."""
     from rich.cells import cell_len
 
     shown = [column for column in columns if not column.drop or any(column.cell(row) for row in rows)]
-    wide = {
-        column.heading: max(cell_len(column.heading), *(cell_len(column.cell(row)) for row in rows))
-        for column in shown
-    }
+    cells = {column.heading: max(cell_len(column.cell(row)) for row in rows) for column in shown}
+    wide = {heading: max(cell_len(heading), cells[heading]) for heading in cells}
+    gap, headings = GAP, dict[str, str]()
 
     def excess() -> int:
-        return sum(wide[column.heading] + GAP for column in shown) - GAP - width
+        return sum(wide[column.heading] + gap for column in shown) - gap - width
 
     def longest() -> str:
         return max((column.heading for column in shown), key=lambda heading: wide[heading])
 
+    for heading in cells if excess() > 0 else ():
+        wide[heading] = max(cells[heading], *map(cell_len, heading.split() or [""]))
+        headings[heading] = "\n".join(textwrap.wrap(heading, max(1, wide[heading])))
     name = longest()
     whole = wide[name]
     wide[name] -= min(max(0, excess()), max(0, whole - LONG_COLUMN))
     while excess() > 0 and any(column.drop for column in shown):
         shown.remove(max(shown, key=lambda column: column.drop))
+    gap = GAP if excess() <= 0 else 1
     wide[name] = min(whole, wide[name] - min(0, excess()))
     cut = {name: wide[name]} if wide[name] < whole else {}
     if excess() > 0:
         name = longest()
         cut[name] = max(LEAST_COLUMN, wide[name] - excess())
-    return shown, cut
+    return Fit(shown, headings, cut, gap)
 
 
 def day_and_time(at_ns: int) -> tuple[str, str]:
@@ -261,4 +300,5 @@ __all__ = [
     "memory",
     "run",
     "size",
+    "wrapped",
 ]

@@ -158,7 +158,7 @@ RUNNER_COLUMNS = (
     Column("MODEL", lambda r: r["model"]),
     Column("STATE", _runner_state, style=_colour),
     Column("SLOTS", _slots, right=True),
-    Column("MEMORY", lambda r: memory(r["memory_bytes"]), right=True),
+    Column("HELD", lambda r: memory(r.get("held_bytes", r["memory_bytes"])), right=True),
     Column("USED", lambda r: memory(r["used_bytes"], ""), right=True, drop=6),
     Column("AGE", lambda r: age(r["age_ns"]), right=True, drop=3),
     Column("IDLE", lambda r: age(r["idle_ns"]), right=True, drop=1),

@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 import msgspec
 
+from daemon.cli.describe import printable
 from daemon.cli.lazy import Commands
 from daemon.cli.logfile import Facts, Settings
-from daemon.cli.moments import FORMS, Moment, Past, first_by, last_by
-from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run
-from daemon.cli.runnerd import default_log
-from daemon.cli.select import fields_of, meant, selected
+from daemon.cli.moments import BEGIN, END, Moment, Past, between, last_by
+from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, failing, memory, run, wrapped
+from daemon.cli.runnerd import EXIT_REFUSED, default_log
+from daemon.cli.select import fields_of, meant, selected, unseen
 from daemon.past import nearest
 from daemon.version import VERSION
 from events.envelope import Record
@@ -60,6 +61,15 @@ def cli(context: click.Context, path: Path | None, as_json: bool | None) -> None
     context.obj = Settings(path or default_log(os.environ), as_json)
 
 
+@cli.result_callback()
+@click.pass_obj
+def _ended(settings: Settings, /, done: object, **_: object) -> object:
+    """After a command that has not failed by itself."""
+    if settings.damaged:
+        raise SystemExit(EXIT_REFUSED)
+    return done
+
+
 def _types(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     for prefix in given:
         if not any(type.startswith(prefix) for type in CLASSES):
@@ -72,8 +82,8 @@ def _types(context: click.Context, option: click.Parameter, given: tuple[str, ..
 @cli.command()
 @click.option("--after", type=Number(0), default=0, metavar="SEQ", help="Begin after this event.")
 @click.option("--upto", type=Number(0), metavar="SEQ", help="End with this event.")
-@click.option("--since", type=Moment(), help=f"Begin at this moment: {FORMS}.")
-@click.option("--until", type=Moment(), help="End at this moment.")
+@click.option("--since", type=Moment(), help=BEGIN)
+@click.option("--until", type=Moment(end=True), help=END)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is appended, until interrupted.")
 @click.option(
     "--type",
@@ -106,11 +116,13 @@ def show(
     if follow and (upto is not None or until is not None):
         raise click.UsageError("--follow has no end: leave out --upto and --until")
     with settings.open() as reader:
-        if since is not None:
-            after = max(after, first_by(reader, since) - 1)
+        begin, end = between(reader, since, until)
+        after = max(after, begin)
         if until is not None:
-            upto = min(last_by(reader, until), reader.head().seq if upto is None else upto)
+            upto = end if upto is None else min(end, upto)
         head = reader.head().seq if upto is None else upto
+        for words in unseen(reader, subjects) if follow else ():
+            click.echo(f"runnerlog: {printable(words)}", err=True)
 
         def chosen(after: int, upto: int | None, follow: bool = False) -> Iterable[Record]:
             records = selected(reader, subjects, after, upto, follow)
@@ -128,7 +140,8 @@ def show(
             first = reader.base.seq
             words = f"no such event among the {_count(reader.head().seq - first + 1, 'event')} of the log"
             words += f", which begins with event {first}" if first > 1 else ""
-            settings.output.text(words + meant(reader, subjects), dim=True)
+            lines = wrapped(words + meant(reader, subjects), settings.output.width)
+            settings.output.text("\n".join(lines), dim=True)
 
 
 def _print_event(output: Output, record: Record) -> None:
@@ -219,7 +232,7 @@ def _runner_columns(t: int) -> list[Column]:
         Column("MODEL", lambda r: r.model),
         Column("STATE", lambda r: r.state.value),
         Column("SLOTS", lambda r: f"{len(r.held)}/{r.slots}", right=True),
-        Column("MEMORY", lambda r: memory(r.reserved_bytes), right=True),
+        Column("HELD", lambda r: memory(r.holds), right=True),
         Column("AGE", lambda r: age(t - r.load_t), right=True),
         Column("WHY", lambda r: r.reason, drop=1),
         Column("PORT", lambda r: str(r.port or ""), right=True, drop=2),

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from daemon.nearest import nearest
+from daemon.nearest import by_id
 from events.envelope import EventUnreadable, Record
 from events.reader import Reader
 
@@ -51,7 +51,10 @@ def selected(
     for subject in subjects:
         theirs = {record.seq: record for record in reader.of(subject)} if _ID.fullmatch(subject) else {}
         known |= theirs
-        (ids if theirs else names).add(subject)  # a model can have any name
+        if _ID.fullmatch(subject):
+            ids.add(subject)
+        if not theirs:
+            names.add(subject)  # a model can have any name
     if follow:
         yield from (record for record in _of_models(reader.following(), names, ids) if record.seq > after)
         return
@@ -64,10 +67,26 @@ def selected(
 
 
 def meant(reader: Reader, subjects: tuple[str, ...]) -> str:
-    """Words about the model that somebody may have meant who names another; "" where there is none."""
-    known = models(reader)
-    near = [name for subject in subjects for name in nearest(subject, known, 1)]
-    return f"; did you mean {near[0]}?" if near and near[0] not in subjects else ""
+    """Words about the models that somebody may have meant who names another; "" where there is none such."""
+    known, strangers = _strangers(reader, subjects)
+    return f"; {by_id(strangers[0], known)}" if strangers else ""
+
+
+def unseen(reader: Reader, subjects: tuple[str, ...]) -> Iterator[str]:
+    """What is said of each subject of which the log has nothing, to who waits for it to come."""
+    known, strangers = _strangers(reader, subjects)
+    for subject in subjects:
+        if subject in strangers:
+            yield f"nothing of {subject} is in the log yet: waiting for it; {by_id(subject, known)}"
+        elif _ID.fullmatch(subject) and not any(reader.of(subject)):
+            yield f"nothing of {subject} is in the log yet: waiting for it"
+
+
+def _strangers(reader: Reader, subjects: tuple[str, ...]) -> tuple[set[str], list[str]]:
+    """The models that a log speaks of, and those of the subjects that are named like one and are none."""
+    names = [subject for subject in subjects if not _ID.fullmatch(subject)]
+    known = models(reader) if names else set()
+    return known, [name for name in names if name not in known]
 
 
 def models(reader: Reader) -> set[str]:

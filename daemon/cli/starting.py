@@ -21,6 +21,7 @@ from events.reader import ChainBroken
 from events.schema import NotALog, SchemaTooNew
 from events.store import StoreBroken
 from events.witness import TailLost, witness_path
+from events.words import read_only
 
 ANOTHER_LOG = "--log PATH, or `eventLog` in the configuration, names another"
 ANOTHER_SOCKET = "--socket PATH, or `controlSocket` in the configuration, names another"
@@ -90,7 +91,11 @@ def _unwritable(directory: Path) -> str:
         place = place.parent
     if not os.path.isdir(place):
         return f"{place} is no directory"
-    return "" if os.access(place, os.W_OK | os.X_OK) else f"this user may not write in {place}"
+    if os.access(place, os.W_OK | os.X_OK):
+        return ""
+    if read_only(place):
+        return f"{place} is on a read-only file system"
+    return f"this user may not write in {place}"
 
 
 def explain(error: BaseException, places: Places) -> Ending:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import msgspec
 
 from daemon.cli.describe import named, printable
-from daemon.cli.output import Column, Output, day_and_time, duration, memory, size
+from daemon.cli.output import Column, Output, day_and_time, duration, memory, size, wrapped
 from daemon.explain.memory import Alternative, Device
 from daemon.explain.obstacle import InTheWay, WhyNot
 from daemon.explain.told import Explanation, Phase
@@ -70,13 +68,7 @@ def print_explanation(output: Output, told: Explanation) -> None:
 
 def paragraph(output: Output, text: str, *, style: str = "", indent: str = "") -> None:
     """Text that fits the terminal."""
-    width = max(20, output.width)
-    output.text(
-        "\n".join(
-            textwrap.wrap(named(printable(text)), width, initial_indent=indent, subsequent_indent=indent)
-        ),
-        style=style,
-    )
+    output.text("\n".join(wrapped(named(printable(text)), output.width, indent, indent)), style=style)
 
 
 def print_why_not(output: Output, told: WhyNot) -> None:

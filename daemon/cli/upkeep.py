@@ -15,9 +15,10 @@ from daemon.cli.logfile import Settings
 from daemon.cli.moments import FORMS, Moment, Past, last_by
 from daemon.cli.output import day_and_time, failing, size
 from daemon.cli.runnerd import EXIT_REFUSED
-from daemon.config.units import duration_ns, size_bytes
-from daemon.keeper import Order, cuts
+from daemon.config.units import duration_ns, show_duration, size_bytes
+from daemon.keeper import ArchiveFailed, Order, cuts
 from daemon.keeping import archive_path
+from daemon.limits import CARRY_EVENTS
 from daemon.salvage import NothingBroken, NothingIntact, Salvaged
 from daemon.salvage import salvage as salvage_log
 from events.envelope import LogError
@@ -26,6 +27,10 @@ from events.pruning import prune as prune_log
 from events.pruning import shrink
 from events.reader import Reader
 from events.witness import witness_path
+from events.words import refused
+
+WRITING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""Errors of who writes: a log that is only read cannot be at fault."""
 
 
 class Keep(click.ParamType[tuple[int, int]]):
@@ -76,7 +81,7 @@ def prune(
             before=0 if before is None else last_by(reader, before) + isinstance(before, Past),
             archive="" if discard or dry_run else str(archive_path(settings.path)),
         )
-        if reader.begin:
+        if reader.segment:
             _refuse(settings, f"{settings.path} is a segment of a log: it has been pruned already")
         if dry_run:
             upto = max((cut.upto for cut in cuts(reader, order, time.time_ns())), default=0)
@@ -91,12 +96,12 @@ def prune(
                 "to do it by hand, stop it first (runnerctl stop)",
             )
         except OSError as error:
-            _refuse(settings, f"this user may not write beside {settings.path}: {error.strerror}")
+            _refuse(settings, f"cannot write {lock_path(settings.path)}: {error.strerror}")
         with open(lock, "rb"):
             try:
                 upto, freed = _prune(settings, reader, order)
-            except OSError as error:
-                _refuse(settings, f"nothing more was pruned: {error}")
+            except ArchiveFailed as error:
+                _refuse(settings, f"nothing was pruned: {error}; make room there, or prune with --discard")
         _tell_pruned(settings, reader, upto, freed, order)
 
 
@@ -128,13 +133,33 @@ def _tell_pruned(settings: Settings, reader: Reader, upto: int, freed: int, orde
     if output.machine:
         output.line({"ok": True, "first": first, "upto": upto, "last": last, "freed_bytes": freed})
     elif not upto:
-        output.text(f"nothing to prune: no snapshot of events {first} to {last} lies before that", dim=True)
+        output.text(f"nothing goes: {_why_kept(reader, order)}", dim=True)
     elif dry:
         output.text(f"events {first} to {upto} of {last} would go")
     else:
         where = f"archived in {order.archive} and pruned" if order.archive else "pruned"
         output.text(f"events {first} to {upto} {where}: {size(max(0, freed))} less")
-        output.text(f"the log now begins with event {upto + 1}, and ends with {last}")
+        output.text(f"the log now has events {upto + 1} to {last}, and takes {size(reader.used_bytes())}")
+
+
+def _why_kept(reader: Reader, order: Order) -> str:
+    """Why all of a log is kept."""
+    first, last, used = reader.base.seq, reader.head().seq, reader.used_bytes()
+    if last < first:
+        return "the log has no events"
+    if order.size_bytes and used <= order.size_bytes:
+        return f"the log takes {size(used)}, and {size(order.size_bytes)} may stay"
+    (oldest,) = reader.records(first - 1, first)
+    if order.age_ns and oldest.at >= time.time_ns() - order.age_ns:
+        day, clock = day_and_time(oldest.at)
+        return f"the oldest event is of {day} {clock[:8]}, and may stay for {show_duration(order.age_ns)}"
+    if order.before and order.before <= first:
+        return f"the log begins with event {first}, and nothing is before that"
+    only = "only what lies before a snapshot can go, and"
+    snapshot = min((s.upto for s in reader.snapshots() if s.upto >= first), default=0)
+    if not snapshot:
+        return f"{only} of events {first} to {last} there is none yet (one for each {CARRY_EVENTS:,} events)"
+    return f"{only} the first one stands for events {first} to {snapshot}, some of which are to stay"
 
 
 @click.command()
@@ -160,11 +185,21 @@ def salvage(settings: Settings, broken: Path, new: Path) -> None:
     except NothingIntact as error:
         failing(output, seq=1, error=f"{error}. Restore it from a backup, or begin another log")
     except (LogError, OSError, sqlite3.Error) as error:
-        _refuse(settings, f"cannot salvage {broken}: {error}")
+        _refuse(settings, f"cannot salvage {broken}: {_obstacle(error, new)}")
     if output.machine:
         output.line({"ok": True, **msgspec.to_builtins(done)})
         return
     _tell_salvaged(settings, done, broken, new)
+
+
+def _obstacle(error: Exception, new: Path) -> str:
+    """What is in the way of a salvage, and what to do where it is the new file."""
+    advice = "make room there, or name a NEW elsewhere"
+    if isinstance(error, OSError):
+        return f"{refused(error)}; {advice}" if error.filename == str(new) else refused(error)
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in WRITING:
+        return f"{new}: {error}; {advice}"
+    return str(error)
 
 
 def _tell_salvaged(settings: Settings, done: Salvaged, broken: Path, new: Path) -> None:

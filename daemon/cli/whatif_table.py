@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from daemon.cli.log_window import say, share
+from daemon.cli.log_window import count, say, share
 from daemon.cli.output import Column as Shown
 from daemon.cli.output import Output, duration, size
 from daemon.history.compare import UNFINISHED, Column, Fidelity
@@ -16,6 +16,8 @@ MODELS = 12
 LEAST_NS = 50_000
 """Less is shown as nothing."""
 GOOD, BAD = "green", "red"
+DONE = "completed"
+ENDS = (DONE, "rejected", "timed_out", "failed", "cancelled", "interrupted", UNFINISHED)
 NOTICED = 0.02
 """A smaller change is none."""
 
@@ -53,23 +55,34 @@ def show(output: Output, columns: Sequence[Column], trust: Fidelity, said: list[
 
 
 def _headline(baseline: Column, variant: Column, changed: str) -> str:
-    """The answer in one line."""
+    """The answer in one line. Whether requests are completed at all comes before how long they wait."""
     name = variant.name if variant.name != "what if" else ""
     what = ", ".join(filter(None, [f"policy {name}" if name else "", changed]))
+    done = baseline.count(DONE), variant.count(DONE)
+    if not done[1]:
+        return f"{what}: none of {_ends(variant)}; the baseline completes {done[0]:,}"
     before, after = baseline.waits(), variant.waits()
     words = [
         f"mean wait {_moved(before['mean'], after['mean'])}",
         f"p95 {_moved(before['p95'], after['p95'])}",
+        f"swaps {baseline.stats.total.swaps:,} → {variant.stats.total.swaps:,}",
     ]
-    words.append(f"swaps {baseline.stats.total.swaps:,} → {variant.stats.total.swaps:,}")
     lost = [_not_done(column) for column in (baseline, variant)]
     if any(lost):
-        words.append(f"not done {lost[0]:,} → {lost[1]:,}")
+        words.insert(0 if lost[1] > lost[0] else len(words), f"not done {lost[0]:,} → {lost[1]:,}")
     return f"{what}: {', '.join(words)}"
 
 
+def _ends(column: Column) -> str:
+    """`16 requests is completed (12 rejected, 4 failed)`."""
+    ends = ", ".join(
+        f"{column.count(end):,} {end.replace('_', ' ')}" for end in ENDS if column.count(end) and end != DONE
+    )
+    return f"{count(len(column.outcomes), 'request')} is completed ({ends})"
+
+
 def _not_done(column: Column) -> int:
-    return len(column.outcomes) - column.count("completed")
+    return len(column.outcomes) - column.count(DONE)
 
 
 def _moved(before: int | None, after: int | None) -> str:
@@ -103,9 +116,9 @@ def _rows(columns: Sequence[Column]) -> list[Row]:
         return Row(label, [get(column) for column in columns], text, better)
 
     rows = [row("requests", lambda c: len(c.outcomes), _number)]
-    for outcome in ("completed", "rejected", "timed_out", "failed", "cancelled", "interrupted", UNFINISHED):
+    for outcome in ENDS:
         label = "  " + outcome.replace("_", " ")
-        rows.append(row(label, _counted(outcome), _number, 1 if outcome == "completed" else -1))
+        rows.append(row(label, _counted(outcome), _number, 1 if outcome == DONE else -1))
     rows.append(row("served at once", lambda c: c.stats.total.hit_rate, share, 1))
     rows.append(row("wait, mean", lambda c: c.waits()["mean"], _time, -1))
     for i, name in enumerate(PARTS):

@@ -361,6 +361,8 @@ async def explain(s: Service, p: ExplainParameters, caller: Caller) -> Reply:
 async def why_not(s: Service, p: WhyNotParameters, caller: Caller) -> Reply:
     """WhyNot."""
     said = await _told(s, "why_not", s.model_id(p.model))
+    if "unknown" in said:
+        raise VarlinkError(f"{INTERFACE}.ModelNotFound", model=p.model, nearest=s.nearest(p.model))
     return {"told": said["told"]}
 
 

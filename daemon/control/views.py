@@ -91,6 +91,7 @@ def runner_view(state: State, runner: Runner, t: int) -> View:
         "leases": len(held(state, runner)),
         "memory_bytes": runner.reserved_bytes,
         "used_bytes": runner.used_bytes,
+        "held_bytes": runner.holds,
         "age_ns": t - runner.load_t,
         "ready_ns": t - runner.ready_t if runner.ready_t != NEVER else None,
         "idle_ns": t - runner.idle_t if runner.idle_t != NEVER else None,

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from daemon.explain.told import UnknownSubject
+from daemon.explain.unknown import UnknownSubject
 from daemon.explain.why import explain, explain_absence
 from daemon.limits import EXPLAIN_MEMORY_BYTES, EXPLAIN_NICE
 from events.envelope import LogError

@@ -11,6 +11,7 @@ from daemon.explain.obstacle import InTheWay, in_its_way
 from daemon.explain.walk import Happening, Watch
 from events import catalogue as c
 from events.catalogue import NEVER, Option
+from statemachines.leases import held
 from statemachines.room import need_of
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Runner, State, oldest, waiting_for
@@ -20,6 +21,9 @@ TURNS_KEPT = 32
 
 RESTARTS_KEPT = 8
 """Starts of the daemon that a runner lived through, of which the last are kept."""
+
+NOTICES_KEPT = 8
+"""Leases of a runner that were revoked, of which the last are kept: who leases one for days is told often."""
 
 LIVES_KEPT = 16
 """Runners of one model that have ended, of which the last are kept: more instances than one has at once."""
@@ -49,6 +53,13 @@ class Turn(msgspec.Struct, frozen=True):
     model: str
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """That a lease was revoked. caller: who held it."""
+
+    event: Happening
+    caller: str
+
+
 class Choice(msgspec.Struct, frozen=True):
     """A claim, with what it was decided on: the state just before it."""
 
@@ -70,6 +81,8 @@ class End(msgspec.Struct, frozen=True):
     """Its state."""
     running: int
     """Slots in use."""
+    leases: int
+    """Those of them that were leased."""
     idle_ns: int | None
     keep_alive_ns: int
     output: str
@@ -90,10 +103,12 @@ class Life(msgspec.Struct):
     """The room that was made for it."""
     turns: tuple[Turn, ...] = ()
     ready: Happening | None = None
-    dispatched: int = 0
+    exchanges: int = 0
+    """Exchanges with it that have ended, as far as the pass has seen them."""
     last: Happening | None = None
-    """The last end of an exchange with it."""
+    """The last of their ends."""
     restarts: list[Happening] = []
+    notices: list[Notice] = []
     end: End | None = None
     after: list[Happening] = []
     """What followed: stop, kill, exit, and what came of it."""
@@ -125,8 +140,8 @@ class Lives(Watch):
             c.ClaimEnded: self._claim_ends,
             c.RunnerLoad: self._loads,
             c.ProbeAnswered: self._answers,
-            c.RequestDispatched: self._dispatched,
             c.UpstreamEnded: self._exchanged,
+            c.LeaseRevoked: self._revokes,
             c.DaemonStarted: self._starts,
             c.ModelCooling: self._follows,
             c.ModelCrowded: self._follows,
@@ -198,16 +213,17 @@ class Lives(Watch):
             if runner is not None and runner.state is RunnerState.loading and runner.whole:
                 life.ready = h
 
-    def _dispatched(self, h: Happening, state: State) -> None:
-        life = self.lives.get(h.body.runner)
-        if life is not None:
-            life.dispatched += 1
-
     def _exchanged(self, h: Happening, state: State) -> None:
         life = self.lives.get(h.body.runner)
         if life is not None:
-            life.last = h
+            life.last, life.exchanges = h, life.exchanges + 1
         self._settle(h)
+
+    def _revokes(self, h: Happening, state: State) -> None:
+        life = self.lives.get(h.body.runner)
+        if life is not None:
+            notice = Notice(h, state.requests[h.body.request].caller)
+            life.notices = [*life.notices, notice][-NOTICES_KEPT:]
 
     def _starts(self, h: Happening, state: State) -> None:
         self._choices.clear()  # claims die with a start
@@ -332,6 +348,7 @@ def end_of(state: State, runner: Runner, h: Happening, choice: Choice | None) ->
         reason,
         runner.state.value,
         len(runner.held),
+        len(held(state, runner)),
         state.t - idle if idle != NEVER else None,
         runner.keep_alive_ns,
         output,

@@ -7,10 +7,10 @@ import msgspec
 from daemon.explain import runner_story
 from daemon.explain.lives import Life, Lives, before_load, older
 from daemon.explain.obstacle import WhyNot, why_not
-from daemon.explain.told import Explanation, Line, UnknownSubject
+from daemon.explain.told import Explanation, Line
+from daemon.explain.unknown import UnknownSubject
 from daemon.explain.walk import Happening, Watch, happening, walk
 from daemon.explain.words import MOMENT_NS, count, duration, first_up, options_of
-from daemon.nearest import nearest
 from events import catalogue as c
 from events.envelope import decode
 from events.reader import Reader
@@ -82,8 +82,7 @@ def explain_model(reader: Reader, model: str, moment: int | None, *, now: bool, 
     watch.begin = _begins(reader, watch)
     state = walk(reader, watch)
     if not watch.asked and not watch.lives and model not in watch.known:
-        near = nearest(model, watch.known, 3)
-        raise UnknownSubject(model, tuple(near))
+        raise UnknownSubject(model, watch.known)
     life = _telling(watch)
     summary = _summary(watch, life, state, now=now)
     if life is None:

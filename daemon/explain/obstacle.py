@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from daemon.endings import STATUS
+from daemon.explain.leases import first_told, held_of, serves, told
 from daemon.explain.memory import Device, activity, ledger
 from daemon.explain.words import count, duration, listed, size
 from events import catalogue as c
@@ -21,6 +22,7 @@ from events.catalogue import NEVER, Event, Option
 from events.limits import MEMORY_WAIT_NS
 from statemachines.claims import before
 from statemachines.groups import in_the_way
+from statemachines.leases import held
 from statemachines.ledger import Source
 from statemachines.request import RequestState
 from statemachines.room import Need, Room, need_of
@@ -209,7 +211,9 @@ def _coming(state: State, demand: Demand, mine: list[Runner]) -> _Found:
     words = f"A runner of {demand.model} is there already: {cause(state, demand)}.{behind}"
     loading = [runner for runner in mine if runner.state is RunnerState.loading]
     if not loading:
-        return _Found("busy", words, "As soon as one of the requests that it serves ends.")
+        leased = [runner for runner in mine if held(state, runner)]
+        words += "".join(f" {runner.id} {serves(state, runner)}." for runner in leased)
+        return _Found("busy", words, _when_free(state, mine))
     due = _first_due(state, "load", loading)
     usual_ns = state.load_cost_ns.get(demand.model)
     usually = f"; its last load took {duration(usual_ns)}" if usual_ns is not None else ""
@@ -219,6 +223,16 @@ def _coming(state: State, demand: Demand, mine: list[Runner]) -> _Found:
         f"When it is ready{usually}. It is given up in {duration(due - state.t)}.",
         latest_t=due,
     )
+
+
+def _when_free(state: State, mine: list[Runner]) -> str:
+    """When a slot of runners that are busy is free."""
+    leases = held_of(state, mine)
+    if not leases:
+        return "As soon as one of the requests that it serves ends."
+    requests = sum(len(runner.held) for runner in mine) > len(leases)
+    ends = "one of the requests that it serves ends, or " if requests else ""
+    return f"As soon as {ends}a lease is let go of: {first_told(state, leases)}."
 
 
 def _first_due(state: State, kind: str, runners: list[Runner]) -> int:
@@ -259,10 +273,15 @@ def _turn(state: State, demand: Demand, runner: Runner) -> _Found:
     left_ns = max(0, demand.turn_due - state.t)
     if not runner.held:
         return _lingers(runner, left_ns, demand.turn_due)
-    serves = count(len(runner.held), "request")
-    words = f"{name(runner)} has the room. It serves {serves}, and its turn is not over."
+    words = f"{name(runner)} has the room. It {serves(state, runner)}, and its turn is not over."
     over = f"in {duration(left_ns)} at the latest"
     when = f"When it is idle, or its turn is over ({over}) and its last request has ended."
+    if leases := held(state, runner):
+        ids, one = listed([request.id for request in leases]), len(leases) == 1
+        view = state.model(runner.model)
+        unload_ns = view.unload_ns if view is not None else state.config.unload_ns
+        when = f"When it is idle, or its turn is over ({over}): then {ids} {'is' if one else 'are'} told to"
+        when += f" let go, and {'is' if one else 'are'} cut after {duration(unload_ns)}."
     return _Found("quantum", words, when, latest_t=demand.turn_due)
 
 
@@ -279,26 +298,35 @@ def _claimed(state: State, after: State, demand: Demand, victims: list[Runner]) 
         words = f"Room has been made for {demand.model}, and is being measured."
         return _Found("claimed", words, "At once, if it is enough.")
     one = len(victims) == 1
-    names = listed([f"{name(r)}, which {_does(state.runners[r.id])}" for r in victims])
+    names = listed([f"{name(r)}, which {_does(state, state.runners[r.id])}" for r in victims])
     words = f"{names}, {'has' if one else 'have'} the room that {demand.model} needs"
     if demand.key in state.claims:
         words += f", and {'is' if one else 'are'} on the way out for it."
     else:
         words += f". {'It' if one else 'They'} would be unloaded for a request that came now."
-    serving = sum(len(runner.held) for runner in victims)
-    it = "it" if one else "they"
-    if not serving:
-        when = f"As soon as {it} {'has' if one else 'have'} ended: no request has to be waited for."
-    else:
-        last = "the last request that" if serving > 1 else "the request that"
-        when = f"When {last} {it} {'serves' if one else 'serve'} has ended: none is cut short for this."
-    return _Found("claimed", words, when, *_ends(after, victims))
+    return _Found("claimed", words, _when_gone(state, after, victims), *_ends(after, victims))
 
 
-def _does(runner: Runner) -> str:
-    """`is idle`, `serves 2 requests`, `is stopping`."""
+def _when_gone(state: State, after: State, victims: list[Runner]) -> str:
+    """When those have ended that have to go, or would have to."""
+    one = len(victims) == 1
+    it, serve = ("it", "serves") if one else ("they", "serve")
+    leases = held_of(after, victims)
+    serving = sum(len(runner.held) for runner in victims) - len(leases)
+    last = f"the {'last ' if serving > 1 else ''}request that {it} {serve} has ended"
+    if not leases:
+        if serving:
+            return f"When {last}: none is cut short for this."
+        return f"As soon as {it} {'has' if one else 'have'} ended: no request has to be waited for."
+    ends = f"{last}, which is not cut short for this, and " if serving else ""
+    all_ = "the lease is" if len(leases) == 1 else "all leases are"
+    return f"When {ends}{all_} let go of: {told(state, after, leases)}."
+
+
+def _does(state: State, runner: Runner) -> str:
+    """`is idle`, `serves 2 requests`, `is leased to q12`, `is stopping`."""
     if runner.held:
-        return f"serves {count(len(runner.held), 'request')}"
+        return serves(state, runner)
     return (
         "is idle"
         if runner.state is RunnerState.ready
@@ -319,8 +347,10 @@ def _pending(state: State, demand: Demand) -> _Found:
     if state.measuring:
         return _Found("measuring", "The devices are asked first how much memory is free.", "In a moment.")
     if leaving := [r for r in runners if not r.live and not r.stuck]:
-        names = listed([f"{name(r)} is {LEAVING[r.state]}" for r in leaving])
+        names = listed([f"{name(r)} {_leaves(state, r)}" for r in leaving])
         when = "When that is over and the memory is back."
+        if leases := held_of(state, leaving):
+            when = f"{when[:-1]}: {told(state, state, leases)}."
         return _Found("leaving", f"{names}.", when, *_ends(state, leaving))
     if linger := [r for r in runners if ("linger", r.id) in state.deadlines.due]:
         due = _first_due(state, "linger", linger)
@@ -342,6 +372,12 @@ def _pending(state: State, demand: Demand) -> _Found:
         due = _first_due(state, "probe", suspect)
         return _Found("suspect", words, "When that is answered.", latest_t=due)
     return _Found("room", f"{demand.model} waits for room.", "When something changes.")
+
+
+def _leaves(state: State, runner: Runner) -> str:
+    """`is stopping`, `is on its way out, but is leased to q12`."""
+    leased = held(state, runner)
+    return f"is on its way out, but {serves(state, runner)}" if leased else f"is {LEAVING[runner.state]}"
 
 
 LEAVING = {

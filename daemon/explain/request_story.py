@@ -9,14 +9,17 @@ import msgspec
 
 from daemon.endings import STATUS
 from daemon.explain import runner_story
+from daemon.explain.leases import slots
 from daemon.explain.lives import Choice, Turn, chosen, other_wait, turn_of
-from daemon.explain.runner_story import choice_words, in_order, line, turn_words
+from daemon.explain.runner_story import choice_words, in_order, line, revoked_words, turn_words
 from daemon.explain.told import Explanation, Line, Phase
 from daemon.explain.waits import Waits
 from daemon.explain.walk import Happening, Watch, walk
-from daemon.explain.words import count, duration, listed, options_of, size, sizes
+from daemon.explain.words import duration, listed, options_of, size, sizes
 from events import catalogue as c
+from events.catalogue import LEASE
 from events.reader import Reader
+from statemachines.leases import held
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, State, demand_key, fits
@@ -42,6 +45,8 @@ class Told(Watch):
         self.begin = made.seq - 1
         self.demand = ""
         self.model: str = getattr(made.body, "model", "")
+        self.leases = getattr(made.body, "kind", "") == LEASE
+        """It is a lease."""
         self.runners: dict[str, str] = {}
         """Runners that matter to it, with why: `mine`, `victim`, `unload`."""
         self.lines: list[Line] = []
@@ -110,7 +115,8 @@ class Told(Watch):
         if h.seq != self.made.seq:
             return ""
         who = f" (from {h.body.caller})" if h.body.caller else ""
-        return f"{h.subject}{who} asked for {h.body.model}{options_of(h.body.options)}"
+        what = f"a lease of {h.body.model}" if self.leases else h.body.model
+        return f"{h.subject}{who} asked for {what}{options_of(h.body.options)}"
 
     def queued(self, h: Happening, state: State) -> str:
         if h.body.request != self.made.subject:
@@ -184,16 +190,15 @@ class Told(Watch):
             return ""
         self.runners[h.body.runner] = "mine"
         again = ", its second attempt" if h.body.attempt > 1 else ""
-        return f"it went to {h.body.runner}{again}"
+        return f"it {'holds a slot of' if self.leases else 'went to'} {h.body.runner}{again}"
 
     def drains(self, h: Happening, state: State) -> str:
         runner = state.runners.get(h.body.runner)
         if self.runners.get(h.body.runner) != "victim" or runner is None:
             return ""
-        running = (
-            f", and went on with the {count(len(runner.held), 'request')} that it had" if runner.held else ""
-        )
-        return f"{runner.id} took no new requests{running}"
+        running = slots(len(runner.held), len(held(state, runner)))
+        went_on = f", and went on with the {running} that it had" if running else ""
+        return f"{runner.id} took no new requests{went_on}"
 
     def gone(self, h: Happening, state: State) -> str:
         if h.body.runner not in self.runners:
@@ -233,10 +238,23 @@ class Told(Watch):
     def exchanged(self, h: Happening, state: State) -> str:
         if h.body.request != self.made.subject or not h.body.sent:
             return ""
+        if self.leases:
+            return f"it let go of {h.body.runner}" if h.body.complete else ""
         if not h.body.complete:
             sent = size(h.body.bytes_to_client)
             return f"{h.body.runner} broke off after {sent}: {h.body.error or 'its answer ended early'}"
         return f"{h.body.runner} answered it: status {h.body.status}, {size(h.body.bytes_to_client)}"
+
+    def revoked(self, h: Happening, state: State) -> str:
+        """Its own lease, or one that keeps it waiting."""
+        request, own = state.requests[h.body.request], h.body.request == self.made.subject
+        goes = self.runners.get(h.body.runner) in ("victim", "unload")
+        if not own and not goes and not self._would_serve(h.body.runner, state):
+            return ""
+        return revoked_words(h, request.caller, own=own)
+
+    def resumed(self, h: Happening, state: State) -> str:
+        return "its holder came back" if h.body.request == self.made.subject else ""
 
     def went(self, h: Happening, state: State) -> str:
         return "its client went away" if h.body.request == self.made.subject else ""
@@ -315,6 +333,8 @@ TELL: dict[Any, Callable[[Told, Happening, State], str]] = {
     c.ModelCooling: Told.cools,
     c.ModelCrowded: Told.crowded,
     c.UpstreamEnded: Told.exchanged,
+    c.LeaseRevoked: Told.revoked,
+    c.LeaseResumed: Told.resumed,
     c.ClientGone: Told.went,
     c.CancelRequested: Told.cancels,
     c.DaemonStarted: Told.started,
@@ -430,13 +450,14 @@ def served_words(exchange: Happening | None) -> str:
 
 def request_summary(told: Told, state: State) -> str:
     """How long it took, and for what."""
-    name, parts = f"{told.made.subject} ({told.model})", list(phases(told))
+    what = f"a lease of {told.model}" if told.leases else told.model
+    name, parts = f"{told.made.subject} ({what})", list(phases(told))
     if told.end is None:
         return f"{name} {_goes_on(told, parts)}."
     took = f"after {duration(told.end.t - told.made.t)}"
     body = told.end.body
     if isinstance(body, c.RequestCompleted):
-        return f"{name} was answered {took}{shares(parts)}."
+        return f"{name} was {'let go of' if told.leases else 'answered'} {took}{shares(parts)}."
     if isinstance(body, c.RequestCancelled):
         who = "its client went away" if body.reason == "client_gone" else "an operator cancelled it"
         while_ = f", while {told.dispatch.body.runner} served it" if told.dispatch else _while(parts)
@@ -461,7 +482,8 @@ def _goes_on(told: Told, parts: list[Phase]) -> str:
     if told.dispatch is not None:
         since = duration(told.last_t - told.dispatch.t)
         before = shares(parts[:-1]) if parts[1:] else ""
-        return f"has been running on {told.dispatch.body.runner} for {since}{before}"
+        verb = "has held a slot of" if told.leases else "has been running on"
+        return f"{verb} {told.dispatch.body.runner} for {since}{before}"
     return f"has been waiting for {whole}; at last, {parts[-1].text}" if parts else "has only just arrived"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from daemon.explain.leases import serves, slots
 from daemon.explain.lives import Asker, Choice, End, Life, Turn
 from daemon.explain.told import Explanation, Line
 from daemon.explain.walk import Happening, happening
@@ -41,6 +42,14 @@ REASONS = {
 }
 """Why a runner went, after `because`."""
 
+REVOKED = {
+    "max_lease": "it had lasted for as long as it may (maxLease)",
+    "others_wait": "others waited for a slot of that runner",
+    "evicted": "that runner had to make room",
+    "lease_revoked": "another lease of that runner was not let go of",
+}
+"""Why a lease was revoked, where that is not for why its runner went."""
+
 FAILURES = (
     "load_timeout",
     "load_stalled",
@@ -75,7 +84,7 @@ def _alive(life: Life, state: State) -> str:
     if runner is None or runner.state is RunnerState.loading:
         return f"{name(life)} is loading, since {duration(state.t - life.load.t)}, {why}."
     if runner.held:
-        return f"{name(life)} is loaded {why}. It serves {count(len(runner.held), 'request')} now."
+        return f"{name(life)} is loaded {why}. It {serves(state, runner)} now."
     idle = short(state.t - runner.idle_t)
     due = state.deadlines.due.get(("keep_alive", life.id))
     left = (
@@ -152,7 +161,9 @@ def _lines(life: Life, reader: Reader) -> Iterator[Line]:
             if _survived(life, start)
             else "the daemon started again",
         )
-    if life.last is not None and life.dispatched:
+    for notice in life.notices:
+        yield line(notice.event, revoked_words(notice.event, notice.caller))
+    if life.last is not None:
         yield line(
             life.last,
             f"{life.last.body.request} ended, {_last(life)}",
@@ -162,9 +173,14 @@ def _lines(life: Life, reader: Reader) -> Iterator[Line]:
 
 
 def _last(life: Life) -> str:
-    if life.dispatched == 1:
-        return f"{life.id}'s only request"
-    return f"the last of {life.id}'s {life.dispatched} requests" + (" so far" if life.end is None else "")
+    """Which of its requests that was: of those that have ended, for others may still run."""
+    if life.older:
+        return f"the last of {life.id}'s requests" + ("" if life.over else " so far")
+    if life.exchanges == 1:
+        return f"{life.id}'s only request" if life.over else f"the first of {life.id}'s requests"
+    return f"the last of {life.id}'s {life.exchanges} requests" + (
+        "" if life.over else " that have ended so far"
+    )
 
 
 def line(h: Happening, text: str) -> Line:
@@ -345,10 +361,11 @@ def _after(life: Life, end: End, h: Happening) -> str:
         if not end.running:
             return ""  # its drain says so
         late = end.event.body.deadline_ns if isinstance(end.event.body, c.RunnerDrain) else 0
-        had = "had no more time for its requests" if late and h.t >= late else "had ended its last request"
+        last = "had been let go of" if end.leases == end.running else "had ended its last request"
+        had = "had no more time for its requests" if late and h.t >= late else last
         return f"{had}, and was told to stop"
     if isinstance(body, c.ProcessExited):
-        cut = f", and the {count(end.running, 'request')} that it served broke off" if end.running else ""
+        cut = f", and the {slots(end.running, end.leases)} that it served broke off" if end.running else ""
         return exit_words(h, asked=h is not end.event) + (cut if h is end.event else "")
     words = AFTER.get(type(body))
     return words(h) if words is not None else ""
@@ -369,6 +386,16 @@ AFTER: dict[type, Callable[[Happening], str]] = {
 }
 
 
+def revoked_words(h: Happening, caller: str, *, own: bool = False) -> str:
+    """That a lease was revoked; `own`: in its own story."""
+    d: c.LeaseRevoked = h.body
+    who = f"{d.request}{f' (from {caller})' if caller else ''}, which held a lease of {d.runner},"
+    why = REVOKED.get(d.reason) or REASONS.get(d.reason, d.reason.replace("_", " "))
+    left_ns = d.until_ns - h.t
+    told = f"told to let go of {d.runner} within {duration(left_ns)}" if left_ns > 0 else "cut"
+    return f"{'it' if own else who} was {told}, because {why}"
+
+
 def cooling_words(h: Happening) -> str:
     """What a failed load means for its model."""
     body: c.ModelCooling = h.body
@@ -383,7 +410,7 @@ def _rest(end: End) -> str:
         return "; it served none, and was told to stop"
     limit = getattr(end.event.body, "deadline_ns", 0)
     until = f", for {duration(limit - end.event.t)} at most" if limit else ""
-    return f", and went on with the {count(end.running, 'request')} that it had{until}"
+    return f", and went on with the {slots(end.running, end.leases)} that it had{until}"
 
 
 def exit_words(h: Happening, *, asked: bool) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from daemon.explain.memory import activity
+from daemon.explain.words import size
 from daemon.past import fold_one, nearest
 from events.envelope import Record, decode
 from events.reader import Reader
@@ -183,8 +184,11 @@ def changes(before: Glance, after: Glance) -> Iterator[Change]:
     """What a step has changed."""
     for id in dict.fromkeys([*before.runners, *after.runners]):
         was, now = before.runners.get(id), after.runners.get(id)
-        if was != now:
-            yield Change("runner", id, _runner(was), _runner(now))
+        words = _runner(was), _runner(now)
+        if was is not None and now is not None and words[0] == words[1]:
+            words = f"{words[0]}, {size(was[3])}", f"{words[1]}, {size(now[3])}"
+        if words[0] != words[1]:
+            yield Change("runner", id, *words)
     for key in dict.fromkeys([*before.waiting, *after.waiting]):
         if before.waiting.get(key, 0) != after.waiting.get(key, 0):
             yield Change("waiting", key, str(before.waiting.get(key, 0)), str(after.waiting.get(key, 0)))

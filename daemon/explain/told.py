@@ -49,14 +49,3 @@ class Explanation(msgspec.Struct, frozen=True):
     """How far the log was read."""
     absent: WhyNot | None = None
     """Of a model that was not loaded: what a request for it would have met."""
-
-
-class UnknownSubject(Exception):
-    """The log has nothing of that name. `nearest`: models that it knows, spelled alike. `begins`: where what
-    is older was pruned, the number of the first event that is left."""
-
-    def __init__(self, subject: str, nearest: tuple[str, ...] = (), begins: int = 0) -> None:
-        pruned = f": it begins at event {begins}, and what was before has been pruned" if begins else ""
-        super().__init__(f"the log has no {subject}{pruned}")
-        self.subject = subject
-        self.nearest = nearest

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from daemon.explain.lives import Lives, before_load, older
@@ -11,14 +9,16 @@ from daemon.explain.model_story import explain_model
 from daemon.explain.obstacle import WhyNot, why_not
 from daemon.explain.request_story import explain_operation, explain_request
 from daemon.explain.runner_story import of_life
-from daemon.explain.told import Explanation, UnknownSubject
+from daemon.explain.told import Explanation
+from daemon.explain.unknown import ID, UnknownModel, UnknownSubject
 from daemon.explain.walk import Happening, Watch, happening, walk
 from daemon.past import nearest
 from events import catalogue as c
 from events.reader import CursorPruned, Reader
 
-_ID = re.compile(r"[rqo][1-9][0-9]{0,17}")
 OPERATIONS = (c.LoadRequested, c.UnloadRequested, c.PinRequested, c.CancelRequested)
+MADE = (c.RunnerLoad, c.RequestArrived, *OPERATIONS)
+"""The events that make a runner, a request, an operation: they have its number."""
 
 
 def explain(
@@ -29,31 +29,49 @@ def explain(
     of a model, the moment that is asked about, unless that is `now`. `t`: the time that it is, in
     scheduler time, if the daemon lives; else that of the last event. Raises UnknownSubject, LogError
     (CursorPruned)."""
-    made = happening(reader, int(subject[1:])) if _ID.fullmatch(subject) else None
+    made = happening(reader, int(subject[1:])) if ID.fullmatch(subject) else None
     kind = type(made.body) if made is not None and made.subject == subject else None
-    if made is not None and (upto is None or made.seq <= upto):
+    comes = made if made is not None and kind in MADE and upto is not None and made.seq > upto else None
+    if made is not None and kind in MADE and comes is None:
         if kind is c.RunnerLoad:
             return explain_runner(reader, made, upto, t)
         if kind is c.RequestArrived:
             return explain_request(reader, made, upto, t)
-        if kind in OPERATIONS:
-            return explain_operation(reader, made, upto, t)
+        return explain_operation(reader, made, upto, t)
     base = reader.base.seq
-    if made is None and _ID.fullmatch(subject) and int(subject[1:]) < base:
+    if made is None and ID.fullmatch(subject) and int(subject[1:]) < base:
         found = nearest(reader, base - 1)[0].runners.get(subject)
         if found is None:
             raise UnknownSubject(subject, begins=base)
         return explain_runner(reader, older(found).load, upto, t)
     if upto is not None and upto < base - 1:
         raise CursorPruned(f"the log begins at event {base}")
-    return explain_model(reader, subject, upto, now=now or upto is None, t=t)
+    try:
+        return explain_model(reader, subject, upto, now=now or upto is None, t=t)
+    except UnknownSubject as error:
+        if comes is None and upto is not None and not now:
+            comes = _comes(reader, subject, upto)
+        raise (error if comes is None else UnknownSubject(subject, comes=comes)) from None
+
+
+def _comes(reader: Reader, model: str, after: int) -> Happening | None:
+    """The first configuration after an event that has a model."""
+    for record in reader.records(after):
+        if record.type == "config.changed":
+            h = happening(reader, record.seq)
+            if h is not None and model in h.body.view.models:
+                return h
+    return None
 
 
 def explain_absence(reader: Reader, model: str, upto: int | None = None, t: int = 0) -> WhyNot:
-    """What was in the way of a model after event `upto` (None: the last). Raises LogError."""
+    """What was in the way of a model after event `upto` (None: the last). Raises UnknownModel, LogError."""
     watch = Watch()
     watch.upto = watch.begin = reader.head().seq if upto is None else upto
     state = walk(reader, watch)
+    if model not in state.config.models:
+        comes = _comes(reader, model, state.seq)
+        raise UnknownModel(model, tuple(state.config.models), comes=comes)
     last = happening(reader, state.seq)
     before_t, state.t = state.t, max(state.t, t)
     at_ns = last.at + state.t - before_t if last is not None else 0

@@ -8,6 +8,7 @@
     load     a runner of its model loads
     pause    a runner is asked for its health after a failed answer, or its model cools down
     retry    it was in a slot of a runner that failed it, and was queued again
+    down     the daemon died at some time in it: from the last event before a start to that
     served   it is in a slot
 
 The rules are those of `statemachines.waiting`, which puts the same into words, in the same order.
@@ -19,8 +20,8 @@ from events.catalogue import NEVER
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, State, satisfies
 
-PARTS = ("queued", "turn", "drain", "unload", "memory", "load", "pause", "retry", "served")
-QUEUED, TURN, DRAIN, UNLOAD, MEMORY, LOAD, PAUSE, RETRY, SERVED = range(len(PARTS))
+PARTS = ("queued", "turn", "drain", "unload", "memory", "load", "pause", "retry", "down", "served")
+QUEUED, TURN, DRAIN, UNLOAD, MEMORY, LOAD, PAUSE, RETRY, DOWN, SERVED = range(len(PARTS))
 
 
 def part_of(state: State, demand: Demand) -> int:

@@ -162,7 +162,7 @@ class Recorder:
             del self._there[id]
         else:
             self._change(life, phase(runner), t, seq, record)
-            self._hold(life, t, holds(runner))
+            self._hold(life, t, runner.holds)
 
     def _change(self, life: RunnerLife, state: str, t: int, seq: int, record: Record | None) -> None:
         """From `t` on it is in this state ("": in none)."""
@@ -273,11 +273,6 @@ def phase(runner: Runner) -> str:
     if runner.state is RunnerState.ready:
         return BUSY if runner.held else IDLE
     return runner.state.value
-
-
-def holds(runner: Runner) -> dict[str, int]:
-    """What the ledger counts for it on each device."""
-    return {device: runner.hold_bytes(device) for device in runner.reserved_bytes | runner.peak_bytes}
 
 
 def type_of(event: Event) -> str:

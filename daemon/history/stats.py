@@ -26,12 +26,14 @@ HOUR_NS = 3600 * S
 class Asked:
     """A request that has not ended."""
 
-    __slots__ = ("arrived_t", "caller", "model", "served")
+    __slots__ = ("arrived_t", "caller", "model", "runner", "served")
 
-    def __init__(self, model: str, caller: str, arrived_t: int, *, served: bool) -> None:
+    def __init__(self, model: str, caller: str, arrived_t: int, *, served: bool, runner: str = "") -> None:
         self.model, self.caller, self.arrived_t = model, caller, arrived_t
         self.served = served
         """It has had a slot."""
+        self.runner = runner
+        """Whose slot it had last."""
 
 
 class Life:
@@ -71,9 +73,9 @@ class Held:
         return max(self.bytes, default=0)
 
 
-Key = Callable[[str, str, str, int], str | None]
-"""By which figures are kept apart: of a model, a caller, a runner ("" for what has none) and a time. None: it
-is counted in all only."""
+Key = Callable[[str, str | None, str, int], str | None]
+"""By which figures are kept apart: of a model, a caller (None: it is no request), a runner ("": it has none)
+and a time. None: it is counted in all only."""
 
 
 class Stats:
@@ -88,19 +90,26 @@ class Stats:
         self.first_t = self.last_t = state.t
         self._key = key
         self._asked = {
-            r.id: Asked(r.model, r.caller, r.arrived_t, served=r.attempt > 0) for r in state.requests.values()
+            r.id: Asked(r.model, r.caller, r.arrived_t, served=r.attempt > 0, runner=r.runner)
+            for r in state.requests.values()
         }
         self._lives = {r.id: Life(r, state.t, 0) for r in state.runners.values()}
         self._begun = False
+        self._down_t = 0
+        """When the daemon that started last had been seen before."""
         self._hold(state)
 
     def note(self, state: State, event: Event, at_ns: int) -> None:
         """Take an event."""
         if not self._begun:
             self._begin(event.t, at_ns)
-        self.end_ns, self.last_t = max(self.end_ns, at_ns), event.t
         body: Any = event.body
         kind = type(body)
+        if kind is not c.LogSalvaged:  # which took no scheduler time, however late it came
+            self.end_ns = max(self.end_ns, at_ns)
+        if kind is c.DaemonStarted:
+            self._down_t = self.last_t
+        self.last_t = event.t
         handler = HANDLERS.get(kind)
         if handler is not None:
             handler(self, state, event, body)
@@ -133,7 +142,7 @@ class Stats:
 
     # --- whose figures -----------------------------------------------------------------------------------
 
-    def _of(self, model: str, caller: str = "", runner: str = "") -> tuple[Figures, ...]:
+    def _of(self, model: str, caller: str | None = None, runner: str = "") -> tuple[Figures, ...]:
         key = self._key(model, caller, runner, self.end_ns)
         if key is None:
             return (self.total,)
@@ -151,11 +160,14 @@ class Stats:
 
     def _dispatched(self, state: State, event: Event, d: c.RequestDispatched) -> None:
         asked = self._asked.get(d.request)
-        if asked is None or asked.served:
+        if asked is None:
+            return
+        asked.runner = d.runner
+        if asked.served:
             return
         asked.served = True
         wait_ns, hit = event.t - asked.arrived_t, d.request == f"q{event.cause}"
-        for figures in self._of(asked.model, asked.caller):
+        for figures in self._of(asked.model, asked.caller, d.runner):
             figures.dispatched += 1
             figures.hits += hit
             figures.queue_ns += wait_ns
@@ -166,13 +178,14 @@ class Stats:
         if asked is None:
             return
         outcome, reason = REQUEST_ENDS[type(d)], getattr(d, "reason", "")
-        for figures in self._of(asked.model, asked.caller):
+        until_t = self._down_t if outcome == "interrupted" else event.t  # since then nobody was there
+        for figures in self._of(asked.model, asked.caller, asked.runner):
             figures.outcomes[outcome] += 1
             if reason:
                 why = f"{outcome} {reason}"
                 figures.reasons[why] = figures.reasons.get(why, 0) + 1
             if not asked.served and outcome != "rejected":
-                figures.waits_ns.append(event.t - asked.arrived_t)
+                figures.waits_ns.append(until_t - asked.arrived_t)
 
     # --- runners -----------------------------------------------------------------------------------------
 
@@ -233,7 +246,7 @@ class Stats:
         self.total.phases_ns[part] += left
         while left > 0:
             piece = min(left, HOUR_NS - begin % HOUR_NS) if at_ns > begin else left
-            key = self._key(life.model, "", life.id, begin)
+            key = self._key(life.model, None, life.id, begin)
             if key is not None:
                 self.by.setdefault(key, Figures()).phases_ns[part] += piece
             left, begin = left - piece, begin + piece

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from daemon.history.parts import PARTS, PAUSE, RETRY, SERVED, part_of
+from daemon.history.parts import DOWN, PARTS, PAUSE, RETRY, SERVED, part_of
 from daemon.tally import REQUEST_ENDS
 from events import catalogue as c
-from events.catalogue import NEVER, Event
+from events.catalogue import LEASE, NEVER, Event
 from statemachines.state import State
 
 
@@ -35,7 +35,7 @@ class Wait(msgspec.Struct):
     """Whose slot it had last."""
     ended_t: int = NEVER
     waited_ns: int = NEVER
-    """Until it had its first slot, or ended without one."""
+    """Until it had its first slot, or ended without one; without the time in which the daemon died."""
 
     @property
     def total_ns(self) -> int:
@@ -84,13 +84,17 @@ class Waits:
         """Whether those who are queued may wait for something else after this step."""
         self._pauses = False
         """Whether somebody waits for the end of a pause, which an answer to others may be."""
+        self._last_t = 0
+        """Of the event before."""
 
     def note(self, state: State, event: Event, at_ns: int) -> Wait | None:
         """Take an event; the request that ends with it. Requests that had arrived before are not known."""
         body: Any = event.body
         kind = type(body)
         ended: Wait | None = None
-        if kind is c.RequestArrived:
+        if kind is c.DaemonStarted:
+            self._started(event.t)
+        elif kind is c.RequestArrived:
             wait = Wait(event.subject, body.model, body.caller, body.kind, at_ns, event.t, [0] * len(PARTS))
             self.open[event.subject] = Open(wait)
         elif kind is c.RequestDispatched:
@@ -101,6 +105,7 @@ class Waits:
             self._requeued(state, event.t, body.request)
         elif kind in REQUEST_ENDS:
             ended = self._ended(event.t, body)
+        self._last_t = event.t
         if kind not in OF_ONE_MODEL and (kind is not c.UpstreamEnded or not body.complete or self._pauses):
             self._changed = True
         if self._changed and event.seq == state.seq:  # the last of its step
@@ -130,6 +135,19 @@ class Waits:
                 clock.read(t)
                 clock.part = part
             self._pauses |= clock.part == PAUSE
+
+    def _started(self, t: int) -> None:
+        """The daemon before was seen last at the event before: since then nobody was queued, or is known to
+        have been served. Who holds a lease has talked to the runner itself."""
+        for clock in self._clocks.values():
+            clock.read(self._last_t)
+            clock.part = DOWN
+            clock.read(t)
+        for open in self.open.values():
+            if open.slot_t != NEVER and open.wait.kind != LEASE:
+                open.wait.parts[SERVED] += self._last_t - open.slot_t
+                open.wait.parts[DOWN] += t - self._last_t
+                open.slot_t = t
 
     def _queued(self, state: State, t: int, id: str) -> None:
         """It comes into its demand, unless it has left that in the same step."""
@@ -177,7 +195,7 @@ class Waits:
         if open.slot_t != NEVER:
             wait.parts[SERVED] += t - open.slot_t
         if wait.waited_ns == NEVER:
-            wait.waited_ns = t - wait.arrived_t
+            wait.waited_ns = t - wait.arrived_t - wait.parts[DOWN]
         wait.ended_t, wait.outcome, wait.reason = t, REQUEST_ENDS[type(d)], getattr(d, "reason", "")
         return wait
 

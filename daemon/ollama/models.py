@@ -59,11 +59,11 @@ def ps(state: State, catalog: Catalog, t: int, now_ns: int) -> list[dict[str, An
         {
             "name": names.shown(runner.model),
             "model": names.shown(runner.model),
-            "size": sum(_held_bytes(runner).values()),
+            "size": sum(runner.holds.values()),
             "digest": runner.digest or NO_DIGEST,
             "details": details(catalog.card(runner.model).file),
             "expires_at": moment(now_ns + left_ns),
-            "size_vram": sum(size for name, size in _held_bytes(runner).items() if name != "host"),
+            "size_vram": sum(size for name, size in runner.holds.items() if name != "host"),
             "context_length": _context(state, runner),
         }
         for left_ns, runner in rows
@@ -95,11 +95,6 @@ def _left_ns(state: State, runner: Runner, t: int) -> int:
         return FOREVER_NS
     due = state.deadlines.due.get(("keep_alive", runner.id))
     return runner.keep_alive_ns if due is None else max(0, due - t)
-
-
-def _held_bytes(runner: Runner) -> dict[str, int]:
-    """What it holds on each device."""
-    return {name: runner.hold_bytes(name) for name in {**runner.reserved_bytes, **runner.peak_bytes}}
 
 
 def _context(state: State, runner: Runner) -> int:

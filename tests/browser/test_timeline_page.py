@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -20,6 +20,9 @@ from tests.unit.test_timeline import AT, at, log_of, timeline_of
 ORIGIN = Origin("/var/lib/runnerd/events.db", "the log's id", "0.1.0", "runnerlog why")
 HELPERS = Path(__file__).with_name("helpers.js").read_text()
 WIDE, NARROW = (1280, 860), (360, 740)
+
+Window = tuple[float, float]
+"""The part of the log's time that is shown."""
 
 
 @pytest.fixture(scope="session")
@@ -213,7 +216,7 @@ def test_charts_say_what_they_show(browser: Browser, busy_page: Path) -> None:
         assert words in text_of(browser, "tip")
 
 
-def seen(browser: Browser) -> tuple[float, float]:
+def seen(browser: Browser) -> Window:
     a, b = browser.run("[view.t0, view.t1]")
     return a, b
 
@@ -235,13 +238,14 @@ def test_zooming_and_moving(browser: Browser, busy_page: Path) -> None:
     a, b = browser.run("[T(400), T(600)]")
     browser.drag(400, 500, 600, 500, shift=True)
     assert seen(browser) == pytest.approx((a, b), rel=0.01)
-    for key, test in (
-        ("+", lambda before, after: after[1] - after[0] < before[1] - before[0]),
-        ("-", lambda before, after: after[1] - after[0] > before[1] - before[0]),
-        ("d", lambda before, after: after[0] > before[0]),
-        ("a", lambda before, after: after[0] < before[0]),
-        ("0", lambda before, after: after == whole),
-    ):
+    tests: dict[str, Callable[[Window, Window], bool]] = {
+        "+": lambda before, after: after[1] - after[0] < before[1] - before[0],
+        "-": lambda before, after: after[1] - after[0] > before[1] - before[0],
+        "d": lambda before, after: after[0] > before[0],
+        "a": lambda before, after: after[0] < before[0],
+        "0": lambda before, after: after == whole,
+    }
+    for key, test in tests.items():
         before = seen(browser)
         browser.key(key)
         assert test(before, seen(browser)), key

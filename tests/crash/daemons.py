@@ -57,7 +57,7 @@ class Daemon:
         self._process: Any = CONTEXT.Process(target=serve, args=(arguments, failpoint, writer))
         self._process.start()
         writer.close()
-        self.pid: int = self._process.pid
+        self.pid = int(self._process.pid or 0)
         self.began = time.monotonic()
         self.listens_s = 0.0
         """How long it took until it let clients in; 0: it never has."""

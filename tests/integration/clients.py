@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
 from tests.integration.live import PATIENCE_S, Live
 
-SAYS = [{"role": "user", "content": "Tell me about the sea."}]
+SAYS: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me about the sea."}]
 
 
 def client(live: Live) -> openai.OpenAI:
@@ -34,7 +35,7 @@ def chats(live: Live, model: str) -> None:
 
 def offers_tools(live: Live, model: str) -> None:
     """Tools reach the runner, whatever it makes of them."""
-    tool = {
+    tool: ChatCompletionFunctionToolParam = {
         "type": "function",
         "function": {
             "name": "tide",

@@ -14,6 +14,7 @@ import trio
 
 from daemon.config.filters import Filters
 from daemon.config.selectors import Profile
+from daemon.figures import Figures
 from daemon.http.limits import Limits
 from daemon.http.server import FrontDoor
 from daemon.logs import Logs, Ring
@@ -32,6 +33,7 @@ from daemon.ports import (
 )
 from daemon.readiness import Unready
 from events.catalogue import Event, Fact, Option, RequestArrived, UpstreamEnded
+from events.envelope import Record
 from events.limits import HTTP_BODY_BYTES
 from statemachines.state import Runner, State
 
@@ -120,6 +122,12 @@ class FakeDesk:
 
     async def durable(self, seq: int) -> None:
         await trio.lowlevel.checkpoint()
+
+    def figures(self) -> Figures:
+        raise NotImplementedError
+
+    def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
+        raise NotImplementedError
 
     def _change(self) -> None:
         self._changed.set()

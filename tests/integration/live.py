@@ -27,6 +27,9 @@ BIN = Path(sys.executable).parent
 PATIENCE_S = 60
 """Far longer than anything here takes; reaching it is a failure."""
 
+Command = list[str | Path]
+"""What a process is started with."""
+
 
 def ngram(*switches: str) -> str:
     """The command of the project's own small runner."""

@@ -12,9 +12,8 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from tests.integration.live import PATIENCE_S
+from tests.integration.live import PATIENCE_S, Command
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -35,7 +34,7 @@ class Screen:
 
 
 def shown(
-    command: list[str | Path],
+    command: Command,
     *,
     columns: int = 80,
     env: dict[str, str] | None = None,

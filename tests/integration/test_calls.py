@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from front_door_world import FAILED, Client, chat, read_request, request, world
 
 from daemon.http import dialects, routes
 from daemon.http.answers import Answer, Stream, json
 from daemon.http.calls import Ask, Call
 from daemon.http.refusals import Refused
 from daemon.http.routes import Route
+from tests.integration.front_door_world import FAILED, Client, chat, read_request, request, world
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 WHOLE = HEAD + b"Content-Length: 6\r\n\r\nabcdef"

@@ -16,11 +16,12 @@ from daemon.recovery import fold_log
 from daemon.salvage import NothingBroken, NothingIntact, Salvaged, salvage
 from events.catalogue import Event, LogSalvaged
 from events.envelope import EventUnreadable, LogError, decode, encode
+from events.limits import MAX_DOWNTIME_NS, MS
 from events.reader import ChainBroken, Reader
 from events.store import open_store
 from statemachines.replay import steps, verify
 from statemachines.state import canonical
-from tests.integration.live import BIN
+from tests.integration.live import BIN, Command
 from tests.integration.logs import vandal
 from tests.kept import KeptWorld
 
@@ -305,6 +306,20 @@ def test_an_event_that_cannot_follow_is_found_though_its_hash_is_right(
     assert caught.value.seq == seq + 1
 
 
+def test_a_salvage_is_no_time_of_its_log(log: Path, events: list[Event]) -> None:
+    """It may come long after the last event: stats end with that, and the next start's time begins there."""
+    seq = len(events) // 2
+    edit(log, "UPDATE events SET at = at + 1 WHERE seq = ?", seq)
+    saved, fresh = salvaged(log, events, seq), log.with_name("salvaged.db")
+    command: Command = [BIN / "runnerlog", "--log", fresh, "stats"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    total = json.loads(done.stdout.splitlines()[-1])
+    assert total["end_ns"] == saved.last_at
+    assert abs(total["end_ns"] - total["begin_ns"] - total["span_ns"]) <= MS, "as the times of day are kept"
+    recovered = fold_log(fresh)
+    assert recovered.clock() - recovered.state.t >= MAX_DOWNTIME_NS, "the last event is years old"
+
+
 def test_an_intact_log_is_not_salvaged(log: Path, tmp_path: Path) -> None:
     fresh = tmp_path / "new.db"
     with pytest.raises(NothingBroken):
@@ -374,7 +389,7 @@ def test_a_daemon_says_what_to_do_with_a_damaged_log(log: Path, tmp_path: Path) 
     seq = damage_late(log)
     config = tmp_path / "config.yaml"
     config.write_text("models: {m: {cmd: 'server --port ${PORT}'}}\n")
-    serve = [BIN / "runnerd", "serve", "--config", config, "--listen", "127.0.0.1:0", "--log", log]
+    serve: Command = [BIN / "runnerd", "serve", "--config", config, "--listen", "127.0.0.1:0", "--log", log]
     done = subprocess.run(
         [*serve, "--socket", tmp_path / "c.sock"], capture_output=True, text=True, check=False, timeout=60
     )

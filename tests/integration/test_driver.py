@@ -15,9 +15,10 @@ import trio
 import trio.testing
 
 from daemon.clock import Clock
-from daemon.driver import Driver, StepFailed, Ticket
+from daemon.driver import Driver, StepFailed
 from daemon.past import nearest
-from daemon.ports import Address, Dispatched, Ended, Launch
+from daemon.ports import Address, Dispatched, Ended, Launch, Output
+from daemon.tickets import Ticket
 from events import catalogue as c
 from events.envelope import decode
 from events.limits import GIB
@@ -73,6 +74,9 @@ class FakeMachinery:
 
     def tail(self, runner: str, lines: int) -> list[str]:
         return []
+
+    def outputs(self) -> Sequence[Output]:
+        return ()
 
 
 class FakeMeter:

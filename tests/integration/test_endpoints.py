@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from front_door_world import Client, World, echo, read_request, request, world
 
 from daemon.http import routes
 from daemon.ports import Address, Ended, Output
@@ -20,6 +19,7 @@ from events.reader import CursorPruned
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Request
+from tests.integration.front_door_world import Client, World, echo, read_request, request, world
 
 BOUNDARY = "----x9"
 KIND = f"Content-Type: multipart/form-data; boundary={BOUNDARY}"
@@ -367,13 +367,13 @@ class Log:
     def __init__(self, here: World, count: int) -> None:
         self.count = count
         self.grown = trio.Event()
-        here.desk.watch, here.desk.durable = self.watch, self.durable  # type: ignore[attr-defined]
+        here.desk.watch, here.desk.durable = self.watch, self.durable  # type: ignore[method-assign]
         here.desk.state.seq = count
 
-    async def watch(self, after: int, *, follow: bool) -> AsyncIterator[Record]:
-        if after < 2:
+    async def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
+        if after_seq < 2:
             raise CursorPruned("the log begins at event 3")
-        for seq in range(after + 1, self.count + 1):
+        for seq in range(after_seq + 1, self.count + 1):
             yield Record(seq, 5, 6, "request.arrived", 1, 0, f"q{seq}", '{"model":"tiny"}', b"")
 
     async def durable(self, seq: int) -> None:

@@ -128,6 +128,15 @@ def test_nobody_of_that_name(live: Live) -> None:
     assert ctl(live, "why-not", "blu", code=1)["nearest"] == ["blue"]
 
 
+@pytest.mark.parametrize("command", ["why", "why-not"])
+def test_the_file_refuses_a_name_as_the_daemon_does(live: Live, command: str) -> None:
+    done = subprocess.run(
+        [BIN / "runnerlog", "--log", live.log, "--json", command, "blu"],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, json.loads(done.stdout)) == (1, ctl(live, command, "blu", code=1))
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"), [("Explain", {"subject": "red"}), ("WhyNot", {"model": "red"})]
 )

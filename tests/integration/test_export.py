@@ -23,7 +23,7 @@ from events.catalogue import Decision
 from events.reader import Reader
 from events.store import open_store
 from statemachines.replay import steps
-from tests.integration.live import BIN, PATIENCE_S
+from tests.integration.live import BIN, PATIENCE_S, Command
 from tests.integration.terminal import shown
 from tests.integration.test_verify import edit, story
 
@@ -98,8 +98,44 @@ def test_some_subjects(log: Path, tmp_path: Path) -> None:
     assert (json.loads(done.stdout)["events"], (tmp_path / "none.jsonl").read_text()) == (0, "")
     assert run(log, "export", "-o", tmp_path / "none.parquet", "grey").returncode == 0
     assert parquet.read_table(tmp_path / "none.parquet").num_rows == 0
-    told = run(log, "--no-json", "export", "-o", tmp_path / "near.jsonl", "blu").stdout
-    assert told == f"0 events, 0 B: {tmp_path / 'near.jsonl'}; did you mean blue?\n"
+    told = run(log, "--no-json", "export", "-o", tmp_path / "near.jsonl", "blu")
+    assert (told.returncode, told.stdout) == (0, f"0 events, 0 B: {tmp_path / 'near.jsonl'}\n")
+    assert told.stderr.startswith(
+        "runnerlog: no event of this log is what was asked for; did you mean blue? (A log knows"
+    )
+
+
+def test_a_name_says_the_format_or_is_refused(log: Path, tmp_path: Path) -> None:
+    for name in ("a.json", "a.ndjson", "a"):
+        assert run(log, "export", "-o", tmp_path / name).returncode == 0
+        assert lines(tmp_path / name) == shown_rows(log)
+    done = run(log, "export", "-o", tmp_path / "a.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no format is known for a.csv (.jsonl, .ndjson, .json, .parquet): say which by --format" in (
+        done.stderr
+    )
+    assert not (tmp_path / "a.csv").exists()
+    assert run(log, "export", "--format", "jsonl", "-o", tmp_path / "a.csv").returncode == 0
+    assert lines(tmp_path / "a.csv") == shown_rows(log)
+
+
+def test_standard_output(log: Path, tmp_path: Path) -> None:
+    for name in ("-", "/dev/stdout"):
+        done = run(log, "export", "-o", name)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [json.loads(line) for line in done.stdout.splitlines()] == shown_rows(log)
+    assert run(log, "export", "-o", "-", "grey").stdout == ""
+    command: Command = [BIN / "runnerlog", "--log", log, "export", "--format", "parquet", "-o", "-"]
+    with (tmp_path / "all").open("wb") as file:
+        subprocess.run(command, stdout=file, check=True)
+    assert parquet.read_table(tmp_path / "all").num_rows == len(story())
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [BIN / "runnerlog", "--log", log, "export", "-o", "-"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "runnerlog: cannot write what it prints: No space left on device\n"
 
 
 def test_steps_are_whole(log: Path, tmp_path: Path) -> None:
@@ -191,7 +227,7 @@ def test_what_must_not_be_overwritten(log: Path, tmp_path: Path, force: list[str
         (tmp_path / "no" / "such", "No such file or directory"),
         (log / "below", "Not a directory"),
     ):
-        done = run(log, "export", *force, "-o", path)
+        done = run(log, "export", "--format", "jsonl", *force, "-o", path)
         assert (done.returncode, done.stdout) == (1, ""), path
         assert words in done.stderr
         assert "Traceback" not in done.stderr
@@ -261,7 +297,7 @@ def test_without_pyarrow_it_says_what_to_install(log: Path, tmp_path: Path) -> N
     script = (
         "import sys; sys.modules['pyarrow'] = None; from daemon.cli.runnerlog import main; sys.exit(main())"
     )
-    arguments = ["--log", log, "export", "-o", tmp_path / "x.parquet"]
+    arguments: Command = ["--log", log, "export", "-o", tmp_path / "x.parquet"]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )

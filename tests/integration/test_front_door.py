@@ -6,14 +6,15 @@ import random
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from front_door_world import Client, FakeTicket, World, chat, echo, request, world
 
 from daemon.ports import Ended
 from statemachines.runner import RunnerState
+from tests.integration.front_door_world import Client, FakeTicket, World, chat, echo, request, world
 
 
 async def refused(here: World, data: bytes) -> tuple[int, str]:
@@ -451,7 +452,7 @@ async def test_late_clients(tmp_path: Path) -> None:
 async def test_slow_clients(tmp_path: Path) -> None:
     """A byte now and then is not enough: head, body and chunks each have a time by which they are whole."""
     chunked = request("POST", "/v1/completions", None, "Transfer-Encoding: chunked")
-    limits = {"head_s": 0.1, "body_s": 0.1, "body_total_s": 0.2, "idle_s": 5.0, "tick_s": 0.01}
+    limits = dict[str, Any](head_s=0.1, body_s=0.1, body_total_s=0.2, idle_s=5.0, tick_s=0.01)
     async with world(tmp_path, **limits) as here:
         for start, drip in (
             (b"GET /health HTTP/1.1\r\n", b"X-A: b\r\n"),

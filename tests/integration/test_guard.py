@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hmac
 from base64 import b64encode
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
-from front_door_world import FAILED, Client, chat, echo, request, world
 
 from daemon.http import guard, routes
 from daemon.http.answers import Stream
 from daemon.http.calls import Call
 from daemon.http.routes import Route
 from daemon.ports import Access
+from tests.integration.front_door_world import FAILED, Client, chat, echo, request, world
 
 KEYS = Access(api_keys=("alpha", "schlüssel:mit"))
 PAGE = "https://chat.example"
@@ -83,14 +85,14 @@ async def test_every_key_is_compared_in_constant_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
-    real = guard.hmac.compare_digest
+    real = hmac.compare_digest
 
     def compare(left: bytes, right: bytes) -> bool:
         compared.append(len(left))
         assert len(left) == len(right)
         return real(left, right)
 
-    monkeypatch.setattr(guard.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     async with world(tmp_path, access=Access(api_keys=("a", "bb", "c" * 500))) as here:
         client = await here.client()
         for key in ("a", "c" * 500, "x"):
@@ -176,10 +178,10 @@ async def test_pages_of_our_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("star", [False, True])
 async def test_pages_that_are_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, star: bool) -> None:
     async def pieces(call: Call) -> Stream:
-        async def one() -> trio.abc.AsyncResource:  # type: ignore[misc]
+        async def one() -> AsyncIterator[bytes]:
             yield b"one"
 
-        return Stream(one())  # type: ignore[arg-type]
+        return Stream(one())
 
     monkeypatch.setitem(routes.ROUTES, b"/stream", Route(routes.GET, pieces))
     access = (

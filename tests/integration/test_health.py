@@ -12,13 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
-from front_door_world import world
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from daemon.readiness import Unready
 from events import catalogue as c
 from events.catalogue import Event
+from tests.integration.front_door_world import world
 from tests.integration.live import PATIENCE_S, Live, daemon, ngram
 from tests.integration.test_daemon import TWO, at_once
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,17 @@ async def test_snapshots_come_into_the_log_as_it_grows(
     log = tmp_path / "events.db"
     async with driving(tmp_path) as here:
         kept = Keeping(here.driver, here.store, log, 0, Retention, every=100)
+
+        def grown(before: int) -> bool:
+            return kept.carried_seq > before
+
         async with kept.run():
             runner = await here.loaded("a")
             with trio.fail_after(LIMIT_S):
                 for _ in range(3):
                     before = kept.carried_seq
                     await requests(here, runner, 40)
-                    await here.driver.until(lambda before=before: kept.carried_seq > before)
+                    await here.driver.until(partial(grown, before))
         known = canonical(here.driver.state)
         await here.driver.durable(here.driver.state.seq)
         recovered = fold_log(log)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
-from front_door_world import FAILED, Client, World, chat, read_request, world
 
 from daemon.http import loading
 from daemon.ports import Address, Dispatched
+from tests.integration.front_door_world import FAILED, Client, World, chat, read_request, world
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 FAILURE = b'{"error":\n {"code": 5}}'
@@ -25,7 +26,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "LOADING_BEAT_S", 0.01)
 
 
-def answers(answer: bytes):
+def answers(answer: bytes) -> Callable[[Client], Awaitable[None]]:
     """A runner that gives one answer."""
 
     async def serve(peer: Client) -> None:

@@ -55,7 +55,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command without a terminal."""
-    command = [BIN / "runnerlog", "--log", str(path), *arguments]
+    command = [str(BIN / "runnerlog"), "--log", str(path), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
@@ -162,7 +162,10 @@ def test_stats_for_a_script(log: Path) -> None:
     by_hour = rows(log, "stats", "--by", "hour")
     assert sum(line.get("arrived", 0) for line in by_hour[:-1]) == 16
     assert by_hour[-1] == total
-    assert len(rows(log, "stats", "--by", "runner")) == 17
+    *runners, _ = rows(log, "stats", "--by", "runner")
+    assert [(line["dispatched"], line["completed"]) for line in runners] == [(1, 1)] * 16
+    (caller, _) = rows(log, "stats", "--by", "caller")
+    assert (caller["dispatched"], caller["loads"]["decided"]) == (16, 0)
 
 
 def test_stats_for_a_person_say_which_model_thrashes(log: Path) -> None:
@@ -173,8 +176,18 @@ def test_stats_for_a_person_say_which_model_thrashes(log: Path) -> None:
         words = " ".join(seen.plain.split())
         assert "16 requests, 0 % of them served at once; 16 loads, 15 swaps" in words
         assert "blue thrashes: 1 min 20 s of loading for 16.0 s of serving, 1.0 requests a load" in words
-    for by in ("hour", "caller", "runner"):
-        assert screen(log, "stats", "--by", by).code == 0
+        for by in ("model", "hour", "caller", "runner"):
+            seen = screen(log, "stats", "--by", by, columns=columns)
+            above, heading, first = seen.lines[seen.lines.index("") + 1 :][:3]  # headings may take two lines
+            if above.startswith(by.upper()):
+                above, heading, first = "", above, heading
+            assert heading.split()[0] == by.upper()
+            assert "REQUESTS  " in heading and "p95" in heading, (columns, by)
+            assert "WAIT" in above + heading, "whose percentile that is"
+            assert ("LOADS" in heading) == (by != "caller"), "nobody loads but for a model"
+            end = heading.index("REQUESTS") + len("REQUESTS")
+            assert first[:end].split()[-1] in {"model": "8", "runner": "1"}.get(by, "16")
+            assert "COURSE" in seen.plain, columns
 
 
 # --- what-if ---------------------------------------------------------------------------------------------
@@ -221,6 +234,19 @@ def test_what_if_for_a_person_begins_with_the_answer(log: Path) -> None:
         lines = screen(log, "what-if", "--policy", "fifo", "--policy", "collate", columns=columns).lines
         assert max(map(len, lines)) <= columns
     assert "all of the requests wait as long" in seen.plain.replace("\n", " ")
+
+
+def test_what_if_begins_with_what_matters_most(log: Path, tmp_path: Path) -> None:
+    """Who gets nothing has not waited less."""
+
+    def answer(*arguments: str) -> str:
+        return " ".join(run(log, "--no-json", "what-if", *arguments).stdout.split())
+
+    nothing = "gpu0 1 GiB: none of 16 requests is completed (16 failed); the baseline completes 16 "
+    assert answer("--memory", "gpu0=1GiB").startswith(nothing)
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.replace("gpu0: 10GiB", "gpu0: 30GiB", 1))
+    assert "/config.yaml: not done 0 → 8, mean wait " in answer("--config", str(file))
 
 
 def test_what_if_with_another_file(log: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def run(program: str, *arguments: object) -> Done:
-    command = [BIN / program, *map(str, arguments)]
+    command = [str(BIN / program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 

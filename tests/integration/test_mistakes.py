@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from front_door_world import Client, chat, echo, once, world
 
 from daemon.http.relay import Exchange
 from events.envelope import LogError
+from tests.integration.front_door_world import Client, chat, echo, once, world
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -235,7 +235,7 @@ def test_what_has_no_library(live: Live, client: ollama.Client) -> None:
 
 
 def test_a_runner_that_breaks_off(client: ollama.Client) -> None:
-    parts = []
+    parts: list[ollama.ChatResponse] = []
     with pytest.raises(ollama.ResponseError, match="closed the connection"):
         parts.extend(part for part in client.chat("breaking", MESSAGES, stream=True))
 
@@ -243,6 +243,7 @@ def test_a_runner_that_breaks_off(client: ollama.Client) -> None:
 def test_a_client_that_leaves(live: Live, client: ollama.Client) -> None:
     parts = client.chat("slow", MESSAGES, options={"num_predict": 100_000}, stream=True)
     next(iter(parts))
+    assert isinstance(parts, Generator)
     parts.close()
     live.until(lambda: "request.cancelled" in live.tags())
     assert client.chat("slow", MESSAGES, options={"num_predict": 1}).done, "the slot is free"
@@ -264,6 +265,7 @@ models:
         live.until(lambda: live.tags().count("request.queued") == 2)  # the first waited for its load
         words = "server busy, please try again.  maximum pending requests exceeded"
         assert refused(client.chat, "slow", MESSAGES) == (503, words)
+        assert isinstance(first, Generator)
         first.close()
         assert second.getresponse().status == 200
         second.close()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import trio
-from front_door_world import FAILED, Client, read_request, request, world
 from msgspec.structs import replace
 
 from daemon.config.filters import Filters
@@ -18,6 +17,7 @@ from events.catalogue import NEVER, UnloadRequested
 from events.limits import HTTP_BODY_MEMORY_BYTES, S
 from statemachines.runner import RunnerState
 from statemachines.state import Runner
+from tests.integration.front_door_world import FAILED, Client, read_request, request, world
 
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 MESSAGES = [{"role": "user", "content": "Hello"}]

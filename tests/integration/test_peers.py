@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 import trio.testing
-from front_door_world import Client, World, chat, echo, read_request, request, world
 
 from daemon.config.filters import Filters
 from daemon.http import tls
 from daemon.ports import PeerModel
 from statemachines.runner import RunnerState
+from tests.integration.front_door_world import Client, World, chat, echo, read_request, request, world
 
 
 def said(body: bytes) -> tuple[bytes, dict[str, object]]:
@@ -91,9 +92,9 @@ async def test_some_paths_load_nothing(tmp_path: Path) -> None:
 # --- peers --------------------------------------------------------------------------------------------------
 
 
-async def peer(here: World, url: str, **more: object) -> Client:
+async def peer(here: World, url: str, **more: Any) -> Client:
     """A client, and a peer that has the model `far`."""
-    here.catalog.peers = {"far": PeerModel("hub", url, "org/far", "their-key", **more)}  # type: ignore[arg-type]
+    here.catalog.peers = {"far": PeerModel("hub", url, "org/far", "their-key", **more)}
     return await here.client()
 
 
@@ -165,7 +166,9 @@ async def secure(here: World) -> int:
 
     listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1", https_compatible=True)
     here.nursery.start_soon(trio.serve_listeners, handle, listeners)
-    port: int = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
+    listener = listeners[0].transport_listener
+    assert isinstance(listener, trio.SocketListener)
+    port: int = listener.socket.getsockname()[1]
     return port
 
 

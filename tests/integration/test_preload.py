@@ -175,11 +175,9 @@ def test_who_survived_is_served_before_the_preloads_are_ready(tmp_path: Path) ->
         fifo.write_text("now\n")
         assert live.read_until("listening on")
         live.kill()
-        slow = next(
-            e.body.process.pid
-            for e in live.events()
-            if isinstance(e.body, c.ProcessSpawned) and e.subject == "r2"
-        )
+        loaded = {e.body.model: e.subject for e in live.events() if isinstance(e.body, c.RunnerLoad)}
+        spawned = [e.body.process for e in live.events() if isinstance(e.body, c.ProcessSpawned)]
+        slow = next(process.pid for process in spawned if process.runner == loaded["slow"])
         os.kill(slow, signal.SIGKILL)
         gone(slow)
         live.start()

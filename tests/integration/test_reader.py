@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from logs import append, make, step, vandal
 
 from events import reader as reading
 from events.catalogue import Event, MemoryMeasured, Process, ProcessSpawned, RunnerLoad, UpstreamEnded
-from events.envelope import EventUnreadable
+from events.envelope import EventUnreadable, LogError
 from events.reader import ChainBroken, CursorLost, CursorPruned, Reader, cursor
 from events.store import open_store
+from tests.integration.logs import append, make, step, vandal
 
 LAST = 40
 
@@ -75,7 +75,7 @@ def test_a_copy_beside_which_nothing_can_be_made(log: Path, monkeypatch: pytest.
     with Reader(log) as reader:
         assert reader.verify_chain() == LAST
     Path(f"{log}-wal").write_bytes(b"frames")
-    with pytest.raises(reading.LogError, match="copy it"):
+    with pytest.raises(LogError, match="copy it"):
         Reader(log)
 
 

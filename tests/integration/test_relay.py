@@ -11,10 +11,10 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from front_door_world import OVERDUE, Client, chat, echo, once, read_request, request, world
 
 from daemon.ports import Address, Dispatched
 from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
+from tests.integration.front_door_world import OVERDUE, Client, chat, echo, once, read_request, request, world
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.live import BIN, PATIENCE_S, Live, daemon, ngram
+from tests.integration.live import BIN, PATIENCE_S, Command, Live, daemon, ngram
 from tests.integration.terminal import shown
 
 CONFIG = f"""
@@ -29,7 +29,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def test_a_person_sees_the_address_and_lets_go_with_ctrl_c(live: Live) -> None:
-    told = []
+    told: list[str] = []
 
     def react(text: str, pid: int) -> None:
         if "until Ctrl-C" in text and not told:
@@ -66,21 +66,24 @@ def test_a_command_is_told_in_time(live: Live) -> None:
 
 
 def test_what_is_wrong(live: Live) -> None:
+    asked = live.tags().count("request.arrived")
     for arguments, code, words in (
         ([], 2, "name a MODEL, or --token"),
         (["rad"], 1, "did you mean red?"),
         (["--token", "x"], 1, "no lease is held that this token is of"),
-        (["red", "--", "no-such-command"], 2, "no-such-command: No such file"),
+        (["red", "--", "no-such-command"], 2, "there is no program no-such-command that can be run"),
+        (["red", "--", "/etc/passwd"], 2, "there is no program /etc/passwd that can be run"),
         (["red", "-o", "x"], 2, "NAME=VALUE"),
     ):
         done = live.runnerctl("lease", *arguments)
         assert done.returncode == code
         assert words in done.stderr
+    assert live.tags().count("request.arrived") == asked, "nothing was loaded for what cannot run"
 
 
 def test_a_command_goes_on_while_the_daemon_starts_again(tmp_path: Path) -> None:
     with daemon(tmp_path, CONFIG) as live:
-        command = [BIN / "runnerctl", "--socket", live.socket, "lease", "red", "--", "sh", "-c"]
+        command: Command = [BIN / "runnerctl", "--socket", live.socket, "lease", "red", "--", "sh", "-c"]
         with subprocess.Popen(
             [*command, "echo up; read word; echo $word"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

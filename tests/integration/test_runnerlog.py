@@ -6,7 +6,6 @@ import json
 import os
 import sqlite3
 import subprocess
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import trio
 from click.testing import CliRunner
 
 from daemon.cli import logfile, runnerlog
-from daemon.cli.moments import parsed
 from events import catalogue as c
 from events.catalogue import Event
 from events.envelope import decode
@@ -177,9 +175,9 @@ def test_show_what_concerns_a_model(log: Path) -> None:
     types = [row["type"] for row in blue]
     for type in ("request.arrived", "runner.load", "process.spawned", "request.completed", "claim.made"):
         assert type in types
-    asked = [event for event in story() if isinstance(event.body, c.RequestArrived)]
+    asked = [(event.seq, event.body) for event in story() if isinstance(event.body, c.RequestArrived)]
     arrivals = [row["seq"] for row in blue if row["type"] == "request.arrived"]
-    assert arrivals == [event.seq for event in asked if event.body.model == "blue"]  # type: ignore[attr-defined]
+    assert arrivals == [seq for seq, body in asked if body.model == "blue"]
     both = seqs(log, "red", "blue")
     assert both == sorted({*seqs(log, "red"), *seqs(log, "blue")})
     runner = of(c.RunnerLoad)[0]
@@ -189,18 +187,42 @@ def test_show_what_concerns_a_model(log: Path) -> None:
 
 
 def test_show_finds_nothing(log: Path) -> None:
-    for arguments in (["grey"], ["q99"], ["--after", "9999"], ["--type", "log."]):
+    ids = "; a log knows models by their ids, not by their aliases: blue, red"
+    cases = ((["grey"], ids), (["q99"], ""), (["--after", "9999"], ""), (["--type", "log."], ""))
+    for arguments, hint in cases:
         assert rows(log, "show", *arguments) == []
-        result = screen(log, "show", *arguments)
+        result = screen(log, "show", *arguments, columns=200)
         assert (result.code, result.lines[0]) == (
             0,
-            f"no such event among the {len(story())} events of the log",
+            f"no such event among the {len(story())} events of the log{hint}",
         )
 
 
 def test_show_finds_nothing_of_a_model_that_is_misspelt(log: Path) -> None:
-    assert screen(log, "show", "bleu").lines[0].endswith("of the log; did you mean blue?")
+    assert "of the log; did you mean blue? (A log knows" in screen(log, "show", "bleu", columns=200).lines[0]
     assert "mean" not in screen(log, "show", "blue", "--type", "log.").lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["show", "rouge"], 0),
+        (["replay", "rouge"], 1),
+        (["why", "rouge"], 1),
+        (["why-not", "rouge"], 1),
+        (["waits", "--model", "rouge"], 2),
+        (["what-if", "--slots", "rouge=2"], 2),
+        (["timeline", "--html", "page", "rouge"], 2),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_an_alias_is_answered_with_the_ids_that_the_log_knows(
+    log: Path, arguments: list[str], code: int
+) -> None:
+    done = run(log, "--no-json", *arguments, env={"COLUMNS": "200"})
+    assert done.returncode == code
+    said = " ".join((done.stdout + done.stderr).split()).lower()
+    assert "a log knows models by their ids, not by their aliases: blue, red" in said
 
 
 # --- verify and state ------------------------------------------------------------------------------------
@@ -453,59 +475,7 @@ def test_a_log_while_its_daemon_lives(tmp_path: Path) -> None:
         assert live.chat("red")[0] == 200
 
 
-# --- moments ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2026-11-20 03:12:05", "2026-11-20 03:12:05"),
-        ("2026-11-20T03:12", "2026-11-20 03:12:00"),
-        ("2026-11-20", "2026-11-20 00:00:00"),
-        ("03:12", "2026-11-21 03:12:00"),
-        ("14:00:01.5", "2026-11-20 14:00:01.500"),  # today it is yet to come
-        ("yesterday", "2026-11-20 00:00:00"),
-        ("yesterday 3:12", "2026-11-20 03:12:00"),
-        ("-10min", "2026-11-21 11:50:00"),
-        ("-2 h", "2026-11-21 10:00:00"),
-        ("now", "2026-11-21 12:00:00"),
-    ],
-)
-def test_a_moment_in_words(text: str, expected: str) -> None:
-    def ns(words: str) -> int:
-        return round(datetime.fromisoformat(words).timestamp() * 1000) * 1_000_000
-
-    assert parsed(text, ns("2026-11-21 12:00:00")) == ns(expected)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "soon", "25:00", "03:60", "-10 fortnights", "today 3", "2026-13-01", "٣"]
-)
-def test_what_is_no_moment_is_refused_with_the_forms(log: Path, text: str) -> None:
-    assert parsed(text, AT) is None
-    done = run(log, "state", "--at", text)
-    assert (done.returncode, "an event's number, 03:12" in done.stderr) == (2, True)
-
-
-def test_moments_choose_events(log: Path) -> None:
-    """Between two times of day, which each event has, local."""
-    story_ = story()
-    first, last = story_[9], story_[19]
-
-    def time_of(event: Event) -> str:
-        at = AT + event.t
-        return f"{datetime.fromtimestamp(at // 10**9).isoformat(' ')}.{at % 10**9 // 1000:06d}"
-
-    expected = [
-        e.seq for e in story_ if first.t // 1000 * 1000 <= e.t <= last.t // 1000 * 1000
-    ]  # a time has microseconds
-    assert expected
-    assert seqs(log, "--since", time_of(first), "--until", time_of(last)) == expected
-    assert seqs(log, "--since", "10", "--until", "20") == list(range(10, 21))
-    assert seqs(log, "--since", "now") == []
-    (state,) = rows(log, "state", "--at", time_of(last))
-    assert state["seq"] == expected[-1]
-    assert run(log, "state", "--at", "999999").returncode == 2
+# --- what is appended meanwhile --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [[], ["blue"], ["blue", "r6"], ["--last", "1"], ["--runners"]])
@@ -523,6 +493,7 @@ async def test_following_goes_on_with_what_is_appended(tmp_path: Path, arguments
         seen: list[int] = []
         rest = b""
         with trio.fail_after(PATIENCE_S):
+            assert process.stdout is not None
             async for chunk in process.stdout:
                 if not seen:
                     for event in events[20:]:
@@ -546,3 +517,35 @@ async def test_following_goes_on_with_what_is_appended(tmp_path: Path, arguments
 
 def test_following_has_no_end(log: Path) -> None:
     assert run(log, "show", "--follow", "--until", "now").returncode == 2
+
+
+async def test_following_what_is_not_there_yet_says_so_and_waits(tmp_path: Path) -> None:
+    """Of an id that comes, what it is asked for; of an alias, the ids."""
+    path, events = tmp_path / "events.db", story()
+    late = next(e.subject for e in events[20:] if isinstance(e.body, c.RequestArrived))
+    async with open_store(path) as store:
+        for event in events[:20]:
+            store.append([event], AT + event.t)
+        await store.wait(20)
+        command = [str(BIN / "runnerlog"), "--log", str(path), "show", "-f", late, "rouge"]
+        process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with trio.fail_after(PATIENCE_S):
+            assert process.stdout is not None and process.stderr is not None
+            said = ""
+            while said.count("\n") < 2:
+                said += (await process.stderr.receive_some()).decode()
+            for event in events[20:]:
+                store.append([event], AT + event.t)
+            await store.wait(len(events))
+            seen, rest, expected = list[int](), b"", seqs(path, late)
+            while len(seen) < len(expected):
+                *lines, rest = (rest + await process.stdout.receive_some()).split(b"\n")
+                seen += [json.loads(line)["seq"] for line in lines]
+        process.terminate()
+        await process.wait()
+    assert seen == expected
+    first, second = said.splitlines()
+    assert first == f"runnerlog: nothing of {late} is in the log yet: waiting for it"
+    assert second.startswith(
+        "runnerlog: nothing of rouge is in the log yet: waiting for it; a log knows models"
+    )

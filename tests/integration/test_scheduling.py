@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,16 @@ def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
             answered.append(priority if response.status == 200 else str(response.status))
             connection.close()
 
+        def waiting(n: int) -> bool:
+            return bool(live.get("/running")) and queued(live) == n
+
         with streams(live, "a"):
             threads = []
             for n, priority in enumerate(("0", "5", "-5", "5000"), start=1):
                 threads.append(threading.Thread(target=ask, args=(priority,)))
                 threads[-1].start()
                 if priority != "5000":
-                    live.until(lambda n=n: len(live.get("/running")) and queued(live) == n)  # type: ignore[misc]
+                    live.until(partial(waiting, n))
         for thread in threads:
             thread.join(PATIENCE_S)
         assert sorted(answered) == sorted(["5", "0", "-5", "400"])

@@ -61,6 +61,7 @@ def put(path: Path, lines: list[bytes]) -> None:
 def broken_at(path: Path) -> int:
     with Reader(path) as reader, pytest.raises((ChainBroken, Damaged)) as caught:
         reader.verify_chain()
+    assert isinstance(caught.value, ChainBroken | Damaged)
     return caught.value.seq
 
 

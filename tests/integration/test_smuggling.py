@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from front_door_world import Client, chat, echo, once, read_request, request, world
+
+from tests.integration.front_door_world import Client, chat, echo, once, read_request, request, world
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

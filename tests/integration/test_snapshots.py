@@ -147,6 +147,7 @@ def test_a_snapshot_that_is_damaged_is_named(log: Path) -> None:
     connection.close()
     with pytest.raises((EventUnreadable, ChainBroken)) as caught:
         fold_log(log)
+    assert isinstance(caught.value, EventUnreadable | ChainBroken)
     assert caught.value.seq == seq
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli.log_replay import change_words
 from daemon.explain import steps as steps_module
 from daemon.explain.changes import diff
-from daemon.explain.steps import Steps, changes, glance
+from daemon.explain.steps import Change, Glance, Step, Steps, changes, glance
 from events import catalogue as c
 from events.catalogue import Event
 from events.reader import CursorPruned, Reader
@@ -21,7 +22,7 @@ from statemachines.replay import fold
 from statemachines.replay import steps as in_steps
 from statemachines.state import canonical
 from tests.integration import test_runnerlog
-from tests.integration.live import BIN
+from tests.integration.live import BIN, Command
 from tests.integration.terminal import Screen, shown
 from tests.integration.test_runnerlog import of, rows, run, screen
 from tests.integration.test_verify import edit, rechain, story
@@ -53,7 +54,7 @@ def stepped(
         drawn = text.count(CLEAR)
         return left.pop(0)
 
-    command = [BIN / "runnerlog", "--log", log, "replay", "--step", *arguments]
+    command: Command = [BIN / "runnerlog", "--log", log, "replay", "--step", *arguments]
     seen = shown(command, columns=columns, lines=lines, react=react)
     return seen, frames(seen.text)
 
@@ -83,7 +84,12 @@ def test_replay_of_a_subject_is_the_steps_about_it(log: Path) -> None:
     runner = f"r{of(c.RunnerLoad)[1]}"
     told = rows(log, "replay", runner)
     assert told and all(runner in json.dumps(row["events"]) for row in told)
-    assert rows(log, "replay", "r999") == []
+    for subject in ("r999", "bleu"):
+        (error,) = rows(log, "replay", subject, code=1)
+        assert (error["error"], error["subject"]) == ("io.runnerd.Control.SubjectNotFound", subject)
+        assert error["nearest"] == (["blue"] if subject == "bleu" else [])
+    done = run(log, "--no-json", "replay", "blue", "--to", "2")
+    assert (done.returncode, done.stdout) == (1, "no step is about blue in this part of the log\n")
 
 
 # --- the steps themselves --------------------------------------------------------------------------------
@@ -104,7 +110,8 @@ def test_the_steps_are_those_of_the_log_in_both_directions(log: Path) -> None:
     firsts = [step[0].seq for step in in_steps(story())]
     with Reader(log) as reader:
         there = Steps(reader, 0, len(story()))
-        forth, step = [], there.next(None)
+        forth, step = list[int](), there.next(None)
+        last: Step | None = None
         while step is not None:
             forth.append(step.first)
             last, step = step, there.next(step)
@@ -117,6 +124,30 @@ def test_the_steps_are_those_of_the_log_in_both_directions(log: Path) -> None:
         for seq in range(1, len(story()) + 1):
             near = there.nearest(seq)
             assert near is not None and near.first <= seq <= near.last
+
+
+def test_a_change_is_one_in_words_too(log: Path) -> None:
+    told = [line.strip() for line in run(log, "--no-json", "replay").stdout.splitlines() if " ~ " in line]
+    assert told and not [line for line in told if same(line.partition(": ")[2])]
+    for row in rows(log, "replay"):
+        assert all(each["before"] != each["after"] for each in row["changes"])
+
+
+def same(change: str) -> bool:
+    """Whether what is on both sides of the arrow is the same."""
+    before, arrow, after = change.partition(" → ")
+    return bool(arrow) and before.removesuffix(" held") == after
+
+
+def test_what_grows_by_little_is_no_change_for_a_person() -> None:
+    was, now = (
+        Change("memory", "host", str(6 << 30), str((6 << 30) + 1)),
+        Change("memory", "host", "0", "1024"),
+    )
+    assert change_words(was) == "" and change_words(now) == "host: 0 B held → 1 KiB"
+    before = Glance({"r1": ("red", "idle", "0/2", 6 << 30)}, {}, 0, {}, (), (), ())
+    after = Glance({"r1": ("red", "idle", "0/2", 7 << 30)}, {}, 0, {}, (), (), ())
+    assert list(changes(before, after)) == [Change("runner", "r1", "idle 0/2, 6.0 GiB", "idle 0/2, 7.0 GiB")]
 
 
 def test_what_a_step_changes_is_nothing_where_nothing_is_different(log: Path) -> None:
@@ -133,7 +164,7 @@ def test_a_walk_through_the_log(log: Path, columns: int, lines: int) -> None:
     assert seen.code == 0
     firsts = [step[0].seq for step in in_steps(story())]
     asked = [firsts[i] for i in (0, 1, 2, 3, 2, -1, 0)]
-    assert [int(re.search(r"events? (\d+)", frame)[1]) for frame in drawn] == asked
+    assert [int(re.findall(r"events? (\d+)", frame)[0]) for frame in drawn] == asked
     for frame in drawn:
         assert len(frame.split("\r\n")) <= lines
         assert max(map(len, frame.split("\r\n"))) <= columns
@@ -159,6 +190,9 @@ def test_the_ends_of_the_log_are_said(log: Path) -> None:
     _, drawn = stepped(log, ["p", "G", "n"])
     assert "this is the first step" in drawn[1]
     assert "this is the last step" in drawn[3]
+    _, drawn = stepped(log, ["j", *"99999", "\r", "j", *"0", "\r"])
+    assert any("there is nothing later: this is the last step" in frame for frame in drawn)
+    assert "there is nothing earlier: this is the first step" in drawn[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -264,11 +298,16 @@ def test_a_log_that_no_runnerd_has_written_is_said(log: Path, command: list[str]
 
 @pytest.mark.parametrize("name", ["zebra", "r999", "q1", "o5", "r0", "", "red?", "\x1b[31m"])
 def test_a_name_that_the_log_does_not_have(log: Path, name: str) -> None:
-    done = run(log, "why", name)
-    assert (done.returncode, "Traceback" in done.stderr, "\x1b" in done.stderr) == (2, False, False)
-    done = run(log, "why-not", name)
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["verdict"], told["reason"]) == (1, "obstacle", "unknown_model")
+    near = ["red"] if name == "red?" else []
+    errors = (("why", "SubjectNotFound", "subject"), ("why-not", "ModelNotFound", "model"))
+    for command, error, field in errors:
+        done = run(log, command, name)
+        assert (done.returncode, "Traceback" in done.stderr, "\x1b" in done.stderr) == (1, False, False)
+        assert done.stderr.startswith("runnerlog: the ")
+        told = json.loads(done.stdout)
+        assert told == {"ok": False, "error": f"io.runnerd.Control.{error}", field: name, "nearest": near}
+        done = run(log, "--no-json", command, name)
+        assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_runner_is_told_as_far_as_was_known_by_a_moment(log: Path) -> None:
@@ -277,7 +316,19 @@ def test_a_runner_is_told_as_far_as_was_known_by_a_moment(log: Path) -> None:
     assert "is loading" in told["summary"] and told["lines"][-1]["seq"] == load
     (told,) = rows(log, "why", f"r{load}", "--at", str(ready))
     assert "is loaded" in told["summary"] and told["lines"][-1]["seq"] == ready
-    assert run(log, "why", f"r{load}", "--at", "1").returncode == 2
+
+
+@pytest.mark.parametrize("kind", [c.RequestArrived, c.RunnerLoad, c.ConfigChanged])
+def test_what_had_not_come_by_a_moment_is_told_with_when_it_came(log: Path, kind: type[c.Payload]) -> None:
+    seq = of(kind)[0]
+    subject = story()[seq - 1].subject or "red"
+    done = run(log, "why", subject, "--at", str(seq - 1))
+    words = f"there was no {subject} yet: it came with event {seq}, at 2023-11-1"
+    assert (done.returncode, words in done.stderr) == (1, True)
+    assert run(log, "why", subject, "--at", str(seq)).returncode == 0
+    if kind is c.ConfigChanged:
+        done = run(log, "why-not", subject, "--at", str(seq - 1))
+        assert (done.returncode, words in done.stderr) == (1, True)
 
 
 def test_a_model_at_a_time_is_told_with_what_came_after(log: Path) -> None:

@@ -36,7 +36,8 @@ Parameters = dict[str, Any]
 def running(live: Live) -> str:
     """The id of a request that runs."""
     requests = live.runnerctl("--json", "queue").stdout.splitlines()
-    return next(row["id"] for row in map(json.loads, requests) if row["model"] == "slow")
+    id: str = next(row["id"] for row in map(json.loads, requests) if row["model"] == "slow")
+    return id
 
 
 def changed(live: Live) -> Parameters:

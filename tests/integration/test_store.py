@@ -12,10 +12,10 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
-from logs import append, make, step, stored, vandal
 
 from events import opening, store
 from events.catalogue import Event
@@ -26,11 +26,12 @@ from events.pruning import prune
 from events.reader import ChainBroken, CursorPruned, Head, Reader
 from events.store import LogInUse, OutOfOrder, StoreBroken, TailLost, is_held, lock_path, open_store
 from events.witness import Witness, boot_id, read_witness, write_witness
+from tests.integration.logs import append, make, step, stored, vandal
 
 CRASHING = """
 import sys, time, trio
 from events.store import open_store
-from logs import step
+from tests.integration.logs import step
 
 async def main():
     async with open_store(sys.argv[1]) as log:
@@ -326,11 +327,11 @@ class Doubtful(sqlite3.Connection):
 
     doubts: list[bool]
 
-    def executemany(self, sql: str, parameters: object) -> sqlite3.Cursor:  # type: ignore[override]
+    def executemany(self, sql: str, parameters: Any) -> sqlite3.Cursor:
         if not self.doubts:
-            return super().executemany(sql, parameters)  # type: ignore[arg-type]
+            return super().executemany(sql, parameters)
         if self.doubts.pop(0):
-            super().executemany(sql, parameters)  # type: ignore[arg-type]
+            super().executemany(sql, parameters)
         error = sqlite3.OperationalError("database or disk is full")
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
@@ -434,7 +435,7 @@ async def test_a_damaged_tail_is_found_on_opening(log: Path) -> None:
 
 @pytest.mark.parametrize("wanted", [10, 200, 1_000])
 def test_kill_9_loses_nothing_that_was_acknowledged(log: Path, wanted: int) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     acknowledged = 0
     for round in (1, 2):
         with subprocess.Popen(

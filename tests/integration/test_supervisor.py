@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -166,7 +167,7 @@ class Health:
     def __init__(self, path: Path) -> None:
         self.url = f"unix:{path}"
         self.status = 503
-        self.told: list[object] = []
+        self.told: list[Any] = []
         """What happened, in its order: each status that was answered, and each fact."""
         self.asked = trio.Event()
 
@@ -202,7 +203,7 @@ async def test_the_first_healthy_answer_is_told_at_once_and_is_the_last_question
 ) -> None:
     health = Health(tmp_path / "health.sock")
     yard.make = yard.running("sleep", "1000", url=health.url)
-    yard.facts = health.told  # type: ignore[assignment]
+    yard.facts = health.told
     async with health.served(), yard.supervise() as supervisor:
         supervisor.ensure(socket_launch())
         await wait_all_tasks_blocked()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def story() -> list[Event]:
     def loaded() -> str:
         return next(reversed(scheduler.state.runners))
 
-    model = {"slots": 2, "memory_bytes": {"host": 6 * GIB}, "keep_alive_ns": 60 * 10**9}
+    model: dict[str, Any] = {"slots": 2, "memory_bytes": {"host": 6 * GIB}, "keep_alive_ns": 60 * 10**9}
     step(c.DaemonStarted(RULES, "balanced", "boot", "0.1.0"))
     view = {name: c.ModelView(digest=name, **model) for name in ("red", "blue")}
     step(c.ConfigChanged(c.ConfigView(models=view, devices={"host": c.DeviceView(8 * GIB)})))

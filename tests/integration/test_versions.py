@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from events.reader import ChainBroken, Reader
 from events.store import open_store
 from statemachines.replay import fold, verify
 from statemachines.state import canonical
-from tests.integration.live import BIN
+from tests.integration.live import BIN, Command
 from tests.integration.logs import vandal
 
 LOGS = Path(__file__).parent.parent / "golden" / "logs"
@@ -94,9 +95,13 @@ def test_a_newer_schema_is_refused_by_everything_and_says_what_to_do(golden: Pat
         assert words in json.loads(done.stdout)["error"]
     config = tmp_path / "config.yaml"
     config.write_text("models: {m: {cmd: 'server --port ${PORT}'}}\n")
-    serve = [BIN / "runnerd", "serve", "--config", config, "--listen", "127.0.0.1:0", "--log", golden]
+    serve: Command = [BIN / "runnerd", "serve", "--config", config, "--log", golden]
     done = subprocess.run(
-        [*serve, "--socket", tmp_path / "c.sock"], capture_output=True, text=True, check=False, timeout=60
+        [*serve, "--listen", "127.0.0.1:0", "--socket", tmp_path / "c.sock"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert (done.returncode, words in done.stderr) == (3, True)
     assert golden.read_bytes() == before
@@ -171,8 +176,8 @@ async def test_a_backup_that_does_not_fit_is_said_and_leaves_nothing(
 ) -> None:
     connect = sqlite3.connect
 
-    def small(path: object, **more: object) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(path, **more)  # type: ignore[call-overload]  # as it is given
+    def small(path: Any, **more: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(path, **more)
         if str(path).endswith(".backup-1.new"):
             connection.execute("PRAGMA max_page_count=8")
         return connection

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from logs import append, stored
 
 from events import checkpoint, opening
 from events.limits import LOG_PAGE_BYTES
 from events.reader import Reader
 from events.store import open_store
+from tests.integration.logs import append, stored
 
 
 @pytest.fixture

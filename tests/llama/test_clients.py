@@ -7,11 +7,12 @@ from pathlib import Path
 
 import anthropic
 import pytest
+from anthropic.types import MessageParam
 
 from tests.integration import clients
 from tests.integration.live import PATIENCE_S, Live, daemon
 
-SAYS = [{"role": "user", "content": "Tell me about the sea."}]
+SAYS: list[MessageParam] = [{"role": "user", "content": "Tell me about the sea."}]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def test_conversations_with_tools_and_thoughts(client: ollama.Client) -> None:
         return city
 
     call = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
-    conversation = [
+    conversation: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         *MESSAGES,
         {"role": "assistant", "content": "", "thinking": "Hm", "tool_calls": [call]},
@@ -164,6 +164,7 @@ def test_lists(client: ollama.Client, weights: dict[str, Path]) -> None:
 def test_a_client_that_leaves(live: Live, client: ollama.Client) -> None:
     parts = client.chat("red", MESSAGES, options={"num_predict": 4000, "num_ctx": 8192}, stream=True)
     next(iter(parts))
+    assert isinstance(parts, Generator)
     parts.close()
     live.until(lambda: "request.cancelled" in live.tags())
     assert client.chat("red", keep_alive=0).done_reason == "unload"

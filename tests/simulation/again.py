@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import Any
 
 from daemon.history.compare import Column
 from daemon.history.observed import Recorder
@@ -76,13 +77,12 @@ def story(
     memory: int = 12,
     device: str = "gpu0",
     until: int = 600,
-    **view: object,
+    **view: Any,
 ) -> list[Event]:
     """The log of models of 10 GiB each and so much memory; arrivals in seconds."""
     world = World(Plain(), {"host": 64 * GIB, "gpu0": memory * GIB})
     models = {
-        name: c.ModelView(name, **{"memory_bytes": {device: 10 * GIB}, **view})  # type: ignore[arg-type]
-        for name in ("blue", "red")
+        name: c.ModelView(name, **{"memory_bytes": {device: 10 * GIB}, **view}) for name in ("blue", "red")
     }
     world.start()
     world.submit(c.ConfigChanged(c.ConfigView(models, {"gpu0": c.DeviceView(gpu=True)})))

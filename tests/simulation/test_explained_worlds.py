@@ -11,7 +11,8 @@ import pytest
 
 from daemon.explain import walk as walk_module
 from daemon.explain.changes import diff
-from daemon.explain.told import Explanation, UnknownSubject
+from daemon.explain.told import Explanation
+from daemon.explain.unknown import UnknownSubject
 from daemon.explain.why import OPERATIONS, explain
 from events import catalogue as c
 from events.catalogue import Event

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from daemon.history.parts import PARTS, RETRY, SERVED, part_of
+from daemon.history.parts import DOWN, PARTS, RETRY, SERVED, part_of
 from daemon.history.waits import Wait, Waits
-from daemon.tally import REQUEST_ENDS
 from events import catalogue as c
 from events.catalogue import Event
 from statemachines.fold import apply
 from statemachines.replay import steps
 from statemachines.request import RequestState
 from statemachines.state import State
-from tests.simulation.worlds import run_world
+from tests.simulation.worlds import ENDS, run_world
 
 SEEDS = 30
 
@@ -44,8 +43,10 @@ def split(log: list[Event]) -> dict[str, Wait]:
 def looked_at(log: list[Event]) -> dict[str, list[int]]:
     """The same by brute force: what each request waits for is looked at after every step."""
     parts: dict[str, list[int]] = {}
-    last_t, now = 0, dict[str, int]()
+    last_t, now, leases = 0, dict[str, int](), set[str]()
     for state, step in folded(log):
+        if isinstance(step[0].body, c.DaemonStarted):
+            now = {id: part if id in leases and part == SERVED else DOWN for id, part in now.items()}
         for id, part in now.items():
             parts.setdefault(id, [0] * len(PARTS))[part] += state.t - last_t
         for event in step:
@@ -55,6 +56,7 @@ def looked_at(log: list[Event]) -> dict[str, list[int]]:
                 served[SERVED] = 0
             elif isinstance(event.body, c.RequestArrived):
                 parts[event.subject] = [0] * len(PARTS)
+                leases |= {event.subject} if event.body.kind == c.LEASE else set()
         now = {
             id: SERVED if request.state is RequestState.dispatched
             else part_of(state, state.demands[request.demand])
@@ -71,7 +73,7 @@ def test_parts_add_up_and_are_what_a_look_at_each_instant_says(first: int) -> No
         log = run_world(seed).world.log
         waits = split(log)
         arrived = {event.subject: event.t for event in log if type(event.body) is c.RequestArrived}
-        ended = {event.body.request: event for event in log if type(event.body) in REQUEST_ENDS}
+        ended = {event.body.request: event for event in log if isinstance(event.body, ENDS)}
         assert waits.keys() == arrived.keys() == ended.keys()
         for id, wait in waits.items():
             assert wait.total_ns == ended[id].t - arrived[id] == wait.ended_t - wait.arrived_t, f"{seed} {id}"

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import msgspec
 
@@ -328,7 +329,7 @@ class RandomWorld:
 
     def stop(self) -> None:
         """An orderly stop and, a little later, the next start."""
-        how = self.chance.choice(["drain", "now", "leave"])
+        how: Literal["drain", "now", "leave"] = self.chance.choice(["drain", "now", "leave"])
         self.world.submit(c.StopRequested(how))
         down_ns = self.chance.randrange(0, 20 * S)
         self.world.at(self.world.t + self.chance.randrange(0, MINUTE), partial(self.world.restart, down_ns))
@@ -362,15 +363,15 @@ class RandomWorld:
     def play(self) -> None:
         """From the first start to the last check."""
         self.prepare()
-        world, state = self.world, lambda: self.world.state
+        world = self.world
         world.run(TRAFFIC_NS + MINUTE)
         self.nature.over = True
         for _ in range(PATIENCE_NS // (10 * MINUTE)):
-            if not self.nature.unended and not state().requests and not state().operations:
+            if not self.nature.unended and not world.state.requests and not world.state.operations:
                 break
             world.run(world.t + 10 * MINUTE)
         insist(not self.nature.unended, f"no end: {list(self.nature.unended)}")
-        insist(not state().requests, f"slots not back: {list(state().requests)}")
+        insist(not world.state.requests, f"slots not back: {list(world.state.requests)}")
         self.stop_all()
         self.check_log()
         if not self.nature.percent:

@@ -38,7 +38,8 @@ def schema() -> dict[str, Any]:
         assert (get_origin(kind) or kind) is OrderedDict
         return {"type": "object", "additionalProperties": {"type": "null"}}
 
-    return without_words(msgspec.json.schema(Carried, schema_hook=of_custom))
+    form: dict[str, Any] = without_words(msgspec.json.schema(Carried, schema_hook=of_custom))
+    return form
 
 
 def without_words(node: Any) -> Any:

@@ -15,6 +15,7 @@ from daemon.config.config import Config
 from daemon.config.errors import ConfigError
 from daemon.config.file import load
 from daemon.config.filters import Filters, apply
+from daemon.config.values import Json
 
 
 def filtered(directory: Path, filters: str, top: str = "") -> Config:
@@ -44,11 +45,12 @@ def test_the_documented_form(tmp_path: Path) -> None:
     assert config.warnings == ()
     assert config.models["m"].aliases == ("n", "m:high")
     assert config.resolve("m:high") == "m"
-    strip, both = ("temperature", "top_k", "top_p"), {"temperature": 0.7, "stop": ["a", {"b": None}]}
+    strip = ("temperature", "top_k", "top_p")
+    both: dict[str, Json] = {"temperature": 0.7, "stop": ["a", {"b": None}]}
     kwargs = "chat_template_kwargs"
     assert config.filters("n") == Filters(strip, both)
     assert config.filters("m") == Filters(strip, {**both, kwargs: {"reasoning_effort": "medium"}})
-    high = {**both, "temperature": 1, kwargs: {"reasoning_effort": "high"}}
+    high: dict[str, Json] = {**both, "temperature": 1, kwargs: {"reasoning_effort": "high"}}
     assert Catalog(config).filters("m:high") == Filters(strip, high)
     assert config.filters("other") is None
     assert config.filters("nobody") is None

@@ -14,7 +14,7 @@ from daemon.config.errors import ConfigError
 from daemon.config.file import load
 from daemon.config.filters import FilterRules, Filters
 from daemon.config.peers import Peer
-from daemon.config.selectors import Look, Profile, Selector, choose
+from daemon.config.selectors import Look, Profile, Selector, Strategy, choose
 from daemon.config.timeouts import Timeouts
 from events import catalogue as c
 from events.limits import GIB, S
@@ -211,8 +211,8 @@ COLD, LOADS, READY = Look(), Look(loading=True), Look(ready=True)
         ("spillover", {"x": Look(ready=True, busy=2), "y": Look(ready=True, busy=2)}, "x"),
     ],
 )  # fmt: skip
-def test_the_target_of_a_selector(strategy: str, looks: dict[str, Look], chosen: str) -> None:
-    selector = Selector(strategy, tuple(looks), spillover=2)  # type: ignore[arg-type]
+def test_the_target_of_a_selector(strategy: Strategy, looks: dict[str, Look], chosen: str) -> None:
+    selector = Selector(strategy, tuple(looks), spillover=2)
     assert choose(selector, looks.__getitem__) == chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_both_implementations_of_the_hash_agree(length: int) -> None:
 
 
 def test_every_field_and_the_previous_hash_count() -> None:
-    fields = (b"p" * 32, 1, 2, 3, b"type", 1, 0, b"subject", b"payload")
+    fields: tuple[Any, ...] = (b"p" * 32, 1, 2, 3, b"type", 1, 0, b"subject", b"payload")
     changed = [
         (b"q" * 32, *fields[1:]),
         *(

@@ -60,7 +60,7 @@ def server(cmd: str, env: dict[str, str] | None = None, **options: Option) -> ll
 
 
 def estimate(cmd: str, gguf: Gguf = LLAMA8B, **options: Option) -> Estimate:
-    found = server(cmd, **options)
+    found = server(cmd, None, **options)
     return llama.estimate(found, dict.fromkeys(found.files, gguf))
 
 

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -72,9 +73,9 @@ class File:
         return path
 
 
-def llama(**file: str | int) -> File:
+def llama(**file: Any) -> File:
     """The keys of a small llama."""
-    found = File(**file)  # type: ignore[arg-type]
+    found = File(**file)
     found.key("general.architecture", "llama").key("llama.block_count", 2)
     found.key("llama.context_length", 8192).key("llama.embedding_length", 64)
     return found.key("llama.attention.head_count", 4).key("llama.attention.head_count_kv", 2)

@@ -151,6 +151,16 @@ def test_an_over_committed_device_has_nothing_free() -> None:
     assert (host["budget_bytes"], host["held_bytes"]) == (1 << 30, 1 << 30)
 
 
+def test_what_runners_hold_adds_up_to_what_is_held_of_their_device() -> None:
+    """Also of one that has taken more than was reserved for it: `ps` and `status` show the same."""
+    made = scheduler()
+    (runner,) = made.state.runners
+    made.step(MemoryMeasured({"host": Reading(16 << 30, 10 << 30)}, {runner: {"host": 3 << 30}}), 6)
+    (row,), (host,) = views.runners(made.state, 10), views.devices(made.state)
+    assert row["memory_bytes"] == {"host": 1 << 30}
+    assert row["held_bytes"] == {"host": host["held_bytes"]} == {"host": 3 << 30}
+
+
 def test_an_event_has_the_declared_fields() -> None:
     event = next(e for e in scheduler().step(RequestArrived("m", "chat"), 6) if isinstance(e, Event))
     assert {"seq", "t", "cause", "subject"} < set(event.__struct_fields__)

@@ -62,7 +62,7 @@ def test_lines_carry_what_they_are_about(journald: socket.socket, lines: logging
     request = core.arrive("b")
     for event in core.log[-6:]:
         journal.write(event)
-    journal.write(c.Event(90, 0, 0, "r80", c.RunnerFailed(runner, "exited", "")))
+    journal.write(c.Event(90, 0, 0, "r80", c.RunnerFailed(runner, "exited")))
     told = []
     journald.setblocking(False)
     try:

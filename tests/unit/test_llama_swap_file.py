@@ -14,6 +14,7 @@ from daemon.catalog import Catalog
 from daemon.config.config import Config
 from daemon.config.file import load
 from daemon.config.filters import Filters
+from daemon.config.values import Json
 from daemon.ports import Launch
 from events.limits import S
 from statemachines.state import State
@@ -178,10 +179,11 @@ def test_times_limits_and_what_is_shown(config: Config) -> None:
 
 
 def test_names_and_filters(config: Config) -> None:
-    strip, medium = ("temperature", "top_k"), {"chat_template_kwargs": {"reasoning_effort": "medium"}}
-    high = {"chat_template_kwargs": {"reasoning_effort": "high"}}
-    assert config.filters("big") == Filters(strip, {"temperature": 0.7} | medium)
-    assert config.filters("big:high") == Filters(strip, {"temperature": 0.7} | high)
+    strip = ("temperature", "top_k")
+    medium: dict[str, Json] = {"chat_template_kwargs": {"reasoning_effort": "medium"}}
+    high: dict[str, Json] = {"chat_template_kwargs": {"reasoning_effort": "high"}}
+    assert config.filters("big") == Filters(strip, {"temperature": 0.7, **medium})
+    assert config.filters("big:high") == Filters(strip, {"temperature": 0.7, **high})
     assert config.filters("gpt-4o-mini") == Filters(strip, {"temperature": 0.7})
     assert config.filters("z-ai/glm") == Filters(("top_p",), {"provider": {"zdr": True}})
     state = State()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -13,17 +15,15 @@ from statemachines.memcheck import obstacles
 from statemachines.state import State, canonical, spec_key
 
 
-def model(size: int = 0, device: str = "", **more: object) -> ModelView:
-    return ModelView(f"digest of {size} {device}", memory_bytes={device: size} if size else {}, **more)  # type: ignore[arg-type]
+def model(size: int = 0, device: str = "", **more: Any) -> ModelView:
+    return ModelView(f"digest of {size} {device}", memory_bytes={device: size} if size else {}, **more)
 
 
-def machine(
-    models: dict[str, ModelView], readings: dict[str, Reading] | None = None, **more: object
-) -> State:
+def machine(models: dict[str, ModelView], readings: dict[str, Reading] | None = None, **more: Any) -> State:
     """A state after its configuration and a measurement: 8 GiB of host, 1 GiB kept."""
-    given: dict[str, object] = {"devices": {"host": DeviceView(8 * GIB)}, "headroom_bytes": GIB, **more}
+    given: dict[str, Any] = {"devices": {"host": DeviceView(8 * GIB)}, "headroom_bytes": GIB, **more}
     state = State()
-    apply(state, Event(1, 1, 0, "", c.ConfigChanged(ConfigView(models, **given), "start")))  # type: ignore[arg-type]
+    apply(state, Event(1, 1, 0, "", c.ConfigChanged(ConfigView(models, **given), "start")))
     if readings is not None:
         apply(state, Event(2, 2, 0, "", c.MemoryMeasured(readings)))
     return state

@@ -73,7 +73,7 @@ CALLS: tuple[tuple[type, Callable[[Any], requests.Work]], ...] = (
 
 
 @pytest.mark.parametrize(("shape", "call"), CALLS, ids=lambda value: value.__name__)
-def test_requests(shape: type, call: Callable[[Any], requests.Work]) -> None:
+def test_requests(shape: type[Any], call: Callable[[Any], requests.Work]) -> None:
     chance = random.Random(shape.__name__)
     understood = 0
     for _ in range(ROUNDS):

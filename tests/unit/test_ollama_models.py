@@ -12,20 +12,22 @@ from msgspec.structs import replace
 
 from daemon import gguf
 from daemon.ollama import models
-from daemon.ports import Card, ModelRow
+from daemon.ports import Access, Card, ModelRow
 from events import catalogue as c
 from events.catalogue import NEVER, Option
 from events.limits import GIB, S
 from scripts import make_tiny_gguf
+from tests.integration.front_door_world import FakeCatalog
 from tests.unit.test_scheduler import Core, model
 
 MADE_S = 1_700_000_000
 
 
-class Catalog:
+class Catalog(FakeCatalog):
     """Two models, one with a file, and an alias that is listed."""
 
     def __init__(self, cards: dict[str, Card]) -> None:
+        super().__init__(Access())
         self.cards = cards
 
     def resolve(self, name: str) -> str | None:
@@ -39,9 +41,6 @@ class Catalog:
 
     def launch_options(self, model: str) -> Mapping[str, Option]:
         return {"num_ctx": 4096, "flash": True, "adapter": "a b"} if model == "a" else {}
-
-    def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
-        return dict(options)
 
 
 @pytest.fixture

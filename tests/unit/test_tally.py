@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from daemon.tally import EVICTIONS, OUTCOMES, Tally
@@ -15,9 +17,9 @@ from tests.unit.test_scheduler import Core, model
 class Counted(Core):
     """A core whose events are all durable at once."""
 
-    def __init__(self, *arguments: object, **config: object) -> None:
+    def __init__(self, *arguments: Any, **config: Any) -> None:
         self.tally: Tally | None = None
-        super().__init__(*arguments, **config)  # type: ignore[arg-type]
+        super().__init__(*arguments, **config)
         self.tally = Tally(self.state)
 
     def note(self, events: list[c.Event]) -> list[c.Event]:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from daemon.history.lives import Level, Part, RequestLife, Timeline
-from daemon.history.recorder import Recorder, holds, phase
+from daemon.history.recorder import Recorder, phase
 from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.envelope import Record
@@ -96,7 +96,7 @@ def folded(state: State, line: Timeline) -> dict[str, object]:
     waiting = [q for q in state.requests.values() if q.state is RequestState.queued]
     budgets = {name: budget_bytes(state, name) for name in line.devices}
     return {
-        "runners": {r.id: (r.model, phase(r), holds(r)) for r in state.runners.values()},
+        "runners": {r.id: (r.model, phase(r), r.holds) for r in state.runners.values()},
         "held": {device: size for device, size in state.held.items() if size},
         "slots": {r.id: sorted(r.held) for r in state.runners.values() if r.held},
         "queued": sorted(q.id for q in waiting),

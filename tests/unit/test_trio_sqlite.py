@@ -19,7 +19,7 @@ async def test_aiosqlite_works_under_trio(tmp_path: Path) -> None:
         await connection.execute("CREATE TABLE t (a)")
         await connection.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
         cursor = await connection.execute("SELECT a FROM t")
-        assert await cursor.fetchall() == [(1,), (2,)]
+        assert [tuple(row) for row in await cursor.fetchall()] == [(1,), (2,)]
         with pytest.raises(sqlite3.OperationalError):
             await connection.execute("nonsense")
         assert await connection.run(threading.get_ident) == thread.ident != threading.get_ident()
@@ -35,7 +35,8 @@ async def test_aiosqlite_works_under_trio(tmp_path: Path) -> None:
 
 
 async def test_a_job_once_begun_tells_the_truth_to_a_cancelled_task(tmp_path: Path) -> None:
-    async with TrioSqlite(lambda: sqlite3.connect(tmp_path / "x.db")) as connection:
+    connection = TrioSqlite(lambda: sqlite3.connect(tmp_path / "x.db"))
+    async with connection:
         with trio.CancelScope() as scope:
             scope.cancel()
             assert await connection.run(lambda: 7) == 7

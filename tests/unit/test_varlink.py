@@ -47,7 +47,7 @@ def test_messages_are_the_same_however_they_are_cut() -> None:
             m for i in range(0, len(stream), size) for m in splitter.feed(stream[i : i + size])
         ] == messages
     for _ in range(100):
-        splitter, rest, found = Splitter(), stream, []
+        splitter, rest, found = Splitter(), stream, list[bytes]()
         while rest:
             cut = chance.randint(1, len(rest))
             found += splitter.feed(rest[:cut])
@@ -130,8 +130,8 @@ def test_deep_nesting_is_refused(depth: int, shape: tuple[bytes, bytes]) -> None
     value = opening * depth + b"1" + closing * depth
     with pytest.raises((NotVarlink, VarlinkError)):
         parse(value)
-    with pytest.raises(NotVarlink):
-        parse(b'{"method":"a.B","parameters":{"x":' + value + b"}}")
+    with pytest.raises((NotVarlink, VarlinkError)):  # a newer Python may take it, but no method does
+        parameters_as(Nothing, parse(b'{"method":"a.B","parameters":{"x":' + value + b"}}").parameters)
 
 
 # --- parameters ------------------------------------------------------------------------------------------

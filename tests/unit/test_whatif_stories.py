@@ -6,7 +6,7 @@ from functools import partial
 
 from daemon.history.changes import Changes, with_digests_of
 from daemon.history.compare import Column, fidelity
-from daemon.history.parts import DRAIN, LOAD, PARTS, QUEUED, SERVED, TURN, UNLOAD
+from daemon.history.parts import DOWN, DRAIN, LOAD, PARTS, QUEUED, SERVED, TURN, UNLOAD
 from daemon.history.whatif_notes import notes
 from events import catalogue as c
 from events.limits import GIB, S
@@ -114,6 +114,9 @@ def test_a_restart_ends_what_is_served_then() -> None:
     world.run(120 * S)
     recording, recorded = record(world.log)
     assert recorded.outcomes == ["interrupted", "interrupted", "completed"]
+    assert recorded.parts_ns[DOWN] == 2 * 6 * S, "from the second arrival on, the last that is known"
+    assert recorded.parts_ns[SERVED] == S + SERVED_NS
+    assert sorted(recorded.stats.total.waits_ns) == sorted(recorded.waited_ns) == [0, 0, LOAD_NS]
     again = play(recording)
     assert (again.outcomes, again.waited_ns) == (recorded.outcomes, recorded.waited_ns)
     assert loads(again) == (1, 0), "it outlives the daemon, as it did"
@@ -170,4 +173,4 @@ def test_changes_change_what_they_say() -> None:
         "gpu0": c.DeviceView(GIB, True), "gpu1": c.DeviceView(GIB, True), "host": c.DeviceView(GIB, False),
     }  # fmt: skip
     assert Changes(view=changed)(view) == changed
-    assert len(PARTS) == 9
+    assert len(PARTS) == 10

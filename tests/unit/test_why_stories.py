@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from daemon.explain.obstacle import why_not
 from daemon.explain.runner_story import REASONS
 from daemon.explain.told import Explanation
 from daemon.explain.why import explain
+from events import catalogue as c
 from events.catalogue import Event
 from events.reader import Reader
 from events.store import open_store
@@ -46,6 +48,9 @@ STORIES: dict[str, list[str]] = {
     "pinned_is_not_evicted": ["q2"],
     "operator_unload": ["r1", "o1"],
     "model_removed": ["r1", "q2"],
+    "lease_revoked_for_an_eviction": ["q1", "r1", "q2"],
+    "lease_revoked_for_who_waits": ["q1", "q3"],
+    "lease_that_is_not_let_go": ["q1", "r1"],
 }
 """What is asked about: by the scenario's ids."""
 
@@ -110,9 +115,7 @@ def test_a_story_is_told(name: str, tmp_path: Path) -> None:
             (real,) = run.real([short])
             told = explain(reader, real)
             sound(told, events)
-            parts.append(
-                f"$ runnerlog why {real}\n" + text_of(lambda out, told=told: print_explanation(out, told))
-            )
+            parts.append(f"$ runnerlog why {real}\n" + text_of(partial(print_explanation, told=told)))
     compare(ROOT / "golden" / "why" / f"{name}.txt", "\n".join(parts))
 
 
@@ -128,6 +131,21 @@ def test_every_reason_for_which_a_runner_goes_has_its_words() -> None:
     reasons = {reason for path in sources for reason in re.findall(decided, path.read_text("utf-8"))}
     assert {"evicted", "keep_alive", "hung", "exited", "lease_revoked"} < reasons
     assert reasons - {"evicted"} <= set(REASONS)
+
+
+def test_requests_are_counted_when_they_have_ended(tmp_path: Path) -> None:
+    """Four run at once: each that ends is the last of those that have, and not of those that have begun."""
+    events, log = played("larql_157_single_flight").world.log, tmp_path / "events.db"
+    write(log, events)
+    ends = [event for event in events if isinstance(event.body, c.UpstreamEnded)]
+    said = []
+    with Reader(log) as reader:
+        for end in ends:
+            (line,) = [each for each in explain(reader, "r6", end.seq).lines if each.seq == end.seq]
+            said.append(line.text)
+    assert said[0].endswith(" ended, the first of r6's requests")
+    assert said[1].endswith(" ended, the last of r6's 2 requests that have ended so far")
+    assert said[3].endswith(" ended, the last of r6's 4 requests that have ended so far")
 
 
 def test_nothing_is_told_twice_as_golden() -> None:
@@ -162,7 +180,57 @@ def test_obstacles_are_told() -> None:
         state = fold(played(name).world.log[:seq])
         told = msgspec.structs.replace(why_not(state, model), at_ns=AT + state.t)
         seen.add((told.verdict, told.reason))
-        shown = text_of(lambda out, told=told: print_why_not(out, told))
+        shown = text_of(partial(print_why_not, told=told))
         parts.append(f"{name}: $ runnerlog why-not {model} --at {seq}\n{shown}")
     assert len(seen) == len(WHY_NOT)
     compare(ROOT / "golden" / "why" / "why_not.txt", "\n".join(parts))
+
+
+LEASED = [
+    (
+        "lease_revoked_for_an_eviction", c.RequestDispatched, "b",
+        "r6 (a) has the room. It is leased to q4, and its turn is not over.",
+        "When it is idle, or its turn is over (in 1 min 0 s at the latest): then q4 is told to let go, and is"
+        " cut after 30.0 s.",
+    ),
+    (
+        "lease_revoked_for_an_eviction", c.LeaseRevoked, "b",
+        "r6 (a), which is leased to q4, has the room that b needs, and is on the way out for it.",
+        "When the lease is let go of: q4 has been told to let go, and is cut in 30.0 s.",
+    ),
+    (
+        "lease_revoked_for_who_waits", c.RequestDispatched, "a",
+        "A runner of a is there already: r6 is busy. r6 is leased to q4 and q8.",
+        "As soon as a lease is let go of: q4 is told to let go in 1 min 0 s at the earliest.",
+    ),
+    (
+        "lease_revoked_for_who_waits", c.LeaseRevoked, "a",
+        "A runner of a is there already: r6 is busy. 1 request would be served before. r6 is leased to q4 and"
+        " q8.",
+        "As soon as a lease is let go of: q4 has been told to let go, and is cut in 30.0 s.",
+    ),
+]  # fmt: skip
+"""A scenario, the step that has just happened, a model, and what is in its way: a lease."""
+
+
+@pytest.mark.parametrize(("name", "kind", "model", "sentence", "when"), LEASED)
+def test_a_lease_in_the_way_is_told_as_one(
+    name: str, kind: type[c.Payload], model: str, sentence: str, when: str
+) -> None:
+    log = played(name).world.log
+    upto = min(i for i, step in enumerate(steps(log)) if any(type(e.body) is kind for e in step))
+    state = fold([event for step in list(steps(log))[: upto + 1] for event in step])
+    told = why_not(state, model)
+    assert (told.sentence, told.when) == (sentence, when)
+
+
+def test_a_lease_that_would_have_to_go_is_told_so() -> None:
+    log = list(steps(played("lease_revoked_for_an_eviction").world.log))
+    granted = min(i for i, step in enumerate(log) if any(type(e.body) is c.RequestDispatched for e in step))
+    state = fold([event for step in log[: granted + 1] for event in step])
+    state.t += 200 * 10**9  # its turn has been over for long, and nobody has asked
+    told = why_not(state, "b")
+    assert told.sentence.startswith("r6 (a), which is leased to q4, has the room that b needs. It would be")
+    assert told.when == (
+        "When the lease is let go of: q4 would be told to let go at once, and be cut in 30.0 s."
+    )

@@ -3,7 +3,8 @@
 A socket that is handed down listens already: whoever connects waits until the daemon accepts. Both kinds come
 by systemd's protocol (sd_listen_fds): descriptors from 3 on, $LISTEN_FDS of them, their names in
 $LISTEN_FDNAMES. `http` and `control` are systemd's, who made them and removes them; `http.kept` and
-`control.kept` were made by the program before this one, which is the same process.
+`control.kept` were made by the program before this one, which is the same process. So does the lock of the
+log come, `log.kept`, for nobody else is to take that between the two programs.
 """
 
 from __future__ import annotations
@@ -22,12 +23,17 @@ from typing import NoReturn
 from daemon.control.server import bind
 from daemon.limits import CONTROL_CONNECTIONS, HANDED_DOWN
 from daemon.processes.gate import lower_open_files
+from events import failpoints
+from events.failpoints import reach
 from events.limits import HTTP_BACKLOG
 
 FIRST = 3
 """The first descriptor that is handed down."""
 KEPT = ".kept"
-NAMES = ("http", "control", f"http{KEPT}", f"control{KEPT}")
+LOCK = f"log{KEPT}"
+OWN = 2
+"""What a program may hand down beside all that systemd does: a control socket of its own, and the lock."""
+NAMES = ("http", "control", f"http{KEPT}", f"control{KEPT}", LOCK)
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 AGAIN = "RUNNERD_AGAIN"
 """The process in which a program has started the next one."""
@@ -50,6 +56,8 @@ class Doors:
         """The next program in this process takes them over."""
         self.again = False
         """A program before this one in this process has handed them down: clients wait already."""
+        self.lock: int | None = None
+        """The lock of the log, from where one program has closed that to where the next one opens it."""
 
     def __enter__(self) -> Doors:
         return self
@@ -120,13 +128,15 @@ class Doors:
         return ", ".join(url_of(front) for front in self.fronts)
 
     def hand_down(self) -> dict[str, str]:
-        """Put the sockets where the next program in this process looks for them; what it must find in its
-        environment. Whatever else has those descriptors is closed by this."""
-        named = [(front, self._name(front) or f"http{KEPT}") for front in self.fronts]
+        """Put the sockets and the log's lock where the next program in this process looks for them; what it
+        must find in its environment. Whatever else has those descriptors is closed by this."""
+        named = [(front.fileno(), self._name(front) or f"http{KEPT}") for front in self.fronts]
         if self._control is not None:
-            named.append((self._control, self._name(self._control) or f"control{KEPT}"))
+            named.append((self._control.fileno(), self._name(self._control) or f"control{KEPT}"))
+        if self.lock is not None:
+            named.append((self.lock, LOCK))
         beyond = FIRST + len(named)
-        copies = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, beyond) for sock, _ in named]
+        copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, beyond) for descriptor, _ in named]
         for place, copy in enumerate(copies, FIRST):
             os.dup2(copy, place, inheritable=True)
         names, own = ":".join(name for _, name in named), str(os.getpid())
@@ -140,8 +150,11 @@ def take(environ: dict[str, str] | os._Environ[str]) -> Doors:
     found = {name: environ.pop(name, "") for name in VARIABLES}
     if found["LISTEN_PID"] != str(os.getpid()):
         return doors  # it was meant for another process
-    for descriptor, name in _listed(found):
+    for descriptor, name in _listed(found, HANDED_DOWN + (OWN if doors.again else 0)):
         os.set_inheritable(descriptor, False)
+        if name == LOCK:
+            doors.lock = descriptor
+            continue
         doors._names[descriptor] = name
         sock = socket.socket(fileno=descriptor)
         if name.startswith("http"):
@@ -162,15 +175,16 @@ def start_again(doors: Doors) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     lower_open_files()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+    reach("again.before")
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ | failpoints.rest())
 
 
-def _listed(found: Mapping[str, str]) -> list[tuple[int, str]]:
+def _listed(found: Mapping[str, str], most: int) -> list[tuple[int, str]]:
     """Descriptors and their names. Raises DoorError."""
     text = found["LISTEN_FDS"]
     count = int(text) if text.isascii() and text.isdigit() else -1
-    if not 0 <= count <= HANDED_DOWN:
-        raise DoorError(f"$LISTEN_FDS is {text!r}: expected at most {HANDED_DOWN} sockets")
+    if not 0 <= count <= most:
+        raise DoorError(f"$LISTEN_FDS is {text!r}: expected at most {most} sockets")
     names = found["LISTEN_FDNAMES"].split(":") if found["LISTEN_FDNAMES"] else []
     if len(names) != count:
         raise DoorError(f"$LISTEN_FDNAMES names {len(names)} sockets, $LISTEN_FDS says {count}")

@@ -17,6 +17,7 @@ import trio
 from daemon.driver import Driver
 from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S, SETTLE_S
 from events import catalogue as c
+from events.failpoints import reach
 from events.limits import S
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
@@ -70,6 +71,7 @@ class Leaver:
         await self._asked.wait()
         driver = self._driver
         self.pause()
+        reach("leave.before")
         with trio.move_on_after(SETTLE_S):
             while self.expecting():
                 await trio.sleep(SETTLE_S / 50)

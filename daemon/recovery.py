@@ -81,7 +81,8 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     state = driver.state
     survivors = await driver.machinery.identify(recorded(state))
     if state.seq:
-        log.info("recovered %d events, %d of %d runners alive", state.seq, len(survivors), len(state.runners))
+        alive = len({process.runner for process in survivors})
+        log.info("recovered %d events, %d of %d runners alive", state.seq, alive, len(state.runners))
     reach("recovery.before")
     driver.submit(
         c.DaemonStarted(RULES, view.policy, boot_id(), VERSION, os.uname().nodename, tuple(survivors))

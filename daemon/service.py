@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -88,6 +89,8 @@ async def serve(config: Config, places: Places, options: Options, doors: Doors) 
     """Run until stopped; `doors.kept` then: to be started again in place. Raises LogError and its kin,
     StepFailed, OSError (a socket that cannot be bound), StartRefused, PreloadFailed."""
     places.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if doors.again:
+        reach("again.after")
     with doors:
         doors.open_front(places.host, places.port)
         config = await with_estimates(config)
@@ -95,13 +98,16 @@ async def serve(config: Config, places: Places, options: Options, doors: Doors) 
         with trio.open_signal_receiver(*SIGNALS) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while a restart went on
             await _recover_and_run(config, places, options, doors, _heard(signals, mortal))
+            if doors.kept:
+                _keep_signals()
 
 
 async def _recover_and_run(
     config: Config, places: Places, options: Options, doors: Doors, signals: AsyncIterator[int]
 ) -> None:
     notifier = Notifier(os.environ)
-    async with open_store(places.log, durability=config.durability) as store:
+    lock, doors.lock = doors.lock, None
+    async with open_store(places.log, durability=config.durability, lock=lock) as store:
         notifier.status(f"reading the log {places.log}")
         recovered = await trio.to_thread.run_sync(fold_log, places.log)
         notifier.restarted()
@@ -118,6 +124,7 @@ async def _recover_and_run(
             async with driver.run(), keeping.run():
                 run = _Run(driver, catalog, reloader, places, options)
                 await run.run(doors, signals, store.log_id, notifier)
+                doors.lock = store.keep_lock() if doors.kept else None
 
 
 class _Run:
@@ -160,7 +167,6 @@ class _Run:
         if self._failure is not None:
             raise self._failure
         if doors.kept:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what comes now is for the next program
             notifier.restarting()
 
     async def _until_stopped(self, scope: trio.CancelScope, doors: Doors) -> None:
@@ -272,6 +278,22 @@ async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received:
         name = signal.Signals(number).name
         log.info("%s: stopping (%s)", name, "at once" if how == "now" else "draining")
         driver.submit(c.StopRequested(how, name))
+
+
+def _keep_signals() -> None:
+    """Leave the signals that come from now on to the next program in this process: they are pending while
+    every thread blocks them. So do this one and each that trio keeps idle; new ones have it from this one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    others = threading.active_count()
+    everybody = threading.Barrier(1 + others)  # none ends before all have begun: so none is given it twice
+
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        everybody.wait()
+
+    for _ in range(others):
+        trio.lowlevel.start_thread_soon(block, lambda _: None)
+    everybody.wait()
 
 
 async def _restarts(leaver: Leaver) -> bool:

@@ -33,9 +33,12 @@ NAMES = (
     "reload.before", "reload.after",
     "snapshot.before", "snapshot.after",  # around each part of one
     "prune.before", "prune.after",  # the last statement of it; it is committed
+    "leave.before",  # a restart has been asked for: nobody else is let in, and nothing of it is logged
     "stop.before",  # a stop has been asked for
     "stop.done",  # everything has ended that was to
     "stop.after",  # the last fact is durable
+    "again.before",  # the log is closed, and the doors lie ready for the next program in this process
+    "again.after",  # that has begun, and has opened nothing
 )  # fmt: skip
 """All of them. A test compares this with the code, and another dies at each."""
 
@@ -58,6 +61,12 @@ def arm(environ: MutableMapping[str, str]) -> str:
         raise NoSuchFailpoint(f"{VARIABLE}: expected NAME or NAME:COUNT, where NAME is one of {known}")
     _armed, _passages = name, count(1 - int(times or "1"))
     return name
+
+
+def rest() -> dict[str, str]:
+    """What the next program in this process must find in its environment, to die where this one has not. Call
+    it once."""
+    return {VARIABLE: f"{_armed}:{1 - next(_passages)}"} if _armed else {}
 
 
 def reach(name: str) -> None:

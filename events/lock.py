@@ -46,10 +46,15 @@ def is_held(path: str | os.PathLike[str]) -> bool:
         os.close(descriptor)
 
 
-def hold_lock(log: Path) -> int:
-    """Take the lock of a log: the descriptor that holds it until it is closed. Raises LogInUse, OSError."""
+def hold_lock(log: Path, kept: int | None = None) -> int:
+    """Take the lock of a log: the descriptor that holds it until it is closed. `kept`: one that may hold it
+    already; where that is another log's it is closed. Raises LogInUse, OSError."""
     path = lock_path(log)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    if kept is not None:
+        if os.path.sameopenfile(kept, descriptor):
+            descriptor, kept = kept, descriptor
+        os.close(kept)
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: taken

@@ -150,7 +150,7 @@ class EventStore:
         that took too long (SLOW)."""
         self.append_ns = Histogram(APPEND_BUCKETS_NS)
         """From the append of each step until it was durable."""
-        self._log = log
+        self._log, self._lock = log, lock
         self._places = Places(log, found.base.log_id, lock)
         self._noted_seq = found.head.seq
         self._seq, self._hash = found.head.seq, found.head.hash
@@ -289,15 +289,16 @@ class EventStore:
 
     async def prune(self, upto: int, hash: bytes) -> None:
         """Delete the events up to number `upto`, as `events.pruning.prune`; nothing is appended meanwhile.
-        Raises what that raises."""
+        Raises what that raises. Behind a transaction that is refused it can be cancelled."""
         count = upto + 1 - self.base.seq
-        self.base = await self._writer.run(partial(prune, self._writer.raw, upto, hash))
+        job = partial(prune, self._writer.raw, upto, hash)
+        self.base = await self._writer.run(job, may_leave=True)
         self._checkpointer.wrote(max(0, count) // PRUNED_ROWS_PER_PAGE)
 
     async def shrink(self) -> bool:
         """Give a few free pages back, as `events.pruning.shrink`. Raises what that raises."""
         self._checkpointer.wrote(VACUUM_PAGES)
-        return await self._writer.run(partial(shrink, self._writer.raw))
+        return await self._writer.run(partial(shrink, self._writer.raw), may_leave=True)
 
     # --- writing -----------------------------------------------------------------------------------------
 
@@ -399,6 +400,10 @@ class EventStore:
             event.set()
         self._waiters.clear()
 
+    def keep_lock(self) -> int:
+        """Another descriptor that holds the log's lock: until it is closed, too, the log is nobody else's."""
+        return os.dup(self._lock)
+
     # --- what happens beside it --------------------------------------------------------------------------
 
     async def hold(self) -> None:
@@ -495,15 +500,16 @@ class EventStore:
 
 @asynccontextmanager
 async def open_store(
-    path: str | os.PathLike[str], *, durability: Durability = "process"
+    path: str | os.PathLike[str], *, durability: Durability = "process", lock: int | None = None
 ) -> AsyncIterator[EventStore]:
-    """Open the log at `path` for writing, and make or migrate it where that is needed.
+    """Open the log at `path` for writing, and make or migrate it where that is needed. `lock`: what
+    `keep_lock` has given, for `hold_lock`.
 
     Raises LogInUse, NotALog, SchemaTooNew, TailLost, ChainBroken, OSError or sqlite3.Error on opening, and
     StoreBroken on leaving if the log could not be written: whatever was under way within is then cancelled.
     """
     log = Path(path).absolute()
-    lock = hold_lock(log)
+    lock = hold_lock(log, lock)
     bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:
         os.close(

@@ -28,16 +28,23 @@ class TrioSqlite(aiosqlite.Connection):
         super().__init__(connector, 64)
         self._thread.daemon = True  # a program that is told to end must not wait for a hung disk
 
-    async def run(self, job: Callable[[], T]) -> T:
-        """Run `job` in the connection's thread. Once begun it cannot be cancelled, so it tells the truth."""
+    async def run(self, job: Callable[[], T], *, may_leave: bool = False) -> T:
+        """Run `job` in the connection's thread. Once begun it cannot be cancelled, so it tells the truth; nor
+        while it waits for other jobs, which may be for long, unless it `may_leave`: then it never runs."""
         task = trio.lowlevel.current_task()
         token = trio.lowlevel.current_trio_token()
+        first = iter((True,))  # who takes it decides: the thread, which begins, or who is cancelled
 
         def run_in_thread() -> None:
-            token.run_sync_soon(trio.lowlevel.reschedule, task, outcome.capture(job))
+            if next(first, False):
+                token.run_sync_soon(trio.lowlevel.reschedule, task, outcome.capture(job))
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            left = may_leave and next(first, False)
+            return trio.lowlevel.Abort.SUCCEEDED if left else trio.lowlevel.Abort.FAILED
 
         self.submit(run_in_thread)
-        result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        result: T = await trio.lowlevel.wait_task_rescheduled(leave)
         return result
 
     def submit(self, job: Callable[[], object]) -> None:

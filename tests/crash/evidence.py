@@ -19,8 +19,10 @@ from events.reader import Reader
 from statemachines import replay
 from statemachines.fold import apply
 from statemachines.invariants import check_all
+from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import State
+from statemachines.state import Request, Runner, State
+from tests.crash.lessee import DIRECT
 from tests.crash.workload import Told
 
 TERMINAL = (
@@ -39,9 +41,15 @@ def kept(state: State) -> dict[str, Any]:
         r.id: (r.model, r.port, r.reserved_bytes, [p.pid for p in r.processes.values()])
         for r in state.runners.values()
     }
+    serving = {
+        (r.id, p.shard): (p.pid, p.start_time)
+        for r in state.runners.values() if r.state in (RunnerState.ready, RunnerState.draining)
+        for p in r.processes.values()
+    }  # fmt: skip
     return {
         "pinned": dict(state.pinned), "cooling": cooling, "footprints": dict(state.footprints),
         "load_cost_ns": dict(state.load_cost_ns), "resident": resident, "keep_alive": keep_alive(state),
+        "serving": serving, "leases": leases(state),
     }  # fmt: skip
 
 
@@ -52,6 +60,21 @@ def keep_alive(state: State) -> dict[str, int]:
         runner.id: due["keep_alive", runner.id]
         for runner in state.runners.values()
         if runner.state is RunnerState.ready and runner.idle_t != NEVER and ("keep_alive", runner.id) in due
+    }
+
+
+def leases(state: State) -> dict[str, str]:
+    """Those that are held of runners that serve: what a start keeps, if such a runner has survived whole."""
+
+    def lasts(request: Request, runner: Runner) -> bool:
+        held = request.kind == c.LEASE and request.state is RequestState.dispatched
+        return held and runner.state is RunnerState.ready and not runner.ended
+
+    return {
+        id: runner.id
+        for runner in state.runners.values()
+        for id in runner.held
+        if lasts(state.requests[id], runner)
     }
 
 
@@ -90,6 +113,10 @@ class Evidence:
         self.starts = 0
         self.adopted = 0
         """Runners, counted at each start that found them alive."""
+        self.restarts = 0
+        """Starts after a stop that has left the runners: in place, mostly."""
+        self.held = 0
+        """Leases, counted at each start that kept them."""
 
     def examine(self) -> None:
         """Raises AssertionError."""
@@ -97,6 +124,8 @@ class Evidence:
         self._starts_lose_nothing()
         ends = self._every_request_ends_once()
         self._what_was_told_is_there(ends)
+        self._leases_are_as_told(ends)
+        self._no_slot_has_two_holders()
         self._nothing_happened_twice(ends)
 
     def _decisions_follow(self) -> None:
@@ -113,12 +142,20 @@ class Evidence:
             started = isinstance(step[0].body, c.DaemonStarted)
             if started:
                 before = kept(state)
+                self.restarts += state.stopping == "leave"
+            elif isinstance(step[0].body, c.ProcessExited):
+                self._was_to_end(state, step[0].body)
             for event in step:
                 apply(state, event)
             check_all(state)
             if started:
                 self.starts += 1
                 self._start_lost_nothing(before, state, step)
+
+    def _was_to_end(self, state: State, exited: c.ProcessExited) -> None:
+        """A runner that serves does not end by itself, nor by a daemon that goes."""
+        process = kept(state)["serving"].get((exited.runner, exited.shard))
+        assert process is None or process in self.told.killed, exited
 
     def _start_lost_nothing(self, before: dict[str, Any], state: State, step: list[Event]) -> None:
         seq, after = step[0].seq, kept(state)
@@ -127,10 +164,12 @@ class Evidence:
             assert after[what] == before[what], (seq, what, before[what], after[what])
         assert before["cooling"].keys() <= after["cooling"].keys(), seq
         assert before["footprints"].keys() <= after["footprints"].keys(), seq
-        assert not state.requests and not state.operations and not state.claims, seq
+        assert not state.operations and not state.claims, seq
         assert isinstance(step[0].body, c.DaemonStarted)
         alive = {process.runner: process.pid for process in step[0].body.survivors}
         self.adopted += len(alive)
+        self._processes_lived_on(before["serving"], step[0].body, seq)
+        self._leases_lasted(before, state, step[0].body, seq)
         for runner in alive:
             model, port, reserved, pids = before["resident"][runner]
             now = after["resident"][runner]
@@ -138,6 +177,27 @@ class Evidence:
         for runner, due in before["keep_alive"].items():
             if runner in alive and state.runners[runner].state is RunnerState.ready:  # else it lost a shard
                 assert state.deadlines.due.get(("keep_alive", runner)) == due, (seq, runner)
+
+    def _processes_lived_on(
+        self, serving: dict[tuple[str, int], tuple[int, int]], start: c.DaemonStarted, seq: int
+    ) -> None:
+        """Whatever ended the daemon, or let it start again: no runner that served has ended with it."""
+        found = {(p.runner, p.shard): (p.pid, p.start_time) for p in start.survivors}
+        for shard, process in serving.items():
+            if process not in self.told.killed:
+                assert found.get(shard) == process, (seq, shard, process, found.get(shard))
+
+    def _leases_lasted(self, before: dict[str, Any], state: State, start: c.DaemonStarted, seq: int) -> None:
+        """Exactly those leases are left whose runners live on; their slots are theirs, for a while."""
+        found = {(process.runner, process.shard) for process in start.survivors}
+        lost = {runner for runner, shard in before["serving"] if (runner, shard) not in found}
+        last = {id: runner for id, runner in before["leases"].items() if runner not in lost}
+        assert state.requests.keys() == last.keys(), (seq, state.requests.keys(), last)
+        self.held += len(last)
+        for id, runner in last.items():
+            request = state.requests[id]
+            assert (request.runner, request.slot) == (runner, True), (seq, request)
+            assert id in state.runners[runner].held and ("grace", id) in state.deadlines.due, (seq, request)
 
     def _every_request_ends_once(self) -> dict[str, Event]:
         arrived, ends = dict[str, None](), dict[str, Event]()
@@ -170,6 +230,44 @@ class Evidence:
         for operation, times in self.told.done.items():
             assert done[operation] >= times, (operation, times, done[operation])
 
+    def _leases_are_as_told(self, ends: dict[str, Event]) -> None:
+        """Whoever was told that he has a lease has it, for as long as he was told so."""
+        digests, runners, resumed = dict[str, str](), dict[str, str](), Counter[str]()
+        for event in self.events:
+            if isinstance(event.body, c.RequestArrived):
+                digests[event.subject] = event.body.token_digest
+            elif isinstance(event.body, c.RequestDispatched):
+                runners[event.subject] = event.body.runner
+            elif isinstance(event.body, c.LeaseResumed):
+                resumed[event.body.request] += 1
+        told = self.told.leases
+        for hold in told.holds:
+            mine = digests.get(hold.request), runners.get(hold.request)
+            assert mine == (hold.digest, hold.runner), (hold.request, mine)
+            completed = isinstance(ends[hold.request].body, c.RequestCompleted)
+            assert hold.let_go or not completed, f"{hold.request} has ended, and nobody has let go of it"
+        for request, times in told.resumed.items():
+            assert resumed[request] >= times, (request, times, resumed[request])
+        for request, seq in told.refused.items():
+            assert ends[request].seq <= seq, (
+                f"{request} was unknown at event {seq}, and ended as {ends[request]}"
+            )
+
+    def _no_slot_has_two_holders(self) -> None:
+        """While leases are held, whoever else was served whole was served in a slot beside theirs."""
+        slots = {e.subject: e.body.slots for e in self.events if isinstance(e.body, c.RunnerLoad)}
+        holds = self.told.leases.holds
+        served = {n["request"]: n for n in self.ledger if "request" in n}
+        moments = [(hold.runner, hold.began, hold.request) for hold in holds]
+        moments += [(served[n]["of"].partition("/")[0], served[n]["at"], n) for n in self.told.whole]
+        for runner, moment, who in moments:
+            held = sum(hold.runner == runner and hold.had(moment) for hold in holds)
+            assert held < slots[runner], (
+                f"{who} was served by {runner}, whose {slots[runner]} slots were leased"
+            )
+        for name, runner in self.told.leases.direct.items():
+            assert served[name]["of"].partition("/")[0] == runner, (name, served[name], runner)
+
     def _operations_done(self) -> Counter[tuple[str, ...]]:
         """Operations that ended well, by type and what they were about."""
         asked, done = dict[str, tuple[str, ...]](), Counter[tuple[str, ...]]()
@@ -195,10 +293,11 @@ class Evidence:
         assert not twice, f"commands that ran twice: {twice}"
         dispatches = Counter(e.body.runner for e in self.events if isinstance(e.body, c.RequestDispatched))
         requeued = Counter(e.subject for e in self.events if isinstance(e.body, c.RequestRequeued))
-        taken = Counter(n["of"].partition("/")[0] for n in self.ledger if "request" in n)
+        relayed = [n for n in self.ledger if "request" in n and not n["request"].startswith(DIRECT)]
+        taken = Counter(n["of"].partition("/")[0] for n in relayed)
         for runner, times in taken.items():
             assert times <= dispatches[runner], f"{runner} got {times} of {dispatches[runner]} dispatches"
-        names = Counter(n["request"] for n in self.ledger if "request" in n)
+        names = Counter(n["request"] for n in relayed)
         again = {name: times for name, times in names.items() if times > 1}
         assert sum(again.values()) - len(again) <= requeued.total(), again
         for name, times in again.items():

@@ -36,6 +36,12 @@ PATIENCE_S = 0.5
 RARE = ("migration.before", "migration.after")
 """Failpoints that only the first life of a log comes to."""
 
+LEAVING = ("leave.before", "again.before", "again.after")
+"""Those that only a restart in place comes to."""
+
+SECOND = ("recovery.before:2", "recovery.after:2")
+"""Where the program is that one has started in place."""
+
 
 class Tally(msgspec.Struct):
     """What many worlds have seen."""
@@ -52,6 +58,13 @@ class Tally(msgspec.Struct):
     watched: int = 0
     operations: int = 0
     commands: int = 0
+    leases: int = 0
+    resumed: int = 0
+    """How often a holder came back for one, and had it."""
+    held: int = 0
+    """How often a start kept one."""
+    restarts: int = 0
+    """In place, from the call to the first answer; more were killed on the way."""
     first_ms: list[float] = []
 
     def add(self, world: World, evidence: Evidence) -> None:
@@ -67,6 +80,10 @@ class Tally(msgspec.Struct):
         self.watched += len(world.told.events)
         self.operations += world.told.done.total()
         self.commands += sum("start" in note for note in evidence.ledger)
+        self.leases += len(world.told.leases.holds)
+        self.resumed += world.told.leases.resumed.total()
+        self.held += evidence.held
+        self.restarts += len(world.told.restarted_s)
         self.first_ms += world.first_ms
 
     def __str__(self) -> str:
@@ -76,9 +93,10 @@ class Tally(msgspec.Struct):
             f"{len(self.at.keys() - {''})} failpoints; {self.worlds} logs, {self.events:,} events, of which "
             f"{self.pruned:,} were pruned; {self.adopted:,} adoptions of {self.commands:,} processes; "
             f"{self.asked:,} requests; {self.whole:,} answers, {self.watched:,} watched events and "
-            f"{self.operations:,} operations were acknowledged: none lost, nothing twice. From launch to the "
-            f"first answer of an adopted runner: median {first[len(first) // 2]:.0f} ms, longest "
-            f"{first[-1]:.0f} ms"
+            f"{self.operations:,} operations were acknowledged: none lost, nothing twice; {self.leases:,} "
+            f"leases, {self.held:,} times kept by a start, {self.resumed:,} times resumed by their holders; "
+            f"{self.restarts:,} whole restarts in place. From launch to the first answer of an adopted "
+            f"runner: median {first[len(first) // 2]:.0f} ms, longest {first[-1]:.0f} ms"
         )
 
 
@@ -95,7 +113,7 @@ def in_world(folder: Path, seed: str, act: Callable[[World], None], tally: Tally
 def at_every_failpoint(world: World) -> None:
     """Each in turn, on one log; each runner that is there at the end serves at once."""
     for name in NAMES:
-        world.live(name)
+        world.live(name, restarts=name in LEAVING)
     world.look()
 
 
@@ -111,10 +129,15 @@ def at_moments(count: int) -> Callable[[World], None]:
                 case 2 | 3:
                     world.lose_a_runner()
                     world.live(after_s=world.moment_s())
+                case 4 | 5 | 6:
+                    world.live(after_s=world.restart_moment_s(), restarts=True)
+                case 7:
+                    name = chance.choice((*LEAVING, *SECOND, "stop.before", "stop.done", "stop.after"))
+                    world.live(name, after_s=world.restart_moment_s() + PATIENCE_S, restarts=True)
                 case n if n < 20:
                     world.live(after_s=world.moment_s())
                 case _:
-                    name = chance.choice([name for name in NAMES if name not in RARE])
+                    name = chance.choice([name for name in NAMES if name not in (*RARE, *LEAVING)])
                     times = 1 if name.startswith("stop.") else chance.choice(TIMES)
                     world.live(f"{name}:{times}", after_s=world.moment_s() + PATIENCE_S)
 
@@ -139,6 +162,7 @@ def main() -> int:
     folder, began, tally = Path(tempfile.mkdtemp(prefix="runnerd-crash-")), time.monotonic(), Tally()
     try:
         in_world(folder, f"{options.seed}-every", at_every_failpoint, tally)
+        in_world(folder, f"{options.seed}-grace", World.outlast_a_grace, tally)
         for number, share in enumerate(shares(options.count)):
             in_world(folder, f"{options.seed}-{number}", at_moments(share), tally)
             if sys.stderr.isatty():

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 PAUSE = threading.Event()
 
@@ -58,7 +59,7 @@ def serve(client: socket.socket, ledger: str) -> None:
                 client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                 continue
             asked = json.loads(body)
-            note(ledger, request=asked["user"])
+            note(ledger, request=asked["user"], at=time.monotonic())
             client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
             client.sendall(b"Transfer-Encoding: chunked\r\n\r\n")
             for _ in range(asked["pieces"]):

@@ -42,6 +42,7 @@ def test_killed_at_every_failpoint(tmp_path: Path) -> None:
     in_world(tmp_path, "every", at_every_failpoint, tally)
     assert [name for name in NAMES if tally.at.get(name) != 1] == []
     assert tally.adopted > len(NAMES) / 4 and tally.whole and tally.watched and tally.operations
+    assert tally.leases
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
@@ -60,6 +61,18 @@ def test_the_variable_is_taken_out_of_the_environment() -> None:
     environ = {failpoints.VARIABLE: "", "HOME": "/"}
     assert arm(environ) == ""
     assert environ == {"HOME": "/"}
+
+
+def test_what_is_armed_goes_on_into_the_next_program() -> None:
+    script = (
+        "import os\nfrom events.failpoints import arm, reach, rest\narm(os.environ)\n"
+        "reach('commit.before')\nreach('commit.after')\nprint(rest())"
+    )
+    environ = {**os.environ, failpoints.VARIABLE: "commit.after:3"}
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.strip() == str({failpoints.VARIABLE: "commit.after:2"})
+    assert failpoints.rest() == {}
 
 
 @pytest.mark.parametrize("times", [1, 3])

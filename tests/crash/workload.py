@@ -1,5 +1,8 @@
 """What daemons that are about to be killed are given to do, and what their clients were told.
 
+Where one is to start again in place now and then, that may cost clients their connections, and not more:
+nobody is refused.
+
 Everything that a client was promised is written down here, to be compared with the log afterwards.
 """
 
@@ -9,6 +12,7 @@ import http.client
 import json
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +20,20 @@ from typing import Any
 
 from daemon.control.client import CallFailed, Client, Unreachable
 from tests.crash.daemons import PATIENCE_S, Daemon
+from tests.crash.lessee import GONE, Leases, Lessee
 
 MODELS = ("red", "blue", "green", "pair")
 """Any two of them fit."""
 
-CLIENTS = 5
+CLIENTS, LESSEES = 5, 2
 OPERATIONS = ("pin", "unpin", "unpin", "unpin", "load", "unload", "now", "cancel", "cancel", "reload")
 """What the operator does: he mostly takes his pins back, or nothing would find room."""
 
 LEAST_BREATH_S, BREATH_S = 0.001, 0.02
 """Between two operations of the operator."""
 
-GONE = (OSError, http.client.HTTPException, Unreachable)
-"""What talking to a daemon that dies can raise."""
+REFUSED = "no daemon answers"
+"""What nobody may be told while one is about to start again in place."""
 
 
 class Told:
@@ -47,10 +52,17 @@ class Told:
         self.wrong: list[str] = []
         """What must not have been answered."""
         self.asked = 0
+        self.leases = Leases()
+        self.restarts = 0
+        """How often a daemon was asked to start again in place."""
+        self.restarted_s: list[float] = []
+        """How long each took that came to its end, from the call to the first answer."""
+        self.killed: dict[tuple[int, int], None] = {}
+        """Runners' processes that nobody but the harness has ended: their numbers and start times."""
 
 
 class Workload:
-    """Clients, an operator and a watcher of one life of a daemon, each in a thread, until it is over."""
+    """Clients, lessees, an operator and a watcher of one daemon, each in a thread, until it is over."""
 
     def __init__(
         self,
@@ -59,6 +71,8 @@ class Workload:
         told: Told,
         seed: str,
         configure: Callable[[int], None],
+        *,
+        restarts: bool,
     ) -> None:
         self._daemon = daemon
         self._control = control
@@ -68,8 +82,13 @@ class Workload:
         """Writes the n-th variant of the configuration."""
         self._passed_over = 0
         """What the watcher has missed, because it had been pruned before it came."""
+        self.restarts = threading.Event()
+        """It has been asked to start again in place, if it ever will be."""
         self._threads = [threading.Thread(target=self._client, args=(i,)) for i in range(CLIENTS)]
+        self._threads += [threading.Thread(target=self._lessee, args=(i,)) for i in range(LESSEES)]
         self._threads += [threading.Thread(target=run) for run in (self._operator, self._watcher)]
+        if restarts:
+            self._threads.append(threading.Thread(target=self._restarter))
         for thread in self._threads:
             thread.start()
 
@@ -83,12 +102,18 @@ class Workload:
         """Act again and again, from the moment that it listens until it is over."""
         chance = random.Random(f"{self._seed} {who}")
         assert self._daemon.listens.wait(PATIENCE_S), "it neither listens nor ends"
-        try:
-            while not self._daemon.over.is_set():
+        while not self._daemon.over.is_set():
+            try:
                 act(chance)
-        except GONE:
-            if not self._daemon.ends(PATIENCE_S):
-                self._told.wrong.append(f"{who} lost its connection, and the daemon lives")
+            except GONE as error:
+                self._lost(who, error)
+
+    def _lost(self, who: str, error: Exception) -> None:
+        """A connection was lost, or could not be made: because the daemon dies, or starts again in place."""
+        moment = time.monotonic()
+        refused = isinstance(error, ConnectionRefusedError | TimeoutError) or str(error).startswith(REFUSED)
+        if (refused or not self._daemon.leaves) and self._daemon.lived_at(moment):
+            self._told.wrong.append(f"{who}: {error!r}, and the daemon lives")
 
     # --- clients -----------------------------------------------------------------------------------------
 
@@ -127,12 +152,25 @@ class Workload:
         if leaves < 0.08:
             response.close()
             return False
-        whole = response.read()
+        try:
+            whole = response.read()
+        except http.client.IncompleteRead:  # its runner was ended, if not the daemon
+            return False
         if response.status == 200 and whole.endswith(b"[DONE]\n\n"):
             told.whole[name] = None
         return True
 
-    # --- the operator and the watcher --------------------------------------------------------------------
+    def _lessee(self, number: int) -> None:
+        def lease(chance: random.Random) -> None:
+            lessee = Lessee(number, self._daemon, self._control, self._told.leases)
+            try:
+                lessee.act(chance, chance.choice(MODELS))
+            finally:
+                lessee.close()
+
+        self._until_over(lease, f"lessee {number}")
+
+    # --- operators and the watcher -----------------------------------------------------------------------
 
     def _operator(self) -> None:
         self._until_over(self._operate, "operator")
@@ -168,6 +206,39 @@ class Workload:
                 told.wrong.append(f"the operator got {failure.name} {failure.parameters}")
         finally:
             client._socket.close()
+
+    def _restarter(self) -> None:
+        """Another operator, who has the daemon start again in place."""
+
+        def restart(chance: random.Random) -> None:
+            self._daemon.ends(chance.uniform(LEAST_BREATH_S, 10 * BREATH_S))
+            self._daemon.leaves = True
+            self._told.restarts += 1
+            self.restarts.set()
+            began = time.monotonic()
+            client = Client([self._control])
+            try:
+                for _ in client.calls("Restart", now=chance.random() < 0.5):
+                    pass
+            except Unreachable:  # as it has to be
+                again = Client([self._control])
+                if again.call("Status")["pid"] != self._daemon.pid:
+                    self._told.wrong.append("another process answers after a restart in place")
+                self._told.restarted_s.append(time.monotonic() - began)
+                again._socket.close()
+            except CallFailed as failure:
+                if (
+                    failure.short not in ("OperationFailed", "LogBlocked")
+                    or "unfit" in failure.parameters.values()
+                ):
+                    self._told.wrong.append(f"a restart was answered by {failure.name} {failure.parameters}")
+            finally:
+                client._socket.close()
+
+        try:
+            self._until_over(restart, "restarter")
+        finally:
+            self.restarts.set()
 
     def _watcher(self) -> None:
         def watch(_: random.Random) -> None:

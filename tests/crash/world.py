@@ -20,17 +20,20 @@ from collections import Counter
 from pathlib import Path
 
 from daemon import guardian
+from daemon.control.client import Client
 from daemon.past import state_at
 from daemon.processes import identity
 from events import catalogue as c
 from events.catalogue import Event
-from events.limits import S
+from events.limits import LEASE_GRACE_NS, S
 from events.reader import Reader
 from events.schema import NotALog
+from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import State
 from tests.crash.daemons import PATIENCE_S, Daemon
 from tests.crash.evidence import Evidence
+from tests.crash.lessee import Lessee
 from tests.crash.workload import Told, Workload
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -44,6 +47,9 @@ LONG_NS = 60 * S
 USUAL_S = 0.1
 """From the launch of a daemon until it listens, on a machine that has nothing else to do."""
 
+LONGEST_RESTART_S = 6.0
+"""How long a restart in place is expected to take at most."""
+
 FIRST_PORT, PORTS, WORLDS = 12_000, 100, 150
 
 
@@ -55,6 +61,9 @@ def _lives(stat: identity.Stat) -> bool:
 
 class World:
     """See the module."""
+
+    restart_s = 1.0
+    """How long a restart in place takes, as far as any world has seen."""
 
     def __init__(self, folder: Path, seed: str) -> None:
         self.folder, self.seed = folder, seed
@@ -89,7 +98,7 @@ memoryHeadroom: 0
 healthCheckTimeout: 15
 globalTTL: 3600
 retention: {{age: 1ms}}
-unloadTimeout: 2s
+unloadTimeout: 1s
 models:
   red: {{cmd: "{command}", memory: 100MiB, slots: 2}}
   blue: {{cmd: "{command} --stray", memory: 100MiB, slots: 1, ttl: {ttl}}}
@@ -103,12 +112,16 @@ models:
 
     # --- one life ----------------------------------------------------------------------------------------
 
-    def live(self, failpoint: str = "", after_s: float | None = None) -> None:
-        """Start a daemon, give it work, and kill it: where it comes to the failpoint, or after a time."""
+    def live(self, failpoint: str = "", after_s: float | None = None, *, restarts: bool = False) -> None:
+        """Start a daemon, give it work, and kill it: where it comes to the failpoint, or after a time. Where
+        it starts again in place, now and then, that is the time since it was first asked to."""
         self.lives += 1
+        whole, longer = len(self.told.restarted_s), min(1.2 * World.restart_s, LONGEST_RESTART_S)
         self._launch(failpoint)
-        workload = self._work()
-        if failpoint.startswith("stop.") and self.daemon.listens.wait(PATIENCE_S):
+        workload = self._work(restarts=restarts)
+        if restarts:
+            workload.restarts.wait(PATIENCE_S)
+        elif failpoint.startswith("stop.") and self.daemon.listens.wait(PATIENCE_S):
             self.daemon.ends(0.2)
             self.daemon.terminate()
         if not self.daemon.ends(REACHED_S if after_s is None else after_s):
@@ -116,15 +129,22 @@ models:
             failpoint = ""
         code = self.daemon.code()
         workload.join()
+        if restarts:
+            World.restart_s = self.told.restarted_s[-1] if len(self.told.restarted_s) > whole else longer
         self._listens_s = self.daemon.listens_s or self._listens_s
         assert code == -signal.SIGKILL, f"it ended by itself, with {code}:\n{self._journal()}"
         assert after_s is not None or failpoint, f"it never came to its failpoint:\n{self._journal()}"
-        assert not self.told.wrong, "\n".join(self.told.wrong) + self._journal()
+        wrong = self.told.wrong + self.told.leases.wrong
+        assert not wrong, "\n".join(wrong) + "\n" + self._journal()
         self.died_at[failpoint.partition(":")[0]] += 1
 
     def moment_s(self) -> float:
         """A moment in a life, in seconds from its launch: one of five lies in the recovery."""
         return self._chance.uniform(0, 5 * self._listens_s)
+
+    def restart_moment_s(self) -> float:
+        """A moment in a restart in place, in seconds from when it was asked for, or soon after it."""
+        return self._chance.uniform(0, 1.5 * World.restart_s)
 
     def _launch(self, failpoint: str = "") -> None:
         arguments = [
@@ -133,9 +153,9 @@ models:
         ]  # fmt: skip
         self.daemon = Daemon(arguments, failpoint)
 
-    def _work(self) -> Workload:
+    def _work(self, *, restarts: bool) -> Workload:
         seed = f"{self.seed}-{self.lives}"
-        return Workload(self.daemon, self.control, self.told, seed, self.configure)
+        return Workload(self.daemon, self.control, self.told, seed, self.configure, restarts=restarts)
 
     def _journal(self) -> str:
         return f"world {self.seed}, life {self.lives}, {self.folder}\n" + "".join(self.daemon.journal[-60:])
@@ -146,23 +166,82 @@ models:
         """Kill a process of a runner, while no daemon is there or one that knows nothing of it yet."""
         found = self._processes()
         if found:
-            identity.kill(self._chance.choice(found)[1])
+            _, stat = self._chance.choice(found)
+            self.told.killed[stat.pid, stat.start_time] = None
+            identity.kill(stat)
 
     def look(self) -> None:
         """Start a daemon and give it nothing to do: what it has adopted is there, serves at once, and nothing
-        else of it is. Then kill it."""
-        self.lives += 1
-        self._launch()
-        assert self.daemon.listens.wait(PATIENCE_S) and not self.daemon.over.is_set(), self._journal()
+        else of it is; leases are held again. Then kill it."""
+        self._idle()
         self._no_orphan()
         self._visit()
+        lessees = self._come_back()
         for runner in self._state.runners.values():
             if runner.state is not RunnerState.ready or runner.keep_alive_ns < LONG_NS:
                 continue  # it may go at any moment
-            self._serves_at_once(runner.id, runner.model)
+            if len(runner.held) < runner.slots:  # nobody else has what is leased
+                self._serves_at_once(runner.id, runner.model)
+        self._kill()
+        for lessee in lessees:
+            lessee.close()
+
+    def _idle(self) -> None:
+        """Start a daemon that is given nothing to do."""
+        self.lives += 1
+        self._launch()
+        assert self.daemon.listens.wait(PATIENCE_S) and not self.daemon.over.is_set(), self._journal()
+
+    def _kill(self) -> None:
         self.daemon.kill()
         self.daemon.code()
         self.died_at[""] += 1
+
+    def outlast_a_grace(self) -> None:
+        """Two leases, of which one holder does not come back: his slot is kept for the grace, which begins
+        anew where the daemon is killed within it, and is anybody's then. The other's stays his."""
+        self._idle()
+        lessees = [Lessee(number, self.daemon, self.control, self.told.leases) for number in range(2)]
+        stays, goes = [lessee.acquire("red") for lessee in lessees]
+        assert stays.runner == goes.runner
+        for _ in range(2):
+            self._kill()
+            lessees[1].forget(goes)
+            self._idle()
+            lessees[0].close()
+            lessees[0] = Lessee(0, self.daemon, self.control, self.told.leases)
+            lessees[0].come_back()
+            assert goes.request in self._leased(), self._journal()
+        client = Client([self.control])
+        client._socket.settimeout(2 * LEASE_GRACE_NS / S)
+        replies = client.calls("Watch", after=self._state.seq)
+        assert any(reply["event"]["subject"] == goes.request for reply in replies)
+        self._ask("red")
+        assert self._leased() == [stays.request]
+        self._kill()
+        client._socket.close()
+        for lessee in lessees:
+            lessee.close()
+
+    def _leased(self) -> list[str]:
+        """The leases that are held, by the log."""
+        self._read_on()
+        return [request.id for request in self._state.requests.values() if request.kind == c.LEASE]
+
+    def _come_back(self) -> list[Lessee]:
+        """Have those who wait for their leases show their tokens; they hold them until the daemon is
+        killed."""
+        lessees, leases = list[Lessee](), self.told.leases
+        for number, hold in list(leases.waiting.items()):
+            request = self._state.requests.get(hold.request)
+            ready = request is not None and self._state.runners[hold.runner].state is RunnerState.ready
+            held = ready and request is not None and request.state is RequestState.dispatched
+            lessees.append(Lessee(number, self.daemon, self.control, leases))
+            lessees[-1].come_back()
+            back = number in leases.waiting
+            assert back if held else not back or request, (hold.request, request, self._journal())
+        assert not leases.wrong, leases.wrong
+        return lessees
 
     def _visit(self) -> None:
         """Look into the log as a person would: with a connection that could write, and is closed."""
@@ -233,7 +312,8 @@ models:
         assert not left, f"left behind: {left}"
         evidence = Evidence(self.log, self.ledger, self.told)
         evidence.examine()
-        assert evidence.starts <= self.lives + 1
+        assert evidence.starts <= self.lives + 1 + self.told.restarts
+        assert evidence.restarts >= len(self.told.restarted_s)
         return evidence
 
     def clear(self) -> None:

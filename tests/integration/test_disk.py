@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from events import catalogue as c
-from events.limits import EXIT_LOG_FAILED
+from events.limits import EXIT_LOG_FAILED, EXIT_STEP_FAILED
 from events.lock import lock_path
 from events.store import SLOW
 from tests.integration.live import PATIENCE_S, Live, gone, ngram
@@ -77,6 +77,41 @@ def live(tmp_path: Path, preload: Path) -> Iterator[Bad]:
 def syncing(tmp_path: Path, preload: Path) -> Iterator[Bad]:
     """The same, which syncs each transaction."""
     yield from serving(Bad(tmp_path, preload, "durability: machine"))
+
+
+@pytest.fixture
+def failing(tmp_path: Path, preload: Path) -> Iterator[Bad]:
+    """The same, with a mistake in it, and about to prune as soon as its disk is full."""
+    live = Bad(tmp_path, preload)
+    live.wrapper = [sys.executable, "-c", MISTAKEN]
+    yield from serving(live)
+
+
+MISTAKEN = """
+import sys
+import trio
+from daemon.cli import runnerd
+from daemon.driver import Driver, log
+from daemon.keeping import Keeping
+from events.catalogue import ProcessExited
+from statemachines.scheduler import Scheduler
+
+blocked = trio.Event()
+
+async def keep(self):
+    await blocked.wait()
+    log.info("about to prune")
+    await self._store.prune(1, b"")
+
+def step(self, fact, t, step=Scheduler.step):
+    assert not isinstance(fact, ProcessExited), "a mistake"
+    return step(self, fact, t)
+
+Keeping._keep, Scheduler.step = keep, step
+Driver._log_blocked = lambda self, error: blocked.set()
+del sys.argv[1]
+sys.exit(runnerd.main())
+"""
 
 
 def serving(live: Bad) -> Iterator[Bad]:
@@ -271,6 +306,22 @@ def test_another_daemon_that_got_in_ends_the_first(live: Bad, tmp_path: Path) ->
         other.stdin.close()
     live.start()
     assert live.tags().count("runner.load") == 1
+
+
+def test_a_step_that_fails_while_nothing_can_be_written_ends_the_daemon(failing: Bad) -> None:
+    live = failing
+    asked = threading.Thread(target=lambda: live.runnerctl("pin", "one"))
+    with live.disk("full"):
+        asked.start()
+        assert live.read_until("about to prune")
+        os.kill(live.pid(), signal.SIGKILL)
+        assert live.wait() == EXIT_STEP_FAILED
+        assert "a mistake" in live.journal[-2]
+    asked.join(PATIENCE_S)
+    live.wrapper = []
+    live.start()
+    assert live.chat("one", max_tokens=1)[0] == 200
+    assert live.tags().count("runner.lost") == 1
 
 
 # --- stopping ---------------------------------------------------------------------------------------------

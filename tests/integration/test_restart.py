@@ -6,11 +6,13 @@ import http.client
 import json
 import resource
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 from daemon.cli.restart import words
+from events.lock import lock_path
 from tests.integration.live import PATIENCE_S, Live, daemon, gone, ngram
 
 SLOW = ngram("--slots 2", "--tokens-per-second 20")
@@ -216,3 +218,61 @@ import os, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, int(sys.argv[1])))
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+def test_nobody_gets_the_log_between_the_two_programs(tmp_path: Path) -> None:
+    """Who waits for its lock would be given it at once, were it let go of."""
+    with daemon(tmp_path, TWO) as live:
+        path = lock_path(live.log)
+        with subprocess.Popen([sys.executable, "-c", THIEF, path], stdout=subprocess.PIPE) as thief:
+            assert thief.stdout is not None
+            assert thief.stdout.readline() == b"waits\n"
+            assert live.runnerctl("restart").returncode == 0
+            assert live.runnerctl("restart").returncode == 0
+            assert thief.poll() is None
+            assert path.read_text().splitlines()[0].startswith(f"pid {live.process.pid} ")
+            assert live.stop() == 0
+            assert thief.stdout.readline() == b"has it\n"
+    assert live.tags().count("daemon.started") == 3
+
+
+THIEF = """
+import fcntl, struct, sys
+with open(sys.argv[1], "r+b") as file:
+    print("waits", flush=True)
+    fcntl.fcntl(file, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 1, 0))
+    print("has it", flush=True)
+"""
+
+
+def test_a_stop_that_comes_as_the_program_ends_is_for_the_next(tmp_path: Path) -> None:
+    live = Live(tmp_path, TWO)
+    live.wrapper = [sys.executable, "-c", STOPPED]
+    live.start()
+    try:
+        assert live.chat("blue")[0] == 200
+        [pid] = pids(live).values()
+        live.runnerctl("restart")
+        assert live.wait() == 0
+        gone(pid)
+    finally:
+        if live.process.poll() is None:
+            live.kill()
+    tags = live.tags()
+    assert (tags.count("daemon.started"), tags.count("runner.unloaded")) == (2, 1)
+
+
+STOPPED = """
+import os, signal, sys
+from daemon import doors
+from daemon.cli import runnerd
+
+def start_again(given, start_again=doors.start_again):
+    os.kill(os.getpid(), signal.SIGTERM)
+    start_again(given)
+
+doors.start_again = start_again
+del sys.argv[1]
+sys.exit(runnerd.main())
+"""
+"""A daemon to which a SIGTERM comes when it has ended but for its last line. Idle threads are left over."""

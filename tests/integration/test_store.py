@@ -302,6 +302,26 @@ async def test_leaving_a_blocked_log_gives_up_in_the_end(log: Path, monkeypatch:
     assert stored(log) == [1, 2]
 
 
+async def test_who_would_prune_behind_a_refused_transaction_can_be_cancelled(log: Path) -> None:
+    """A daemon whose step fails meanwhile must come to its end, though the disk stays full."""
+    async with open_store(log) as opened:
+        await opened.wait(append(opened, 2))
+        hash, watch = opened.head.hash, Watch(opened)
+        with closing(sqlite3.connect(log, isolation_level=None)) as foreign:
+            foreign.execute("BEGIN IMMEDIATE")
+            append(opened, 1, first=5)
+            with trio.fail_after(5):
+                await watch.blocked.wait()
+            with trio.fail_after(5), trio.move_on_after(0) as pruning:
+                await opened.prune(4, hash)
+            assert pruning.cancelled_caught
+            foreign.execute("ROLLBACK")
+        await opened.wait(6)
+        assert opened.base.seq == 1
+        await opened.prune(4, hash)
+    assert stored(log) == [5, 6]
+
+
 class Doubtful(sqlite3.Connection):
     """A connection whose commits report a full disk, having taken place or not."""
 
@@ -476,6 +496,20 @@ def modes(directory: Path) -> dict[str, int]:
         with suppress(FileNotFoundError):
             found[path.name] = path.stat().st_mode & 0o777
     return found
+
+
+async def test_a_lock_that_is_kept_is_the_next_opener_s_if_it_is_of_his_log(log: Path) -> None:
+    async with open_store(log) as opened:
+        kept = opened.keep_lock()
+    assert is_held(lock_path(log))
+    async with open_store(log, lock=kept) as opened:
+        with pytest.raises(LogInUse):
+            hold_lock(log)
+        kept = opened.keep_lock()
+    other = log.with_name("other.db")
+    async with open_store(other, lock=kept):
+        assert not is_held(lock_path(log))
+        assert is_held(lock_path(other))
 
 
 async def test_everything_is_for_the_owner_alone(log: Path) -> None:

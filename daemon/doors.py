@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from daemon.control.server import bind
+from daemon.control.server import bind, group_id
 from daemon.limits import CONTROL_CONNECTIONS, HANDED_DOWN
 from daemon.processes.gate import lower_open_files
 from events import failpoints
@@ -103,7 +103,7 @@ class Doors:
     def control(self, path: Path, group: str = "") -> Iterator[socket.socket]:
         """The control socket; at the end it is gone, if it is ours. Raises OSError."""
         sock = self._control
-        if sock is not None and self._name(sock).endswith(KEPT) and path_of(sock) != path:
+        if sock is not None and self._name(sock).endswith(KEPT) and not _is_wanted(sock, path, group):
             path_of(sock).unlink(missing_ok=True)
             sock.close()
             sock = None
@@ -208,6 +208,16 @@ def _check(sock: socket.socket, name: str, families: tuple[int, ...], expected: 
         raise DoorError(
             f"what systemd hands down as {name!r} is not {expected} that listens (ListenStream=, Accept=no)"
         )
+
+
+def _is_wanted(kept: socket.socket, path: Path, group: str) -> bool:
+    """Whether a control socket is still where it is to be, and its group's."""
+    try:
+        gid = path.stat().st_gid
+    except FileNotFoundError:
+        return False
+    wanted = (group_id(group),) if group else (os.getegid(), path.parent.stat().st_gid)
+    return path_of(kept) == path and gid in wanted
 
 
 def _is_at(sock: socket.socket, host: str, port: int) -> bool:

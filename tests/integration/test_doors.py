@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.doors import DoorError, Doors, take
+from daemon.doors import DoorError, Doors, _is_wanted, take
 from daemon.unit import job_of, own_unit
 from tests.integration.live import PATIENCE_S, Live, gone, ngram
 
@@ -163,6 +163,26 @@ def test_what_is_kept_is_used_where_it_is_wanted() -> None:
         assert doors.fronts != [kept]
         assert kept.fileno() == -1
         assert doors.fronts[0].getsockname() == ("127.0.0.2", port)
+
+
+def test_a_control_socket_is_kept_where_it_is_wanted_and_whose_it_is_to_be(tmp_path: Path) -> None:
+    path, gid = tmp_path / "c.sock", tmp_path.stat().st_gid
+    with Doors() as doors:
+        doors.kept = True
+        with doors.control(path) as kept:
+            doors._names[kept.fileno()] = "control.kept"
+        assert _is_wanted(kept, path, "")
+        assert _is_wanted(kept, path, str(gid))
+        assert not _is_wanted(kept, path, str(gid + 1))
+        assert not _is_wanted(kept, tmp_path / "other.sock", "")
+        with doors.control(path, str(gid)) as same:
+            assert same is kept
+        path.unlink()  # whoever has removed it: nobody can reach it any more
+        doors.kept = False
+        with doors.control(path) as made:
+            assert kept.fileno() == -1
+            assert made.getsockname() == str(path)
+            assert path.is_socket()
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,11 @@ class Settings:
             except CursorPruned as error:
                 raise click.UsageError(f"{error}: begin there") from None
             except (LogError, sqlite3.Error, Divergence) as error:
-                seq, advice = getattr(error, "seq", 0), ""
+                found, advice = _located(reader, error), ""
+                seq = getattr(found, "seq", 0)
                 if seq and not reader.segment:
                     advice = f"; runnerlog salvage {shlex.quote(str(self.path))} NEW keeps what is before it"
-                failing(self.output, seq=seq, error=str(error), advice=advice)
+                failing(self.output, seq=seq, error=str(found), advice=advice)
 
     def fold(self, reader: Reader, upto: int | None = None) -> State:
         """The state after event `upto` (None: the last). Exits with 1 where the log cannot be folded."""
@@ -104,6 +105,17 @@ class Settings:
         if self.output.machine:
             self.output.line({"ok": False, "error": words})
         click.echo(f"runnerlog: {words}", err=True)
+
+
+def _located(reader: Reader, error: Exception) -> Exception:
+    """Where SQLite says only that the file is damaged: the first event that cannot be read."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    if code & 0xFF == sqlite3.SQLITE_CORRUPT:
+        try:
+            reader.verify_chain()
+        except LogError as found:
+            return found
+    return error
 
 
 class Facts:

@@ -284,6 +284,16 @@ def test_a_truncated_file_is_found(log: Path, events: list[Event], parts: int) -
     report = json.loads(done.stdout)
     assert not report["ok"]
     if done.returncode == 1:
+        for asked in (["show"], ["state"], ["stats"], ["waits"]):
+            said = subprocess.run(
+                [BIN / "runnerlog", "--log", log, "--no-json", *asked],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert said.returncode == 1, asked
+            assert f"event {report['seq']}: " in said.stdout
+            assert "runnerlog salvage" in said.stdout, "who meets damage is told how to go on"
         salvaged(log, events, report["seq"])
 
 

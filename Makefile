@@ -28,7 +28,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 APART := tests/llama tests/systemd tests/browser
-# Of tests at once: as many as there are cores, and no more than a machine's memory and patience are sure to have.
+# Tests at once: as many as there are cores, and no more than tests/ports.py has ports for.
 WORKERS ?= auto --maxprocesses 4
 SEEDS ?= 500
 SEED ?= 1

@@ -35,6 +35,7 @@ from tests.crash.daemons import PATIENCE_S, Daemon
 from tests.crash.evidence import Evidence
 from tests.crash.lessee import Lessee
 from tests.crash.workload import Told, Workload
+from tests.ports import some_ports
 
 RUNNER = Path(__file__).with_name("runner.py")
 
@@ -49,8 +50,6 @@ USUAL_S = 0.1
 
 LONGEST_RESTART_S = 6.0
 """How long a restart in place is expected to take at most."""
-
-FIRST_PORT, PORTS, WORLDS = 12_000, 100, 150
 
 
 def _lives(stat: identity.Stat) -> bool:
@@ -80,7 +79,7 @@ class World:
         self._chance = random.Random(seed)
         self._listens_s = USUAL_S
         """How long the last one took until it listened, on a machine that may be busy."""
-        self._port = FIRST_PORT + random.randrange(WORLDS) * PORTS  # others may run the tests, too
+        self._port = some_ports()
         self._state = State()
         self.daemon: Daemon
         folder.mkdir(parents=True, exist_ok=True)

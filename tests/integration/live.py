@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import select
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from click.testing import CliRunner
 from daemon.cli import runnerlog
 from events.catalogue import Event
 from events.reader import Reader
+from tests.ports import some_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -36,18 +36,13 @@ def ngram(*switches: str) -> str:
     return " ".join([sys.executable, str(ROOT / "examples/ngram_runner.py"), "--port ${PORT}", *switches])
 
 
-def _ports() -> int:
-    """The beginning of a range of ports that no other run of the tests on this machine is likely to use."""
-    return random.randrange(12_000, 30_000, 100)
-
-
 class Live:
     """`runnerd serve` on a configuration given as text."""
 
     def __init__(self, directory: Path, config: str) -> None:
         self.directory = directory
         self.config = directory / "config.yaml"
-        self.config.write_text(config if "startPort" in config else f"startPort: {_ports()}\n{config}")
+        self.config.write_text(config if "startPort" in config else f"startPort: {some_ports()}\n{config}")
         self.log = directory / "state" / "events.db"
         self.socket = directory / "control.sock"
         self.port = 0

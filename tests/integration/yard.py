@@ -28,6 +28,7 @@ from events.catalogue import (
     Process,
     ProcessSpawned,
 )
+from tests.ports import RANGE, some_ports
 
 PATIENCE_S = 30
 BOOT = "b0000000-0000-4000-8000-000000000000"
@@ -79,7 +80,7 @@ while True:
 def free_port() -> int:
     """A port outside the range that the machine gives to outgoing connections."""
     while True:
-        port = random.randrange(15_000, 30_000)
+        port = some_ports() + random.randrange(RANGE)
         if supervision._port_is_free(port):
             return port
 

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -195,9 +195,9 @@ class _Run:
 
     async def _load_and_open(self, doors: Doors, nursery: trio.Nursery, pulse: Pulse) -> None:
         """Preload, then let clients in, until it is stopped; or behind their backs, if it is to be lazy."""
-        driver, lazy, models = self._driver, self._lazy, self._catalog.config.preload
-        if lazy:
-            nursery.start_soon(partial(preload, driver, models, lazy=True))
+        driver, models = self._driver, self._catalog.config.preload
+        if self._lazy:
+            nursery.start_soon(self._load_behind, models, pulse)
         else:
             self._failure = await preload(driver, models, lazy=False)
         if self._failure is not None:
@@ -205,6 +205,12 @@ class _Run:
         elif not (driver.state.stopping or self._leaver.leaving):
             await self._open_doors(doors, pulse)
         await trio.sleep_forever()
+
+    async def _load_behind(self, models: Sequence[str], pulse: Pulse) -> None:
+        """Preload while clients are served. That ends the start; `--lazy` does not wait for it."""
+        await preload(self._driver, models, lazy=True)
+        if not (self._options.lazy or self._driver.state.stopping):
+            pulse.ready()
 
     async def _open_doors(self, doors: Doors, pulse: Pulse) -> None:
         """Serve HTTP and the control socket, and reload; what asked for that before is heard now."""
@@ -218,7 +224,8 @@ class _Run:
         self._leaver.pause, self._leaver.expecting = door.pause, lambda: door.expecting
         doors.listen()
         log.info("listening on %s, control socket %s", doors.where(), self._places.control)
-        pulse.ready()
+        if self._options.lazy or not self._lazy:
+            pulse.ready()
         async with trio.open_nursery() as nursery:
             ahead = Prefetcher(lambda model: files_of(catalog.config.models, model))
             driver.prefetch = lambda model: ahead.begin(model) if catalog.config.prefetch else None

@@ -19,6 +19,7 @@ from events import catalogue as c
 from events.store import open_store
 from statemachines.state import State
 from tests.integration.live import PATIENCE_S, daemon, ngram
+from tests.integration.test_preload import held
 from tests.unit.test_scheduler import Core, model
 
 ONE = f"""
@@ -57,6 +58,8 @@ class Systemd:
                 told.append(self.next())
         except BlockingIOError:
             return told
+        finally:
+            self.sock.settimeout(PATIENCE_S)
 
 
 @pytest.fixture
@@ -108,6 +111,24 @@ def test_a_daemon_says_what_it_does(
             [extended] = systemd.until("EXTEND_TIMEOUT_USEC")[-1:]
             assert int(extended["EXTEND_TIMEOUT_USEC"]) == 30 * US
         assert live.wait() == 0
+
+
+def test_after_a_crash_clients_are_served_before_the_start_has_come_to_its_end(
+    tmp_path: Path, systemd: Systemd
+) -> None:
+    fifo = tmp_path / "go"
+    slow = ONE.replace("[red]", "[red, slow]") + f"  slow: {{cmd: '{held(fifo)}', memory: 10MiB}}\n"
+    with daemon(tmp_path, ONE) as live:
+        systemd.until("READY")
+        live.kill()
+        systemd.now()
+        live.config.write_text(slow)
+        live.start()
+        assert live.chat("red")[0] == 200
+        assert not any("READY" in message for message in systemd.now())
+        fifo.write_text("now\n")
+        systemd.until("READY")
+        assert live.read_until("preload: slow is ready")
 
 
 def test_nobody_is_told_where_nobody_asked() -> None:

@@ -199,7 +199,7 @@ class Reader:
         try:
             return self.head().seq
         except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
             return MAX_SEQ
 
@@ -285,7 +285,7 @@ class Reader:
             except (EventUnreadable, TypeError):  # TypeError: an index knows of more than is there
                 continue
             except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
                 continue
             assert isinstance(body, StateCarried)
@@ -297,7 +297,7 @@ class Reader:
         try:
             row = self._connection.execute(_PIECE_BELOW, place).fetchone()
         except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
             return None
         return row and int(row[0])
@@ -354,7 +354,12 @@ class Reader:
 
     def _verify_chain(self) -> int:
         base = self.base
-        lowest = self._connection.execute("SELECT min(seq) FROM events").fetchone()[0]
+        try:
+            lowest = self._connection.execute("SELECT min(seq) FROM events").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            lowest = None  # whoever reads the first one says so
         if lowest is not None and lowest < base.seq:
             raise ChainBroken(lowest, f"it lies before the log's base, {base.seq}")
         self.check_base()
@@ -371,7 +376,7 @@ class Reader:
             try:  # a checkpoint may have to wait for this, so nothing else is done meanwhile
                 page.extend(self._connection.execute(sql, {"after": after, **values}))
             except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
                 last = page[-1][0] if page else after
                 one = f"SELECT {COLUMNS} FROM events WHERE seq = :one AND {where}"
@@ -398,7 +403,7 @@ def _check(r: Record, previous: bytes) -> bytes:
     return expected
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
+def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether the bytes are to blame: SQLite says so, or (without a code) Python finds no UTF-8."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF == sqlite3.SQLITE_CORRUPT
 
@@ -462,7 +467,7 @@ def verify(connection: sqlite3.Connection, after: int, previous: bytes, last: in
         try:
             page.extend(connection.execute(_VERIFY_SQL, (seq, last)))
         except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
             page += _one_more(connection, _VERIFY_ONE_SQL, {"one": seq + len(page) + 1})
             _verify_page(page, seq, previous)  # what could be read of it comes first

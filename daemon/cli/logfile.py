@@ -6,7 +6,7 @@ import os
 import shlex
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +20,7 @@ from daemon.explain.unknown import UnknownSubject
 from daemon.past import fold_one, nearest
 from events.catalogue import Event, Fact
 from events.envelope import LogError, decode
-from events.reader import CursorPruned, Reader
+from events.reader import CursorPruned, Reader, is_damage
 from statemachines.replay import Divergence
 from statemachines.state import State
 
@@ -109,12 +109,12 @@ class Settings:
 
 def _located(reader: Reader, error: Exception) -> Exception:
     """Where SQLite says only that the file is damaged: the first event that cannot be read."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
-    if code & 0xFF == sqlite3.SQLITE_CORRUPT:
-        try:
-            reader.verify_chain()
-        except LogError as found:
-            return found
+    if isinstance(error, sqlite3.DatabaseError) and is_damage(error):
+        with suppress(sqlite3.Error):  # it may be too damaged to tell
+            try:
+                reader.verify_chain()
+            except LogError as found:
+                return found
     return error
 
 

@@ -272,6 +272,21 @@ def test_half_a_page_is_found(log: Path, events: list[Event]) -> None:
     salvaged(log, events, seq)
 
 
+def test_a_log_whose_events_have_no_beginning_is_damaged_from_the_first(log: Path) -> None:
+    connection = sqlite3.connect(log)
+    root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'events'").fetchone()[0]
+    connection.close()
+    with log.open("r+b") as file:
+        file.seek((root - 1) * 2048)
+        file.write(b"\0" * 2048)
+    for asked in ("verify", "show", "stats"):
+        done = subprocess.run(
+            [BIN / "runnerlog", "--log", log, "--no-json", asked], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, ""), asked
+        assert "event 1: unreadable (database disk image is malformed); runnerlog salvage" in done.stdout
+
+
 @pytest.mark.parametrize("parts", [3, 2])
 def test_a_truncated_file_is_found(log: Path, events: list[Event], parts: int) -> None:
     """SQLite's own header says how long the file was."""

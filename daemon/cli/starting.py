@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
-from daemon.control.server import group_id
+from daemon.control.server import answers, group_id
 from daemon.driver import StepFailed
 from daemon.past import EventUnfoldable
 from daemon.preload import PreloadFailed, StartRefused
@@ -63,16 +63,10 @@ def obstacle(places: Places, *, given: bool = False, again: bool = False) -> End
 
 
 def _answers(control: Path) -> bool:
-    """Whether somebody listens on a control socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(control))
-        except BlockingIOError:  # a full backlog is somebody's, too
-            return True
-        except OSError:
-            return False
-    return True
+    """Whether somebody listens on a control socket, as far as that can be told already."""
+    with suppress(OSError):
+        return answers(control)
+    return False
 
 
 def _no_group(group: str) -> str:

@@ -79,10 +79,7 @@ def bind(path: Path, group: str = "") -> socket.socket:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, f"{path} is no socket: it is left alone")
-    with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        with suppress(BlockingIOError):  # a full backlog is somebody's, too
-            probe.connect(str(path))
+    if answers(path):
         raise OSError(errno.EADDRINUSE, f"another daemon listens on {path}")
     if _is_bound(path):
         raise OSError(errno.EADDRINUSE, f"another daemon, which is starting, has {path}")
@@ -99,6 +96,19 @@ def bind(path: Path, group: str = "") -> socket.socket:
         raise OSError(errno.EPERM, words) from None
     path.chmod(0o660)
     return sock
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens on a socket. Raises OSError where that cannot be told."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:  # a full backlog is somebody's, too
+            return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 def group_id(group: str) -> int:

@@ -23,14 +23,17 @@ CREATE TABLE log_base (
 ) STRICT;
 
 -- A request's and a runner's events. Where the subject is already the one that the payload names, the index on
--- the subject finds the event: leaving it out of the others spares each commit a page of WAL.
+-- the subject finds the event: leaving it out of the others spares each commit a page of WAL. The types are those of
+-- every request, which never name another subject: that spares them JSON functions, a fifteenth of what a commit takes.
 CREATE INDEX events_subject ON events (subject);
 
 CREATE INDEX events_request ON events (json_extract(payload, '$.request'))
-    WHERE json_extract(payload, '$.request') <> subject;
+    WHERE type <> 'request.arrived' AND type <> 'request.dispatched' AND type <> 'upstream.ended'
+        AND type <> 'request.completed' AND json_extract(payload, '$.request') <> subject;
 
 CREATE INDEX events_runner ON events (coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner')))
-    WHERE coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner')) <> subject;
+    WHERE type <> 'request.arrived' AND type <> 'request.completed'
+        AND coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner')) <> subject;
 
 CREATE TRIGGER events_no_update BEFORE UPDATE ON events
 BEGIN

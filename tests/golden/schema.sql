@@ -21,10 +21,12 @@ CREATE TABLE log_base (
 CREATE INDEX events_subject ON events (subject);
 
 CREATE INDEX events_request ON events (json_extract(payload, '$.request'))
-    WHERE json_extract(payload, '$.request') <> subject;
+    WHERE type <> 'request.arrived' AND type <> 'request.dispatched' AND type <> 'upstream.ended'
+        AND type <> 'request.completed' AND json_extract(payload, '$.request') <> subject;
 
 CREATE INDEX events_runner ON events (coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner')))
-    WHERE coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner')) <> subject;
+    WHERE type <> 'request.arrived' AND type <> 'request.completed'
+        AND coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner')) <> subject;
 
 CREATE TRIGGER events_no_update BEFORE UPDATE ON events
 BEGIN

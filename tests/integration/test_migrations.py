@@ -7,13 +7,16 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from events import catalogue as c
 from events import schema
 from events.envelope import LogError, first_hash
 from events.reader import Reader
 from events.schema import NotALog, SchemaTooNew, migrate
 from events.store import open_store
+from statemachines.scheduler import SUBJECT_FIELD
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "schema.sql"
 ROW = (
@@ -128,6 +131,15 @@ def test_each_index_serves_its_question(log: sqlite3.Connection) -> None:
     text = " ".join(str(row[3]) for row in plan)
     assert all(f"INDEX events_{name} " in text for name in ("subject", "request", "runner"))
     assert "SCAN events" not in text
+
+
+def test_what_the_indexes_leave_out_is_found_by_its_subject() -> None:
+    """They leave out types of event, which must therefore name nobody but their subject."""
+    for kind in (c.RequestArrived, c.RequestCompleted, c.RequestDispatched, c.UpstreamEnded):
+        fields = {field.name for field in msgspec.structs.fields(kind)}
+        assert ("request" in fields) is (SUBJECT_FIELD.get(kind) == "request")
+        assert "process" not in fields
+        assert ("runner" in fields) is (kind in (c.RequestDispatched, c.UpstreamEnded))
 
 
 async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

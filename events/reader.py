@@ -33,8 +33,8 @@ _REQUEST = "json_extract(payload, '$.request')"
 _RUNNER = "coalesce(json_extract(payload, '$.runner'), json_extract(payload, '$.process.runner'))"
 _NAMES_NO_RUNNER = "type <> 'request.arrived' AND type <> 'request.completed'"
 _NAMES_NO_REQUEST = f"{_NAMES_NO_RUNNER} AND type <> 'request.dispatched' AND type <> 'upstream.ended'"
-"""Types of event that an index of migration 0001 leaves out, so that SQLite sees that it may use it: they name no
-runner at all, or no request but their subject."""
+"""Types of event that an index of migration 0001 leaves out, so that SQLite sees that it may use it: they
+name no runner at all, or no request but their subject."""
 
 _OF_SUBJECT = "seq IN ({})".format(  # each is what one of the indexes covers, and a page of it is enough
     " UNION ALL ".join(

@@ -15,7 +15,7 @@ Rules for its readers:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
 
 from events.catalogue import NEVER, ModelView
@@ -195,28 +195,49 @@ def eligible(state: State, demand: Demand) -> bool:
 def in_rank(state: State) -> Iterator[Demand]:
     """The demands that starve and have no claim, best rank first, but for those that are not `eligible`. Of
     those for the same configured devices only the first: the rest is behind it. Of those whose device is open
-    the first few, if they are asked for."""
-    line: list[tuple[tuple[int, int], Demand, Agenda[str] | None]] = []
-    for (_, where), agenda in state.starving.items():
-        first = agenda.first()
-        if first is None:
-            continue
-        if first[1] in state.claims:
-            if not where:
-                line += _others(state, agenda, "")
-            continue
-        demand = state.demands[first[1]]
-        if not eligible(state, demand):
-            keys = [key for key in agenda.due if _may(state, key)]
-            if not keys:
-                continue
-            demand = state.demands[min(keys, key=agenda.due.__getitem__)]
-        line.append((rank(state, demand), demand, None if where else agenda))
-    line.sort(key=_rank)
-    for i, (_, demand, agenda_or_none) in enumerate(line):
-        yield demand
+    the first few, if they are asked for.
+
+    Of one priority the older is never in the worse rank, so that only the first of each are compared."""
+    lines: dict[int, list[Entry]] = {}
+    for (priority, where), agenda in state.starving.items():
+        entries = _of_agenda(state, agenda, is_open=not where)
+        if entries:
+            lines.setdefault(priority, []).extend(entries)
+    for line in lines.values():
+        line.sort(key=_age, reverse=True)
+    while lines:
+        priority = next(iter(lines))
+        if len(lines) > 1:
+            priority = min(lines, key=lambda each: rank(state, state.demands[lines[each][-1][1]]))
+        line = lines[priority]
+        _, key, agenda_or_none = line.pop()
+        yield state.demands[key]
         if agenda_or_none is not None:
-            line[i + 1 :] = sorted(line[i + 1 :] + _others(state, agenda_or_none, demand.key), key=_rank)
+            line += _others(state, agenda_or_none, key)
+            line.sort(key=_age, reverse=True)
+        if not line:
+            del lines[priority]
+
+
+Entry = tuple[int, str, Agenda[str] | None]
+"""The age of a demand that starves (`head_seq`), its key, and where more of its kind are to be found."""
+
+
+def _of_agenda(state: State, agenda: Agenda[str], *, is_open: bool) -> Sequence[Entry]:
+    """Who is to be looked at first of those for the same devices, which may be open."""
+    first = agenda.first()
+    if first is None:
+        return ()
+    seq, key = first
+    if key in state.claims:
+        return _others(state, agenda, "") if is_open else ()
+    if not eligible(state, state.demands[key]):
+        keys = [key for key in agenda.due if _may(state, key)]
+        if not keys:
+            return ()
+        key = min(keys, key=agenda.due.__getitem__)
+        seq = agenda.due[key]
+    return ((seq, key, agenda if is_open else None),)
 
 
 def first_of_its_kind(state: State, demand: Demand) -> bool:
@@ -226,18 +247,16 @@ def first_of_its_kind(state: State, demand: Demand) -> bool:
     return first is None or first[1] == demand.key or not eligible(state, state.demands[first[1]])
 
 
-def _others(
-    state: State, agenda: Agenda[str], but: str
-) -> list[tuple[tuple[int, int], Demand, Agenda[str] | None]]:
+def _others(state: State, agenda: Agenda[str], but: str) -> list[Entry]:
     """Some more of the same priority whose devices are open, too."""
     keys = (key for key in agenda.due if key != but and _may(state, key))
-    some = [state.demands[key] for key in nsmallest(FILL_TRIES, keys, key=agenda.due.__getitem__)]
-    return [(rank(state, demand), demand, None) for demand in some]
+    some = nsmallest(FILL_TRIES, keys, key=agenda.due.__getitem__)
+    return [(agenda.due[key], key, None) for key in some]
 
 
 def _may(state: State, key: str) -> bool:
     return key not in state.claims and eligible(state, state.demands[key])
 
 
-def _rank(entry: tuple[tuple[int, int], Demand, Agenda[str] | None]) -> tuple[int, int]:
+def _age(entry: Entry) -> int:
     return entry[0]

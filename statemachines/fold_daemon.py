@@ -38,8 +38,8 @@ def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
     state.measured_t = event.t if state.gone_t == NEVER or read_t >= state.gone_t else NEVER
     state.measuring = False
     state.deadlines.disarm(("measure", ""))
-    for runner in state.runners.values():
-        used = f.runners.get(runner.id, NOTHING)
+    for id, runner in state.runners.items():
+        used = f.runners.get(id, NOTHING)
         if used != runner.used_bytes:
             _uses(state, runner, used)
 

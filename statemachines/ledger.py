@@ -70,10 +70,10 @@ def needs(
     """What a load needs per device, and where the figure is from: configured, else learned from its last
     load, else estimated from its file, else unknown. None: nothing is known, or the server takes what it
     finds. An open device is none of those that are `spoken` for, if that can be, and rather one of `kept`."""
-    estimate = view.estimate
-    learned = state.footprints.get(spec_key(view.digest, dict(options)))
     if view.memory_bytes:
         return _placed(state, view.memory_bytes, spoken, kept), "configured"
+    estimate = view.estimate
+    learned = state.footprints.get(spec_key(view.digest, dict(options)))
     if learned:
         return _placed(state, raised(learned, estimate) if estimate else learned, spoken, kept), "measured"
     if estimate:
@@ -85,6 +85,8 @@ def _placed(
     state: State, need: Mapping[str, int], spoken: Mapping[str, object], kept: Mapping[str, object]
 ) -> dict[str, int]:
     """A need with its open device chosen."""
+    if ANY not in need:
+        return dict(need)
     placed: dict[str, int] = {}
     for device, size in need.items():
         where = roomiest(state, size, spoken, kept) if device == ANY else device

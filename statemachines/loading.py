@@ -69,12 +69,13 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
 def _go_on(s: Scheduler) -> bool:
     """Load what has its room by a claim, end a claim that cannot have it. True if others may be next now."""
     state = s.state
+    gpus = gpu_names(state) if state.claims else []
     for claim in list(state.claims.values()):
         demand = state.demands.get(claim.demand)
         if demand is None or demand.servers or not eligible(state, demand):
             s.emit(c.ClaimEnded(claim.demand, "nobody_waits"))
             continue
-        need = _possible(s, demand, elsewhere(claim, gpu_names(state)), NONE)
+        need = _possible(s, demand, NONE if demand.where else elsewhere(claim, gpus), NONE)
         if need is None:
             return True
         if not covers(state, claim, need):
@@ -260,7 +261,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
                 continue  # nor is what those ahead may choose
             if runner.suspect:
                 unsure = True
-            elif (turn or not runner.held) and room.helps(runner):
+            elif (turn or not runner.held) and (room.full or room.helps(runner)):
                 # Without a turn it waits for one, and the busy ones were looked at.
                 if runner.held:
                     busy.append(runner)

@@ -38,7 +38,7 @@ def rank(state: State, demand: Demand) -> tuple[int, int]:
     """Sort key of a demand among waiters: smallest first. Who has waited longest speaks for all,
     be it a request or an operator's load."""
     id = oldest(demand)
-    since = state.requests[id].arrived_t if id in demand.waiting else state.operations[id].asked_t
+    since = state.requests[id].arrived_t if id[0] == "q" else state.operations[id].asked_t
     return (-(demand.priority + (state.t - since) // state.config.age_step_ns), int(id[1:]))
 
 

@@ -57,7 +57,8 @@ class Room:
     """Whether a need fits, while runners are imagined gone (`lose`) and back (`regain`) one by one."""
 
     __slots__ = (
-        "_blocking", "_count", "_limit", "_need", "_predicted", "_reported", "_short", "crowded", "lacks",
+        "_blocking", "_count", "_limit", "_need", "_predicted", "_reported", "_short", "crowded", "full",
+        "lacks",
     )  # fmt: skip
 
     def __init__(self, state: State, demand: Demand, need: Need, ahead: Ahead | None = None) -> None:
@@ -77,11 +78,13 @@ class Room:
                 self._reported[device] = (predicted if reported is None else reported) - booked
         self._short: list[str] = []
         """Devices on which there is too little."""
+        self.full = self._count > self._limit
+        """Whether there are too many runners for one more."""
         self._compare()
         self.lacks: tuple[str, ...] = tuple(self._short)
         """The same, with nobody gone."""
-        self.crowded = self._count > self._limit
-        """Whether, with nobody gone, there are too many runners for one more."""
+        self.crowded = self.full
+        """The same, with nobody gone."""
 
     @property
     def blocking(self) -> Iterable[str]:
@@ -90,16 +93,16 @@ class Room:
 
     def fits(self) -> bool:
         """Whether the load could be decided now."""
-        return self._count <= self._limit and not self._short and not any(self._blocking.values())
+        return not (self.full or self._short or any(self._blocking.values()))
 
     def promised(self) -> bool:
         """Whether it fits by the ledger: what there is too little of, other programs hold."""
         enough = all(self._need.bytes[device] <= free for device, free in self._predicted.items())
-        return enough and self._count <= self._limit and not any(self._blocking.values())
+        return enough and not (self.full or any(self._blocking.values()))
 
     def helps(self, runner: Runner) -> bool:
         """Whether losing this runner brings the load nearer."""
-        if self._count > self._limit or runner.id in self._blocking:
+        if self.full or runner.id in self._blocking:
             return True
         for device in self._short:
             if runner.reserved_bytes.get(device) or runner.peak_bytes.get(device):
@@ -108,19 +111,20 @@ class Room:
 
     def lose(self, runner: Runner, *, place: bool = True) -> None:
         """Imagine a runner gone; its `place` may be another's."""
-        self._move(runner, 1)
-        self._count += not place
+        self._move(runner, 1, place)
 
     def regain(self, runner: Runner) -> None:
         """Imagine it back."""
-        self._move(runner, -1)
+        self._move(runner, -1, True)
 
     def _compare(self) -> None:
         predicted, reported, need = self._predicted, self._reported, self._need.bytes
         self._short = [d for d in predicted if need[d] > predicted[d] or need[d] > reported[d]]
 
-    def _move(self, runner: Runner, sign: int) -> None:
-        self._count -= sign
+    def _move(self, runner: Runner, sign: int, place: bool) -> None:
+        if place:
+            self._count -= sign
+            self.full = self._count > self._limit
         if runner.id in self._blocking:
             self._blocking[runner.id] = sign < 0
         for device in self._predicted:
@@ -134,13 +138,16 @@ def _blocking(state: State, demand: Demand, need: Need) -> dict[str, bool]:
     """Runners beside which this load may not be, however much memory there is: one that must be alone, one
     that a group or the matrix excludes, one with the port that this one needs, one instance too many of the
     same launch spec (or another of the same model, where nothing is known about its memory)."""
-    blocking = dict.fromkeys(state.alone, True) | dict.fromkeys(in_the_way(state, demand.model), True)
-    if need.bytes:
-        same = list(instances(state, demand.model, need.view.digest, need.options))
-        same = same[: max(0, len(same) - need.view.instances_max + 1)]
-    else:
-        same = list(state.models.get(demand.model, {}))
-    blocking |= dict.fromkeys(same, True)
+    blocking = dict.fromkeys(state.alone, True)
+    if ruled(state.config):
+        blocking |= dict.fromkeys(in_the_way(state, demand.model), True)
+    if demand.model in state.models:
+        if need.bytes:
+            same = list(instances(state, demand.model, need.view.digest, need.options))
+            same = same[: max(0, len(same) - need.view.instances_max + 1)]
+        else:
+            same = list(state.models[demand.model])
+        blocking |= dict.fromkeys(same, True)
     holder = state.leased.get(need.view.fixed_port)
     if holder is not None:
         blocking[holder] = True

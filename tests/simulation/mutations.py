@@ -73,8 +73,8 @@ MUTATIONS = (
     Mutation(
         "no load beyond a device's budget",
         "room",
-        "return self._count <= self._limit and not self._short and",
-        "return self._count <= self._limit and",
+        "return not (self.full or self._short or ",
+        "return not (self.full or ",
     ),
     Mutation("what does not stop is killed", "deadlines", "    s.emit(c.RunnerKill(id))", "    pass"),
     Mutation(
@@ -98,8 +98,8 @@ MUTATIONS = (
     Mutation(
         "groups and the matrix bind loads",
         "room",
-        " | dict.fromkeys(in_the_way(state, demand.model), True)",
-        "",
+        "blocking |= dict.fromkeys(in_the_way(state, demand.model), True)",
+        "pass",
     ),
     Mutation(
         "a runner with a slot in use does not stop",

@@ -151,7 +151,8 @@ LEASE = "lease"
 
 class RequestArrived(Fact, frozen=True, gc=False, tag="request.arrived"):
     """A client asked for `model`. Its id is `q<seq>`. `options` are the launch options that it fixed,
-    `priority` is added to the model's. `token_digest`: of a lease, SHA-256 of what proves whose it is."""
+    `priority` is added to the model's. `keep_alive_ns`: how long its runner is to stay idle from then on;
+    `keep_alive_else_ns`: where no request has said so of it. `token_digest`: of a lease's proof, SHA-256."""
 
     model: str
     kind: str
@@ -160,6 +161,7 @@ class RequestArrived(Fact, frozen=True, gc=False, tag="request.arrived"):
     keep_alive_ns: int | None = None
     caller: str = ""
     token_digest: str = ""
+    keep_alive_else_ns: int | None = None
 
 
 class ClientGone(Fact, frozen=True, gc=False, tag="client.gone"):
@@ -412,6 +414,8 @@ class RunnerLoad(Decision, frozen=True, gc=False, tag="runner.load"):
     """Nothing is known about its memory: nothing may be loaded beside it until it has been measured."""
     larger: str = ""
     """As the model's: requests for less of this option are served, too."""
+    less: str = ""
+    """The option of which it has less than the model's default: it serves only who has fixed that."""
     considered: tuple[Considered, ...] = ()
     shard_ports: tuple[int, ...] = ()
     """The ports of its further processes, shard 1 and on; `port` is that of the first."""

@@ -91,6 +91,8 @@ class ModelView(Part, frozen=True, gc=False):
     priority: int = 0
     larger: str = ""
     """The launch option, a number, of which a runner that has more than is asked for serves as well."""
+    at_least: str = ""
+    """The launch option, a number, of which a request that leaves it open takes no less than the default."""
     instances_min: int = 1
     """Runners of one launch spec that are loaded as soon as one is, if they fit."""
     instances_max: int = 1

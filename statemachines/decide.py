@@ -112,7 +112,7 @@ def _free_runner(s: Scheduler, f: c.RequestArrived, runners: dict[str, Runner]) 
     for runner in runners.values():
         if runner.state is not RunnerState.ready or runner.suspect or len(runner.held) >= runner.slots:
             continue
-        if f.options and not fits(runner, f.options):
+        if (f.options or runner.less) and not fits(runner, f.options):
             continue
         if best is None or len(runner.held) < len(best.held):
             best = runner
@@ -204,7 +204,8 @@ def dispatch_waiting(s: Scheduler, runner: Runner) -> None:
 
 def _next_demand(s: Scheduler, runner: Runner) -> Demand | None:
     state = s.state
-    own = state.demands.get(runner.model)  # the common case: no options, no priority
+    # The common case: no options, no priority.
+    own = None if runner.less else state.demands.get(runner.model)
     mine = [
         demand
         for demand in waiting_for(state, runner.model)

@@ -226,6 +226,9 @@ def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
     state.refused_ports = {}
     relocate(state)
     for runner in state.runners.values():
+        before, now = old.get(runner.model), f.view.models.get(runner.model)
+        if before and now and before.keep_alive_ns != now.keep_alive_ns and not runner.kept:
+            runner.keep_alive_ns = now.keep_alive_ns
         keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
     for demand in state.demands.values():
         bind(state, demand)

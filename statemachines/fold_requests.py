@@ -41,6 +41,7 @@ def _arrived(state: State, event: Event, f: c.RequestArrived) -> None:
         keep_alive_ns=f.keep_alive_ns,
         caller=f.caller,
         token_digest=f.token_digest,
+        keep_alive_else_ns=f.keep_alive_else_ns,
     )
 
 
@@ -75,7 +76,9 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
     request.slot = True
     request.attempt = d.attempt
     if request.keep_alive_ns is not None:
-        runner.keep_alive_ns = request.keep_alive_ns
+        runner.keep_alive_ns, runner.kept = request.keep_alive_ns, True
+    elif request.keep_alive_else_ns is not None and not runner.kept:
+        runner.keep_alive_ns = request.keep_alive_else_ns
     if not runner.held:
         runner.idle_t = NEVER
         state.deadlines.disarm(("keep_alive", runner.id))

@@ -35,7 +35,7 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
     runner = Runner(
         event.subject, d.model, d.digest, d.options, d.reserved_bytes, d.slots, d.keep_alive_ns, d.load_ns,
         d.port, d.socket, d.alone, event.t, d.shard_ports, d.stall_ns, larger=d.larger,
-        wanted=d.reason in ("operator", "instances"),
+        less=d.less, wanted=d.reason in ("operator", "instances"),
     )  # fmt: skip
     state.runners[runner.id] = runner
     state.models.setdefault(d.model, {})[runner.id] = runner

@@ -229,11 +229,19 @@ def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
             socket=need.view.lease == "socket",
             alone=need.alone,
             larger=need.view.larger,
+            less=_less(need),
             shard_ports=ports[1:],
             stall_ns=need.view.stall_ns,
         )
     )
     return True
+
+
+def _less(need: Need) -> str:
+    """The launch option of which a load has less than is promised to who leaves it open."""
+    name = need.view.at_least
+    mine, default = need.options.get(name), need.view.options.get(name)
+    return name if isinstance(mine, int) and isinstance(default, int) and mine < default else ""
 
 
 def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahead) -> bool:

@@ -39,6 +39,10 @@ class Runner(msgspec.Struct):
     """How long its load may show no progress; 0: there is no such limit."""
     larger: str = ""
     """The launch option of which it may have more than a request asks for."""
+    less: str = ""
+    """The launch option of which it has less than who leaves that open may expect."""
+    kept: bool = False
+    """A request has said how long it is to stay."""
     wanted: bool = False
     """An operator asked for it: it stays though nobody waits for it."""
     state: RunnerState = RunnerState.loading
@@ -138,6 +142,7 @@ class Request(msgspec.Struct):
     """When it was queued last."""
     loads: int = 0
     """How many loads had been decided by then."""
+    keep_alive_else_ns: int | None = None
 
 
 class Demand(msgspec.Struct):
@@ -320,7 +325,10 @@ def demand_key(model: str, options: dict[str, Option], priority: int, excluded: 
 
 
 def fits(runner: Runner, options: dict[str, Option]) -> bool:
-    """Whether a runner has the launch options that a request fixed; an open one accepts any value."""
+    """Whether a runner has the launch options that a request fixed; an open one accepts any value, but of the
+    context no less than the default."""
+    if runner.less and runner.less not in options:
+        return False
     for name, value in options.items():
         mine = runner.options.get(name)
         if mine == value:

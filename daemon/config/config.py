@@ -77,6 +77,9 @@ SETTINGS = {
 }
 """The keys of a Config's fields at the top of the file."""
 
+CONTEXT_OPTION = "num_ctx"
+"""Ollama's name of the context's length."""
+
 
 class SpecChanged(Exception):
     """A launch asks for a model, or an option, that this configuration does not have, or not so."""
@@ -166,6 +169,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
             max_lease_ns=self.max_lease_ns,
             first_byte_ns=self.first_byte_ns,
             larger=self.larger,
+            at_least=CONTEXT_OPTION if isinstance(self.options.get(CONTEXT_OPTION), int) else "",
             instances_min=self.instances_min,
             instances_max=self.instances_max,
             priority=self.priority,

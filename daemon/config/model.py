@@ -8,7 +8,7 @@ import msgspec
 
 from daemon.config.capabilities import read_capabilities
 from daemon.config.commands import embeds_only, parallel_flag, strip_comments
-from daemon.config.config import Model
+from daemon.config.config import CONTEXT_OPTION, Model
 from daemon.config.endpoint import Endpoint, read_endpoint
 from daemon.config.errors import Problems, join_path, shown
 from daemon.config.fields import A_SIZE, Section, describe
@@ -43,9 +43,6 @@ _DEVICE = re.compile(r"host|gpu(0|[1-9][0-9]{0,2})")
 _ENV_ENTRY = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _OWN_ENV = "RUNNERD_"
 A_COMMAND = "the command that starts the runner"
-CONTEXT_OPTION = "num_ctx"
-"""Ollama's name of the context's length."""
-
 HARMLESS = {
     "compat": "websockets are not relayed",
 }

@@ -349,7 +349,8 @@ def _pending(state: State, demand: Demand) -> _Found:
     if leaving := [r for r in runners if not r.live and not r.stuck]:
         names = listed([f"{name(r)} {_leaves(state, r)}" for r in leaving])
         when = "When that is over and the memory is back."
-        if leases := held_of(state, leaving):
+        # One whose runner has failed was not told: it ends with that.
+        if leases := [r for r in held_of(state, leaving) if ("revoke", r.id) in state.deadlines.due]:
             when = f"{when[:-1]}: {told(state, state, leases)}."
         return _Found("leaving", f"{names}.", when, *_ends(state, leaving))
     if linger := [r for r in runners if ("linger", r.id) in state.deadlines.due]:

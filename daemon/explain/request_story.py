@@ -349,6 +349,8 @@ TELL: dict[Any, Callable[[Told, Happening, State], str]] = {
 
 def options_fit(d: c.RunnerLoad, demand: Demand) -> bool:
     """Whether a load is one that a demand would be served by."""
+    if d.less and d.less not in demand.options:
+        return False
     return all(d.options.get(name) == value or name == d.larger for name, value in demand.options.items())
 
 

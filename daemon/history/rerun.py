@@ -19,7 +19,7 @@ from daemon.history.observed import Restart
 from daemon.history.recording import Memory, Recording
 from events import catalogue as c
 from events.catalogue import NEVER, ConfigView, Event, Fact, Reading
-from events.limits import MS, S
+from events.limits import MS, PROBE_NS, S
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import RULES, Scheduler
@@ -230,6 +230,9 @@ class Rerun(World):
             if runner.stall_ns:
                 self._progress(runner.id)
         self.after(life.exit_ns, partial(self._exits, runner.id), lasting=True)
+        if ("probe", runner.id) in self.state.deadlines.due and life.probe_ns != NEVER:
+            asked_t = runner.probe_due - PROBE_NS
+            self.after(max(0, asked_t + life.probe_ns - self.t), partial(self._answer, runner.id))
         sim.stopped = runner.state is RunnerState.stopping
 
     def _take_over_exchange(self, request: str, runner: Runner) -> None:
@@ -246,8 +249,8 @@ class Rerun(World):
         self.after(left_ns if left_ns == NEVER else max(0, left_ns), ended)
 
     def _reconfigure(self) -> None:
-        """The configuration that there is at first, changed; what is loaded has the slots and the keep-alive
-        of the new one, as if it had been loaded under it."""
+        """The configuration that there is at first, changed; what is loaded has the slots of the new one, as
+        if it had been loaded under it."""
         state = self.state
         old, new = state.config, self.change(state.config)
         if old == new or not state.seq:
@@ -256,8 +259,6 @@ class Rerun(World):
             before, after = old.models.get(runner.model), new.models.get(runner.model)
             if before is not None and after is not None:
                 runner.slots = after.slots if runner.slots == before.slots else runner.slots
-                if runner.keep_alive_ns == before.keep_alive_ns:
-                    runner.keep_alive_ns = after.keep_alive_ns
         self.submit(c.ConfigChanged(new, "what-if"))
 
     # --- what happens ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from daemon.history.parts import DOWN, PARTS, PAUSE, RETRY, SERVED, part_of
 from daemon.tally import REQUEST_ENDS
 from events import catalogue as c
 from events.catalogue import LEASE, NEVER, Event
+from statemachines.runner import RunnerState
 from statemachines.state import State
 
 
@@ -106,7 +107,12 @@ class Waits:
         elif kind in REQUEST_ENDS:
             ended = self._ended(event.t, body)
         self._last_t = event.t
-        if kind not in OF_ONE_MODEL and (kind is not c.UpstreamEnded or not body.complete or self._pauses):
+        if kind is c.UpstreamEnded:
+            # Of a runner that leaves, the last request may have ended.
+            runner = state.runners.get(body.runner)
+            leaves = runner is None or runner.state is not RunnerState.ready
+            self._changed |= leaves or not body.complete or self._pauses
+        elif kind not in OF_ONE_MODEL:
             self._changed = True
         if self._changed and event.seq == state.seq:  # the last of its step
             self._look(state)

@@ -63,6 +63,8 @@ class Ask(msgspec.Struct, frozen=True):
     options: Mapping[str, Option] = {}
     """Launch options that it fixes."""
     keep_alive_ns: int | None = None
+    keep_alive_else_ns: int | None = None
+    """These two: see RequestArrived."""
     target: bytes = b""
     """What is asked for at the runner; b"": what the client asks for."""
     body: bytes | None = None

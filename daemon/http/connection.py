@@ -223,6 +223,7 @@ class Connection:
             options=dict(made.options),
             priority=self._request.priority,
             keep_alive_ns=made.keep_alive_ns,
+            keep_alive_else_ns=made.keep_alive_else_ns,
             caller=self._caller,
         )
         return await self._take_turns(arrival, made)

@@ -40,6 +40,8 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 BODILESS = (b"GET", b"HEAD", b"OPTIONS")
 """Methods whose requests mostly have no body, so that an empty one is not announced."""
 
+JSON = b"application/json; charset=utf-8"
+
 DESCRIBING = [b"content-type", b"content-encoding", b"accept", b"accept-encoding"]
 """Headers that describe the client's own body, and the answer that it wants: not those of a translation."""
 
@@ -323,12 +325,16 @@ class Exchange:
         framed.send = self._send
         try:
             await self._translate_body(reply, translation, framed)
-        except (UpstreamFailed, ValueError) as failure:
-            known = isinstance(failure, UpstreamFailed)
-            reason = str(failure) if known else f"its answer is not as expected: {failure}"
+        except UpstreamFailed as failure:
             if self.started and not self._aborted:
-                await framed.end(translation.broken(f"the model server failed: {reason}"))
-            raise UpstreamFailed(reason) from None
+                await framed.end(translation.broken(f"the model server failed: {failure}"))
+            raise
+        except ValueError as failure:
+            # Another runner would say the same, and this one is well: only the client hears of it.
+            self.error = f"its answer is not as expected: {failure}"
+            if not (self.started or self._framed):
+                framed = self._framing(502, JSON)
+            await framed.end(translation.broken(f"the model server failed: {self.error}"))
         self.keep_alive = framed.keep_alive
         return reply
 

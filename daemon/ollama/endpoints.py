@@ -108,8 +108,6 @@ async def _work(call: Call, shape: type[R], translate: Callable[[R], Work]) -> A
     keep = None if request.keep_alive is None else keep_alive_ns(request.keep_alive)
     if not work.target and work.reply in TEXT and keep == 0:
         return await _unload(call, id, request, work)
-    if keep is None and not call.local.catalog.card(id).keep_alive_given:
-        keep = OLLAMA_KEEP_ALIVE_NS
     return await _ask(call, id, name, request, work, keep)
 
 
@@ -149,6 +147,7 @@ async def _ask(call: Call, id: str, name: str, request: Common, work: Work, keep
         name=name,
         options=catalog.bounded(id, fixed),
         keep_alive_ns=keep,
+        keep_alive_else_ns=None if catalog.card(id).keep_alive_given else OLLAMA_KEEP_ALIVE_NS,
         target=work.target,
         body=await call.look(lambda _: msgspec.json.encode(body)),
         translation=_translation(requests.named(request), work),

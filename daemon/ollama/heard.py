@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from daemon.ollama.wrong import INVALID_JSON
@@ -11,7 +13,8 @@ class Function(msgspec.Struct, gc=False):
     """A call, or a part of one."""
 
     name: str | None = None
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None
+    """JSON, as text; some servers send what it would say."""
 
 
 class ToolCall(msgspec.Struct, gc=False):

@@ -66,25 +66,31 @@ class Calls:
         for place, part in enumerate(parts):
             call = self._calls.setdefault(place if part.index is None else part.index, ["", "", ""])
             function = part.function or heard.Function()
-            for i, text in enumerate((part.id, function.name, function.arguments)):
+            arguments = function.arguments
+            if isinstance(arguments, dict):
+                arguments = msgspec.json.encode(arguments).decode()
+            for i, text in enumerate((part.id, function.name, arguments)):
                 if text:
                     call[i] += text
                     self._chars += len(text)
             if self._chars > OLLAMA_CALLS_CHARS or len(self._calls) > OLLAMA_CALLS:
                 raise TooLong("its tool calls are too long")
 
-    def take(self) -> list[Called]:
-        """All that are there, whole. Raises NotUnderstood."""
+    def take(self) -> tuple[list[Called], str]:
+        """All that are there, whole. One that the model has not said to its end, or not well, is text, as it
+        is in Ollama: what it meant is for the client to judge."""
         calls, self._calls = self._calls, {}
-        return [_called(index, *calls[index]) for index in sorted(calls)]
-
-
-def _called(index: int, id: str, name: str, arguments: str) -> Called:
-    try:
-        found: dict[str, Any] = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except INVALID_JSON:
-        raise NotUnderstood(f"the arguments of its call of {name!r} are no JSON object") from None
-    return Called(CalledFunction(index, name, found), id)
+        whole: list[Called] = []
+        text = ""
+        for index in sorted(calls):
+            id, name, arguments = calls[index]
+            try:
+                found = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+            except INVALID_JSON:
+                text += f'{{"name": {msgspec.json.encode(name).decode()}, "arguments": {arguments}'
+            else:
+                whole.append(Called(CalledFunction(index, name, found), id))
+        return whole, text
 
 
 class Times:
@@ -242,8 +248,9 @@ class TextReply:
             lines = self._encode(self._line(piece))
         if piece.finish:
             self._finish = piece.finish
-            if calls := self._calls.take():
-                lines += self._encode(self._line(Piece(), calls))
+            calls, text = self._calls.take()
+            if calls or text:
+                lines += self._encode(self._line(Piece(text=text), calls))
         return lines
 
     def _last(self) -> bytes:
@@ -258,7 +265,9 @@ class TextReply:
         if not (piece.finish or piece.text or piece.thinking or piece.calls):
             raise NotUnderstood("there is no choice in it")
         self._finish = piece.finish or "stop"
-        return self._done(self._line(piece, self._calls.take()))
+        calls, text = self._calls.take()
+        piece.text += text
+        return self._done(self._line(piece, calls))
 
     def _done(self, line: ChatLine | GenerateLine) -> bytes:
         line.done, line.done_reason = True, self._finish

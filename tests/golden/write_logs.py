@@ -19,7 +19,7 @@ from statemachines.replay import steps
 from tests.kept import KeptWorld
 
 LOGS = Path(__file__).parent / "logs"
-WORLDS = {"calm": 10, "harsh": 9}
+WORLDS = {"calm": 3, "harsh": 6}
 """Names, and seeds of worlds that are small and in which much happens."""
 SNAPSHOTS = 3
 

@@ -87,8 +87,12 @@ async def test_what_a_model_server_is_asked(tmp_path: Path) -> None:
         ):
             await client.send(post(path, **members))
             assert (await client.answer()).status == 200
-        kinds = [(ticket.arrival.kind, ticket.arrival.keep_alive_ns) for ticket in here.desk.tickets[1:]]
-        assert kinds == [("completion", NEVER), ("embedding", None), ("embedding", 300 * S)]
+        arrivals = [ticket.arrival for ticket in here.desk.tickets[1:]]
+        kinds = [(each.kind, each.keep_alive_ns, each.keep_alive_else_ns) for each in arrivals]
+        # Without a word of its own, five minutes, unless the configuration or another request has said so.
+        assert kinds == [
+            ("completion", NEVER, 300 * S), ("embedding", None, None), ("embedding", None, 300 * S),
+        ]  # fmt: skip
         assert [body["model"] for _, body in got] == ["tiny", "tiny", "small", "tiny"]
 
 
@@ -186,7 +190,7 @@ async def test_what_breaks_off_ends_with_an_error(tmp_path: Path, sent: bytes) -
 async def test_a_server_that_fails_unseen_is_tried_again(tmp_path: Path) -> None:
     async def bad(peer: Client) -> None:
         await read_request(peer)
-        await peer.send(whole(200, nothing=1))
+        await peer.send(whole(200, nothing=1)[:-1])
 
     async def good(peer: Client) -> None:
         await read_request(peer)
@@ -201,6 +205,24 @@ async def test_a_server_that_fails_unseen_is_tried_again(tmp_path: Path) -> None
         await client.send(post("/api/chat", messages=MESSAGES, stream=False))
         answer = await client.answer()
         assert (answer.status, answer.json()) == (FAILED.status, {"error": FAILED.message})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_a_well_server_says_strangely_is_not_tried_again(tmp_path: Path, stream: bool) -> None:
+    async def serve(peer: Client) -> None:
+        await read_request(peer)
+        await peer.send(whole(200, nothing=1))
+
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", serve))
+        client = await here.client()
+        await client.send(post("/api/chat", messages=MESSAGES, stream=stream))
+        answer = await client.answer()
+        assert answer.status == 502
+        (said,) = answer.json().values()
+        assert said.startswith("the model server failed: its answer is not as expected: ")
+        await here.desk.until(lambda: here.desk.facts)
+        assert here.desk.facts[0].complete and "not as expected" in here.desk.facts[0].error
 
 
 async def test_a_model_servers_error(tmp_path: Path) -> None:

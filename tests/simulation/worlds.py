@@ -260,6 +260,7 @@ class RandomWorld:
             request_ns=pick([0, 0, 60 * S, 10 * MINUTE]),
             max_lease_ns=pick([0, 0, 20 * S, 5 * MINUTE]),
             priority=pick([0, 0, 1]),
+            at_least=pick(["", "num_ctx"]),
             instances_min=pick([1, 1, 2]),
             instances_max=pick([1, 1, 1, 2, 3]),
             shards=pick([0, 0, 0, 0, 1, 3]),
@@ -300,6 +301,7 @@ class RandomWorld:
             pick([0, 0, 0, 1, -1]),
             pick([None, None, None, 0, 5 * S]),
             token_digest=token,
+            keep_alive_else_ns=pick([None, None, 5 * S]),
         )
 
     def operator(self) -> Fact:

@@ -69,6 +69,8 @@ def _of(*parts: str) -> str:
 def _arrived(id: str, f: c.RequestArrived) -> str:
     priority = f"priority={f.priority}" if f.priority else ""
     keep = "" if f.keep_alive_ns is None else f"keep_alive={_kept(f.keep_alive_ns)}"
+    if f.keep_alive_else_ns is not None:
+        keep = _of(keep, f"keep_alive_else={_kept(f.keep_alive_else_ns)}")
     what = "wants a lease:" if f.kind == c.LEASE else "arrived:"
     return _of(id, what, label(f.model, f.options), priority, keep)
 

@@ -203,7 +203,7 @@ class Play:
                 fields["memory_bytes"] = sizes(value)
             elif key == "estimate":
                 fields["estimate"] = estimate(value)
-            elif key in ("digest", "lease", "larger"):
+            elif key in ("digest", "lease", "larger", "at_least"):
                 fields[key] = value
             else:
                 options[key] = option(value)
@@ -292,10 +292,12 @@ class Play:
         if "breaks" in said:
             exchange.update(complete=False, bytes_to_client=int(said.pop("breaks")))
         times, priority = int(said.pop("times", 1)), int(said.pop("priority", 0))
-        keep_alive = said.pop("keep_alive", None)
+        keep_alive, otherwise = said.pop("keep_alive", None), said.pop("keep_alive_else", None)
         options = {name: option(value) for name, value in said.items()}
         keep_ns = None if keep_alive is None else duration(keep_alive)
-        return c.RequestArrived(model, "chat", options, priority, keep_ns), exchange, times
+        else_ns = None if otherwise is None else duration(otherwise)
+        arrival = c.RequestArrived(model, "chat", options, priority, keep_ns, keep_alive_else_ns=else_ns)
+        return arrival, exchange, times
 
     def gone(self, words: list[str]) -> None:
         self.world.submit(c.ClientGone(words[0]))

@@ -253,8 +253,6 @@ def test_what_breaks_off_ends_with_a_line() -> None:
         b'data: {"choices": [{"delta": {"content": 5}}]}\n\n',
         b"data: \xff\n\n",
         b"data: " + b"[" * 100_000 + b"\n\n",
-        delta("stop", tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "[1]"}}]),
-        delta("stop", tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{"}}]),
         b"",  # no last word
     ],
 )
@@ -267,6 +265,36 @@ def test_what_is_not_understood_breaks_off_behind_what_was(bad: bytes) -> None:
         got += made.feed(delta(content="b"))
         got += made.end()
     assert b'"content":"a"' in got
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "cut o', "[1]", "{bad"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_call_that_was_cut_off_is_text(arguments: str, streamed: bool) -> None:
+    """As in Ollama, and as the server itself has it: the model is well, its tokens were too few."""
+    calls = [
+        {"index": 0, "id": "1", "function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"index": 1, "id": "2", "function": {"name": "g", "arguments": arguments}},
+    ]
+    made = reply(streamed=streamed)
+    if streamed:
+        made.head(200, SSE)
+        got = made.feed(delta("length", tool_calls=calls)) + made.feed(b"data: [DONE]\n\n") + made.end()
+    else:
+        made.head(200, b"application/json")
+        choice = {"message": {"tool_calls": calls}, "finish_reason": "length"}
+        got = made.feed(json.dumps({"choices": [choice]}).encode()) + made.end()
+    lines = [json.loads(line) for line in got.splitlines()]
+    assert lines[0]["message"]["content"] == f'{{"name": "g", "arguments": {arguments}'
+    assert [call["function"]["name"] for call in lines[0]["message"]["tool_calls"]] == ["f"]
+    assert (lines[-1]["done"], lines[-1]["done_reason"]) == (True, "length")
+
+
+def test_arguments_may_come_as_they_are_meant() -> None:
+    made = reply()
+    made.head(200, SSE)
+    call = {"index": 0, "function": {"name": "f", "arguments": {"x": [1]}}}
+    (line,) = [json.loads(line) for line in made.feed(delta("stop", tool_calls=[call])).splitlines()]
+    assert line["message"]["tool_calls"][0]["function"]["arguments"] == {"x": [1]}
 
 
 @pytest.mark.parametrize(

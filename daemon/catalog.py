@@ -10,6 +10,7 @@ from daemon.config.config import Config
 from daemon.config.filters import Filters
 from daemon.config.selectors import Look, Profile, choose
 from daemon.estimates import bounded
+from daemon.ollama.names import LATEST
 from daemon.ports import Access, Card, ModelRow, PeerModel, Served
 from events.catalogue import Option
 from events.limits import S
@@ -63,10 +64,21 @@ class Catalog:
     def target(self, name: str) -> str:
         """What a name stands for now: what the profile in use says ("": nothing), a selector's target, or the
         name itself. Ask once for a request, and go on with the answer: another moment may have another."""
+        if name.endswith(LATEST):
+            name = self._untagged(name)
         profile = self.config.profiles.get(self.profile)
         name = name if profile is None else profile.pins.get(name, name)
         selector = self.config.selectors.get(name)
         return name if selector is None else choose(selector, self._look)
+
+    def _untagged(self, name: str) -> str:
+        """What a name that ends in `:latest` means: what is configured so, else what has it without that end,
+        which Ollama's lists and clients add to any name."""
+        config = self.config
+        pinned = self.profile and name in config.profiles[self.profile].pins
+        if pinned or name in config.selectors or config.resolve(name) or config.peer(name):
+            return name
+        return name.removesuffix(LATEST)
 
     def _look(self, target: str) -> Look:
         id, state = self.config.resolve(target), self._state
@@ -82,7 +94,11 @@ class Catalog:
 
     def resolve(self, name: str) -> str | None:
         """The model's id for an id, an alias, or what stands for one; a `target` is resolved as it is."""
-        return self.config.resolve(name) or self.config.resolve(self.target(name))
+        id = self.config.resolve(name)
+        if id is None and name.endswith(LATEST):
+            name = self._untagged(name)
+            id = self.config.resolve(name)
+        return id or self.config.resolve(self.target(name))
 
     def models(self) -> Sequence[ModelRow]:
         """The rows of /v1/models, in the file's order; without unlisted models."""
@@ -102,6 +118,8 @@ class Catalog:
 
     def row(self, name: str) -> ModelRow | None:
         """The row of one model or selector, listed or not, by id or alias."""
+        if name.endswith(LATEST):
+            name = self._untagged(name)
         if name in self.config.selectors:
             return self._selector_row(name)
         id = self.config.resolve(name)

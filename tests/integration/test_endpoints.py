@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from daemon.catalog import Catalog
+from daemon.config.file import load
 from daemon.http import routes
 from daemon.ports import Address, Ended, Output
 from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
@@ -134,6 +136,40 @@ async def test_one_model(tmp_path: Path) -> None:
         assert mini["meta"]["llamaswap"]["modelID"] == "small"
         missing = await client.ask("GET", "/v1/models/smal")
         assert missing.status == 404 and "Did you mean small" in missing.json()["error"]["message"]
+
+
+LATEST = """
+models:
+  small: {cmd: 's ${PORT}', memory: 1GiB, aliases: [mini]}
+  a/b: {cmd: 's ${PORT}', memory: 1GiB}
+peers: {hub: {proxy: "http://127.0.0.1:9", models: [far]}}
+"""
+
+
+def configured(directory: Path) -> Catalog:
+    """The catalog of a file, as the daemon has it."""
+    path = directory / "config.yaml"
+    path.write_text(LATEST)
+    return Catalog(load(path, {}))
+
+
+async def test_a_name_as_ollamas_lists_have_it(tmp_path: Path) -> None:
+    async with world(tmp_path, catalog=configured(tmp_path)) as here:
+        client = await echoing(here)
+        answer = await client.chat(model="small:latest")
+        assert answer.status == 200
+        assert (await client.ask("GET", "/props?model=mini:latest")).status == 200
+        below = await client.ask("GET", "/upstream/small:latest/a:latest?b")
+        assert below.body.startswith(b"GET /a:latest?b HTTP/1.1\r\n")
+        assert (await client.ask("GET", "/upstream/a/b%3Alatest/")).status == 200
+        there = await client.ask("GET", "/upstream/small:latest")
+        assert (there.status, there.headers["location"]) == (301, "/upstream/small:latest/")
+        assert [ticket.arrival.model for ticket in here.desk.tickets] == ["small", "small", "small", "a/b"]
+        assert (await client.ask("GET", "/v1/models/small:latest")).json()["id"] == "small"
+        assert (await client.ask("POST", "/api/models/unload/small:latest")).status == 200
+        assert here.desk.operations == [UnloadRequested("small", "", by="http 127.0.0.1")]
+        assert (await client.chat(model="far:latest")).json()["error"]["code"] == "peer_failed"
+        assert (await client.chat(model="none:latest")).status == 404
 
 
 # --- below a model ------------------------------------------------------------------------------------------

@@ -284,6 +284,43 @@ def test_profiles_that_cannot_be(tmp_path: Path, profile: str, message: str) -> 
     assert message in refused(tmp_path, f"profiles: {{p: {profile}}}\n")
 
 
+# --- `:latest` ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_with_latest_behind_it_means_the_one_without(tmp_path: Path) -> None:
+    state = State()
+    catalog = Catalog(read(tmp_path, PROFILES.replace("models: [m1]", 'models: [m1, "m2:latest"]')), state)
+    assert [catalog.resolve(f"{name}:latest") for name in ("a", "one", "warm", "m1", "none", "a:x")] == [
+        "a", "a", "b", None, None, None,
+    ]  # fmt: skip
+    names = ["a", "one", "warm", "m1", "box/m1", "none"]
+    assert [catalog.target(f"{name}:latest") for name in names] == ["a", "one", "b", "m1", "box/m1", "none"]
+    row = catalog.row("a:latest")
+    assert row is not None and row.id == "a"
+    assert catalog.target("m2:latest") == "m2:latest"  # a peer's, by just this name
+    assert catalog.target("a:latest:latest") == "a:latest"  # once, and no more
+    state.profile = "coding"
+    names = ["llm", "plan", "far", "d", "a"]
+    assert [catalog.target(f"{name}:latest") for name in names] == ["one", "b", "box/m1", "", "b"]
+
+
+def test_an_exact_name_goes_before_one_without_latest(tmp_path: Path) -> None:
+    text = (
+        MODELS
+        + """
+  a:latest: {cmd: 's ${PORT}', memory: 1GiB}
+selectors: {"b:latest": {strategy: pin, targets: [d]}}
+profiles: {p: {pins: {"d:latest": a}}}
+"""
+    )
+    state = State()
+    catalog = Catalog(read(tmp_path, text), state)
+    state.profile = "p"
+    names = ["a:latest", "b:latest", "d:latest"]
+    assert [catalog.target(name) for name in names] == ["a:latest", "d", "a"]
+    assert [catalog.resolve(name) for name in names] == ["a:latest", "d", "a"]
+
+
 # --- what a model says of itself --------------------------------------------------------------------------
 
 

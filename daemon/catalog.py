@@ -100,6 +100,16 @@ class Catalog:
             id = self.config.resolve(name)
         return id or self.config.resolve(self.target(name))
 
+    def names(self) -> Sequence[str]:
+        """Every name that can be asked for: ids, aliases, selectors, what the profile in use pins, and what
+        peers have."""
+        config = self.config
+        pins = config.profiles[self.profile].pins if self.profile else ()
+        names = [*config.models, *config.aliases, *config.selectors, *pins]
+        for peer in config.peers.values():
+            names += [*peer.models, *map(peer.qualified, peer.models)]
+        return names
+
     def models(self) -> Sequence[ModelRow]:
         """The rows of /v1/models, in the file's order; without unlisted models."""
         rows = []

@@ -349,6 +349,10 @@ class Catalog(Protocol):
         """The model's id for an id or alias."""
         ...
 
+    def names(self) -> Sequence[str]:
+        """Every name that can be asked for, listed or not."""
+        ...
+
     def models(self) -> Sequence[ModelRow]:
         """The rows of /v1/models, in order; without unlisted models."""
         ...

@@ -162,6 +162,9 @@ class FakeCatalog:
     def resolve(self, name: str) -> str | None:
         return {"tiny": "tiny", "small": "small", "mini": "small"}.get(name)
 
+    def names(self) -> Sequence[str]:
+        return ["tiny", "small", "mini", *self.peers]
+
     def models(self) -> Sequence[ModelRow]:
         return [ModelRow("tiny"), ModelRow("small", ("mini",), "Small", "The small one.")]
 

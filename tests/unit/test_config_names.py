@@ -145,6 +145,10 @@ selectors:
     assert found is not None
     assert (found.name, found.metadata) == ("Coding", {"purpose": "code"})
     assert catalog.row("nobody") is None
+    assert sorted(catalog.names()) == [
+        "a", "a", "b", "box/a", "box/m1", "box/shared", "coding", "d", "far", "m1", "many", "one", "plan",
+        "q/m2", "router/q/m2", "router/shared", "shared", "shared",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -267,6 +271,7 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
         "a", "b", None, None, None, "b", "a", "a",
     ]  # fmt: skip
     assert catalog.resolve("llm") == "a"
+    assert {"llm", "far"} < set(catalog.names())
     assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm", "llm", "plan", "far"]
 
 

@@ -350,6 +350,25 @@ def test_names(name: str, id: str) -> None:
     assert names.configured(name, lambda each: each in known) == id
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("SMALL", ["SMALL", "small:latest"]),
+        ("Small:Latest", ["Small:Latest", "small:latest"]),
+        ("library/Qwen3:8B", ["library/Qwen3:8B", "Qwen3:8B", "qwen3:8b"]),
+        ("registry.ollama.ai/library/qwen3:8b", ["registry.ollama.ai/library/qwen3:8b", *["qwen3:8b"] * 2]),
+        ("ORG/Model:latest", ["ORG/Model:latest", "org/model"]),
+        ("big", ["big"]),  # Big or BIG?
+        ("mine", ["mine", "Library/Mine"]),
+        ("qwen3:8", ["qwen3:8"]),
+        ("", [""]),
+    ],
+)
+def test_other_spellings_of_a_name(name: str, found: list[str]) -> None:
+    known = ("small", "small:latest", "qwen3:8b", "org/model", "Big", "BIG", "Library/Mine")
+    assert list(names.spellings(name, lambda: known)) == found
+
+
 def test_names_are_shown_with_a_tag() -> None:
     assert [names.shown(id) for id in ("a", "a:b", "host:5000/a", "x/a:b")] == [
         "a:latest",

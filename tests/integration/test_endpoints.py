@@ -428,6 +428,7 @@ async def test_events_come_without_a_gap(tmp_path: Path) -> None:
         for sent in (
             request("GET", "/api/events?after=3"),
             request("GET", "/api/events", None, "Last-Event-ID: 3"),
+            request("GET", "/api/events?after=2", None, "Last-Event-ID: 3"),  # a browser, once more
         ):
             client = await here.client()
             await client.send(sent)

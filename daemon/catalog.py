@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from daemon.config.commands import embeds_only
 from daemon.config.config import Config
 from daemon.config.filters import Filters
+from daemon.config.peers import Peer, listed
 from daemon.config.selectors import Look, Profile, choose
 from daemon.estimates import bounded
 from daemon.ollama.names import LATEST
@@ -111,7 +112,7 @@ class Catalog:
         return names
 
     def models(self) -> Sequence[ModelRow]:
-        """The rows of /v1/models, in the file's order; without unlisted models."""
+        """The rows of /v1/models, in the file's order, those of peers last; without unlisted models."""
         rows = []
         for id, model in self.config.models.items():
             if not model.unlisted:
@@ -124,16 +125,21 @@ class Catalog:
         profile = self.config.profiles.get(self.profile)
         pins = profile.pins if profile is not None else {}
         known = (name for name, target in pins.items() if target and not self.config.resolve(name))
-        return rows + [ModelRow(name) for name in known if name not in shown]
+        rows += [ModelRow(name) for name in known if name not in shown]
+        taken = {*self.config.models, *self.config.aliases, *pins}
+        return rows + [_peer_row(*found) for found in listed(self.config.peers, taken)]
 
     def row(self, name: str) -> ModelRow | None:
-        """The row of one model or selector, listed or not, by id or alias."""
+        """The row of one model or selector, listed or not, by id or alias; of a peer's, by any name of it."""
         if name.endswith(LATEST):
             name = self._untagged(name)
         if name in self.config.selectors:
             return self._selector_row(name)
         id = self.config.resolve(name)
-        return None if id is None else self._row(id, "" if name == id else name)
+        if id is not None:
+            return self._row(id, "" if name == id else name)
+        found = self.config.peer(name)
+        return None if found is None else _peer_row(name, *found)
 
     def _selector_row(self, id: str) -> ModelRow:
         selector = self.config.selectors[id]
@@ -194,6 +200,11 @@ class Catalog:
         if spec is None:
             return dict(options)
         return bounded(options, spec.options, spec.estimate, spec.slots)
+
+
+def _peer_row(name: str, peer: Peer, model: str) -> ModelRow:
+    """As llama-swap lists it."""
+    return ModelRow(name, name=f"{peer.id}: {model}", metadata={"peerID": peer.id}, peer=peer.id)
 
 
 def access(config: Config) -> Access:

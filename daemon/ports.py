@@ -242,6 +242,8 @@ class ModelRow(msgspec.Struct, frozen=True):
     description: str = ""
     alias_of: str = ""
     """The model's id, where this is an alias."""
+    peer: str = ""
+    """The peer that has it; "": it is of this machine."""
     metadata: Mapping[str, Any] = {}
     more: Mapping[str, Any] = {}
     """Further members: what it is capable of."""
@@ -354,11 +356,11 @@ class Catalog(Protocol):
         ...
 
     def models(self) -> Sequence[ModelRow]:
-        """The rows of /v1/models, in order; without unlisted models."""
+        """The rows of /v1/models, in order, those of peers last; without unlisted models."""
         ...
 
     def row(self, name: str) -> ModelRow | None:
-        """The row of one model, listed or not, by id or alias."""
+        """The row of one model, listed or not, by any name that it has."""
         ...
 
     def card(self, model: str) -> Card:

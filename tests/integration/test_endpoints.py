@@ -172,6 +172,20 @@ async def test_a_name_as_ollamas_lists_have_it(tmp_path: Path) -> None:
         assert (await client.chat(model="none:latest")).status == 404
 
 
+async def test_a_model_of_a_peer_is_listed(tmp_path: Path) -> None:
+    async with world(tmp_path, catalog=configured(tmp_path)) as here:
+        client = await here.client()
+        rows = (await client.ask("GET", "/v1/models")).json()["data"]
+        assert [row["id"] for row in rows] == ["small", "a/b", "far"]
+        far = rows[-1]
+        assert (far["object"], far["owned_by"], far["name"]) == ("model", "runnerd", "hub: far")
+        assert far["meta"] == {"llamaswap": {"peerID": "hub", "type": "model"}} and "status" not in far
+        assert (await client.ask("GET", "/v1/models/far")).json() == far
+        assert (await client.ask("GET", "/v1/models/hub/far")).json() == {**far, "id": "hub/far"}
+        tags = (await client.ask("GET", "/api/tags")).json()["models"]
+        assert [row["name"] for row in tags] == ["small:latest", "a/b:latest"]
+
+
 # --- below a model ------------------------------------------------------------------------------------------
 
 

@@ -116,6 +116,29 @@ def test_a_model_here_has_no_name_of_a_peers(tmp_path: Path) -> None:
     assert 'expected a name that no model here has, found "p/m"' in refused(tmp_path, text)
 
 
+def test_models_of_peers_are_listed_as_they_can_be_asked_for(tmp_path: Path) -> None:
+    pins = 'profiles: {p: {pins: {m1: a, "router/shared": a}}}\n'
+    text = PEERS.replace("q/m2, shared", '"q/m2", one, shared, box/m1') + pins
+    state = State()
+    catalog = Catalog(read(tmp_path, text), state)
+    theirs = [row for row in catalog.models() if row.peer]
+    shown = ["m1", "box/shared", "box/a", "q/m2", "router/one", "router/shared", "router/box/m1"]
+    assert [row.id for row in theirs] == shown
+    assert list(catalog.models())[-len(shown) :] == theirs
+    for row in theirs:
+        asked = catalog.peer(catalog.target(row.id))
+        assert asked is not None and f"{asked.id}: {asked.model}" == row.name
+        assert row.metadata == {"peerID": asked.id} and row.peer == asked.id
+        assert catalog.row(row.id) == row
+    far, near = catalog.row("box/m1"), catalog.row("a")
+    assert far is not None and (far.id, far.name) == ("box/m1", "box: m1")
+    assert near is not None and not near.peer
+    assert catalog.row("shared") is None
+    state.profile = "p"
+    shown = ["box/m1", "box/shared", "box/a", "q/m2", "router/one", "router/box/m1"]
+    assert [row.id for row in catalog.models() if row.peer] == shown
+
+
 # --- selectors --------------------------------------------------------------------------------------------
 
 
@@ -136,7 +159,7 @@ selectors:
     )
     assert config.selectors["many"] == Selector("spillover", ("a", "b", "m1"), 4)
     catalog = Catalog(config)
-    assert [row.id for row in catalog.models()] == ["a", "b", "d", "coding", "far", "many"]
+    assert [row.id for row in catalog.models() if not row.peer] == ["a", "b", "d", "coding", "far", "many"]
     assert [catalog.resolve(name) for name in ("coding", "plan", "far", "many", "a", "x")] == [
         "a", "a", None, "a", "a", None,
     ]  # fmt: skip
@@ -264,7 +287,7 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
     catalog = Catalog(config, state)
     names = ["llm", "plan", "far", "image", "d", "a", "b", "one"]
     assert [catalog.target(name) for name in names] == names  # none is in use at start
-    assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm"]
+    assert [row.id for row in catalog.models() if not row.peer] == ["a", "b", "d", "warm"]
     state.profile = "coding"
     assert [catalog.target(name) for name in names] == ["one", "b", "box/m1", "", "", "b", "a", "one"]
     assert [catalog.resolve(catalog.target(name)) for name in names] == [
@@ -272,7 +295,8 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert catalog.resolve("llm") == "a"
     assert {"llm", "far"} < set(catalog.names())
-    assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm", "llm", "plan", "far"]
+    shown = ["a", "b", "d", "warm", "llm", "plan", "far", "m1"]
+    assert [row.id for row in catalog.models()] == shown
 
 
 @pytest.mark.parametrize(

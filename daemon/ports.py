@@ -257,7 +257,8 @@ class Access(msgspec.Struct, frozen=True):
     hosts: tuple[str, ...] = ()
     """Names that the daemon answers to, beside those that it knows to be its own."""
     origins: tuple[str, ...] = ()
-    """Origins of pages that may use it, such as `https://chat.example`; `*`: all."""
+    """Origins of pages that may use it, such as `https://chat.example`; `*`: all, and within one any
+    characters but `/`."""
     body_bytes: int = HTTP_BODY_BYTES
     """The largest body of a request."""
 

@@ -282,13 +282,13 @@ def raw(**values: Any) -> dict[str, msgspec.Raw]:
 def test_sampling_options_are_renamed() -> None:
     given = raw(
         num_predict=7, num_keep=4, seed=42, stop=["a", "b"], temperature=0, top_k=5, top_p=0.5, min_p=0.1,
-        typical_p=1, repeat_last_n=-1, repeat_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.5,
+        typical_p=1, repeat_last_n=9, repeat_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.5,
         mirostat=2, mirostat_tau=5.0, mirostat_eta=0.1, num_ctx=8192, nonsense={"a": 1},
     )  # fmt: skip
     told = options.sampling(given, {"num_ctx": 4096})
     assert told == {
         "max_tokens": 7, "n_keep": 4, "seed": 42, "stop": ["a", "b"], "temperature": 0, "top_k": 5,
-        "top_p": 0.5, "min_p": 0.1, "typical_p": 1, "repeat_last_n": -1, "repeat_penalty": 1.1,
+        "top_p": 0.5, "min_p": 0.1, "typical_p": 1, "repeat_last_n": 9, "repeat_penalty": 1.1,
         "presence_penalty": -0.5, "frequency_penalty": 0.5, "mirostat": 2, "mirostat_tau": 5.0,
         "mirostat_eta": 0.1,
     }  # fmt: skip
@@ -298,6 +298,25 @@ def test_options_that_leave_it_open() -> None:
     assert options.sampling(raw(num_predict=-1, seed=-1, temperature=None, stop=None), {}) == {}
     assert options.sampling(raw(num_predict=-2), {}) == {}
     assert options.sampling(raw(num_predict=16.0, stop="x"), {}) == {"max_tokens": 16, "stop": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "declared", "told"),
+    [
+        ({}, {"num_ctx": 4096}, 4096),
+        ({"num_ctx": 8192.0}, {"num_ctx": 4096}, 8192),
+        ({"num_ctx": None}, {"num_ctx": 4096}, 4096),
+        ({"num_ctx": 8192}, {}, None),
+        ({}, {"num_ctx": 0}, None),
+        ({}, {"num_ctx": "4k"}, None),
+        ({"repeat_last_n": 0}, {"num_ctx": 4096}, 0),
+    ],
+)
+def test_the_whole_context_is_a_number(
+    given: dict[str, Any], declared: dict[str, Any], told: int | None
+) -> None:
+    found = options.sampling(raw(**{"repeat_last_n": -1, **given}), declared)
+    assert found == ({} if told is None else {"repeat_last_n": told})
 
 
 def test_a_declared_option_is_the_schedulers() -> None:

@@ -33,7 +33,7 @@ SAMPLING: dict[str, tuple[str, str]] = {
 }
 """Ollama's name to the model server's, and the type. What is neither here nor a launch option is ignored."""
 
-LEAST = {"num_predict": 0, "seed": 0}
+LEAST = {"num_predict": 1, "seed": 0}
 """Below these they say "no limit" and "by chance": what a server does that is not told."""
 
 CONTEXT = "num_ctx"

@@ -296,7 +296,8 @@ def test_sampling_options_are_renamed() -> None:
 
 def test_options_that_leave_it_open() -> None:
     assert options.sampling(raw(num_predict=-1, seed=-1, temperature=None, stop=None), {}) == {}
-    assert options.sampling(raw(num_predict=-2), {}) == {}
+    assert options.sampling(raw(num_predict=-2), {}) == options.sampling(raw(num_predict=0), {}) == {}
+    assert options.sampling(raw(num_predict=1, seed=0), {}) == {"max_tokens": 1, "seed": 0}
     assert options.sampling(raw(num_predict=16.0, stop="x"), {}) == {"max_tokens": 16, "stop": ["x"]}
 
 

@@ -113,7 +113,10 @@ def content(text: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
 
 
 def _medium(data: str) -> dict[str, Any]:
-    """A picture as a data URL; a sound as it is. Raises Refused for what is no base64."""
+    """A picture as a data URL; a sound as it is. Raises Refused for what is no base64. It may be in lines, as
+    `base64` writes it: Ollama does not mind, model servers do."""
+    if "\n" in data or "\r" in data:
+        data = data.replace("\n", "").replace("\r", "")
     try:
         binascii.a2b_base64(data, strict_mode=True)
         head = base64.b64decode(data[:HEAD_CHARS])

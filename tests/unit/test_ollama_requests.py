@@ -220,6 +220,23 @@ def test_pictures(data: bytes, url: str) -> None:
     ]
 
 
+def test_base64_in_lines() -> None:
+    data = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    encoded, lines = base64.b64encode(data).decode(), base64.encodebytes(data).decode()
+    assert lines.count("\n") > 3
+    url = f"data:image/png;base64,{encoded}"
+    for written in (lines, lines.replace("\n", "\r\n"), "\n" + encoded[:3] + "\n" + encoded[3:]):
+        [made] = conversation({"role": "user", "images": [written]})
+        assert made["content"] == [{"type": "image_url", "image_url": {"url": url}}]
+        [made] = plain(generate(prompt="See", images=[written]).body["messages"])
+        assert made["content"][1] == {"type": "image_url", "image_url": {"url": url}}
+    for bad in (encoded[:9] + " " + encoded[9:], encoded[:-1] + "\n", encoded + "\t"):
+        assert refusal(conversation, {"role": "user", "images": [bad]}) == (
+            400,
+            "illegal base64 data in images",
+        )
+
+
 def test_sounds() -> None:
     for data, form in ((b"RIFF\0\0\0\0WAVEfmt ", "wav"), (b"ID3\x04", "mp3")):
         encoded = base64.b64encode(data).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import mmap
 from typing import Any
 
 import msgspec
@@ -189,6 +190,40 @@ def test_what_is_no_request(body: bytes) -> None:
     for shape in (Chat, Generate, Embed, Embeddings, Show):
         assert refusal(read, body, shape)[0] == 400
     assert refusal(requests.named, read(b"{}", Chat)) == (400, "model is required")
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (r"a\ud83d b", "a\ufffd b"),
+        (r"\uD83D", "\ufffd"),
+        (r"\ude00\ud83d", "\ufffd\ufffd"),
+        (r"\ud83d\ud83d\ude00\uDe00", "\ufffd\U0001f600\ufffd"),
+        (r"\ud83d\u0041\n\ud83d\"", '\ufffdA\n\ufffd"'),
+        (r"\\ud83d \ud83d", "\\ud83d \ufffd"),
+        (r"\\\ud83d", "\\\ufffd"),
+        (r"\\\\ud83d\udc00", "\\\\ud83d\ufffd"),
+        (r"\ud83d\\ude00", "\ufffd\\ude00"),
+        (r"\\ud83d\ude00", "\\ud83d\ufffd"),
+    ],
+)
+def test_half_a_character_is_replaced(written: str, text: str) -> None:
+    body = f'{{"model": "m", "prompt": "{written}", "other": "{written}"}}'.encode()
+    assert read(body, Generate).prompt == text
+    with mmap.mmap(-1, len(body)) as mapped:
+        mapped[:] = body
+        assert read(mapped, Generate).prompt == text
+    stop = read(f'{{"options": {{"stop": "{written}"}}}}'.encode(), Chat).options
+    assert stop is not None and options.sampling(stop, {}) == {"stop": [text]}
+
+
+def test_half_a_character_hides_no_other_fault() -> None:
+    for body, words in (
+        (rb'{"prompt": "\ud83d}', "the request body is not valid JSON"),
+        (rb'{"prompt": \ud83d}', "the request body is not valid JSON"),
+        (rb'{"prompt": "\ud83d", "raw": 1}', "invalid request body"),
+    ):
+        assert words in refusal(read, body, Generate)[1]
 
 
 # --- messages ----------------------------------------------------------------------------------------------

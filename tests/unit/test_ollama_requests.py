@@ -231,8 +231,11 @@ def test_half_a_character_hides_no_other_fault() -> None:
 
 def test_roles() -> None:
     assert conversation({"role": "User", "content": None})[0] == {"role": "user", "content": ""}
-    assert refusal(conversation, {"role": "robot"})[1].startswith("invalid role 'robot'")
-    assert refusal(conversation, {})[0] == 400
+    control = conversation({"role": "control", "content": "thinking"}, {"role": "x" * 64})
+    assert control[0] == {"role": "control", "content": "thinking"} and control[1]["role"] == "x" * 64
+    for bad in ({}, {"role": ""}, {"role": None}, {"role": "x" * 65}):
+        status, message = refusal(conversation, bad)
+        assert status == 400 and message.startswith("invalid role '") and len(message) < 200
 
 
 @pytest.mark.parametrize(

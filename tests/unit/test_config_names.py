@@ -16,6 +16,7 @@ from daemon.config.filters import FilterRules, Filters
 from daemon.config.peers import Peer
 from daemon.config.selectors import Look, Profile, Selector, Strategy, choose
 from daemon.config.timeouts import Timeouts
+from daemon.http.refusals import unknown_model
 from events import catalogue as c
 from events.limits import GIB, S
 from statemachines.scheduler import Scheduler
@@ -137,6 +138,12 @@ def test_models_of_peers_are_listed_as_they_can_be_asked_for(tmp_path: Path) -> 
     state.profile = "p"
     shown = ["box/m1", "box/shared", "box/a", "q/m2", "router/one", "router/box/m1"]
     assert [row.id for row in catalog.models() if row.peer] == shown
+
+
+def test_a_hint_names_each_name_once(tmp_path: Path) -> None:
+    text = "includeAliasesInList: true\nmodels: {big: {cmd: 's ${PORT}', aliases: ['Big:8b', 'Big:9b']}}\n"
+    refusal = unknown_model("Big:8", Catalog(read(tmp_path, text))).refusal
+    assert refusal.message == "The model 'Big:8' is not configured. Did you mean Big:8b or Big:9b or big?"
 
 
 # --- selectors --------------------------------------------------------------------------------------------

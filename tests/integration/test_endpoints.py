@@ -447,7 +447,8 @@ async def test_events_come_without_a_gap(tmp_path: Path) -> None:
             client = await here.client()
             await client.send(sent)
             assert (await client.head()).headers["content-type"] == "text/event-stream"
-            await client.until(b"id: 4\nevent: request.arrived\ndata: {")
+            begun = await client.until(b"id: 4\nevent: request.arrived\ndata: {")
+            assert begun.count(b"event: ") == 1, "it is the first"
             await client.until(b'"payload":{"model":"tiny"}}\n\n')
             await client.until(b"id: 5\n")
             log.grow()

@@ -14,9 +14,11 @@ from daemon.ollama.wrong import INVALID_JSON, wrong
 T = TypeVar("T")
 
 SURROGATES = re.compile(
-    rb"(?:\\\\)+|\\u[dD](?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|([89a-fA-F][0-9a-fA-F]{2}))"
+    rb"(?:\\(?:[^u]|u(?![dD][89a-fA-F]))[^\\]*+)++"
+    rb"|\\u[dD](?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|([89a-fA-F][0-9a-fA-F]{2}))"
 )
-"""Backslashes that stand for backslashes, a pair of surrogates, or one alone, which is the group."""
+"""Other escapes (one is a backslash that stands for itself) and the text between them, as many as there are;
+a pair of surrogates; or one alone, which is the group."""
 
 LEVELS = ("low", "medium", "high", "max")
 """How hard a model may be told to think."""

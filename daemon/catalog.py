@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from daemon.config.commands import embeds_only
 from daemon.config.config import Config
 from daemon.config.filters import Filters
+from daemon.config.peers import Peer, listed
 from daemon.config.selectors import Look, Profile, choose
 from daemon.estimates import bounded
+from daemon.ollama.names import LATEST
 from daemon.ports import Access, Card, ModelRow, PeerModel, Served
 from events.catalogue import Option
 from events.limits import S
@@ -63,10 +65,21 @@ class Catalog:
     def target(self, name: str) -> str:
         """What a name stands for now: what the profile in use says ("": nothing), a selector's target, or the
         name itself. Ask once for a request, and go on with the answer: another moment may have another."""
+        if name.endswith(LATEST):
+            name = self._untagged(name)
         profile = self.config.profiles.get(self.profile)
         name = name if profile is None else profile.pins.get(name, name)
         selector = self.config.selectors.get(name)
         return name if selector is None else choose(selector, self._look)
+
+    def _untagged(self, name: str) -> str:
+        """What a name that ends in `:latest` means: what is configured so, else what has it without that end,
+        which Ollama's lists and clients add to any name."""
+        config = self.config
+        pinned = self.profile and name in config.profiles[self.profile].pins
+        if pinned or name in config.selectors or config.resolve(name) or config.peer(name):
+            return name
+        return name.removesuffix(LATEST)
 
     def _look(self, target: str) -> Look:
         id, state = self.config.resolve(target), self._state
@@ -82,10 +95,24 @@ class Catalog:
 
     def resolve(self, name: str) -> str | None:
         """The model's id for an id, an alias, or what stands for one; a `target` is resolved as it is."""
-        return self.config.resolve(name) or self.config.resolve(self.target(name))
+        id = self.config.resolve(name)
+        if id is None and name.endswith(LATEST):
+            name = self._untagged(name)
+            id = self.config.resolve(name)
+        return id or self.config.resolve(self.target(name))
+
+    def names(self) -> Sequence[str]:
+        """Every name that can be asked for: ids, aliases, selectors, what the profile in use pins, and what
+        peers have."""
+        config = self.config
+        pins = config.profiles[self.profile].pins if self.profile else ()
+        names = [*config.models, *config.aliases, *config.selectors, *pins]
+        for peer in config.peers.values():
+            names += [*peer.models, *map(peer.qualified, peer.models)]
+        return names
 
     def models(self) -> Sequence[ModelRow]:
-        """The rows of /v1/models, in the file's order; without unlisted models."""
+        """The rows of /v1/models, in the file's order, those of peers last; without unlisted models."""
         rows = []
         for id, model in self.config.models.items():
             if not model.unlisted:
@@ -98,14 +125,21 @@ class Catalog:
         profile = self.config.profiles.get(self.profile)
         pins = profile.pins if profile is not None else {}
         known = (name for name, target in pins.items() if target and not self.config.resolve(name))
-        return rows + [ModelRow(name) for name in known if name not in shown]
+        rows += [ModelRow(name) for name in known if name not in shown]
+        taken = {*self.config.models, *self.config.aliases, *pins}
+        return rows + [_peer_row(*found) for found in listed(self.config.peers, taken)]
 
     def row(self, name: str) -> ModelRow | None:
-        """The row of one model or selector, listed or not, by id or alias."""
+        """The row of one model or selector, listed or not, by id or alias; of a peer's, by any name of it."""
+        if name.endswith(LATEST):
+            name = self._untagged(name)
         if name in self.config.selectors:
             return self._selector_row(name)
         id = self.config.resolve(name)
-        return None if id is None else self._row(id, "" if name == id else name)
+        if id is not None:
+            return self._row(id, "" if name == id else name)
+        found = self.config.peer(name)
+        return None if found is None else _peer_row(name, *found)
 
     def _selector_row(self, id: str) -> ModelRow:
         selector = self.config.selectors[id]
@@ -166,6 +200,11 @@ class Catalog:
         if spec is None:
             return dict(options)
         return bounded(options, spec.options, spec.estimate, spec.slots)
+
+
+def _peer_row(name: str, peer: Peer, model: str) -> ModelRow:
+    """As llama-swap lists it."""
+    return ModelRow(name, name=f"{peer.id}: {model}", metadata={"peerID": peer.id}, peer=peer.id)
 
 
 def access(config: Config) -> Access:

@@ -66,6 +66,9 @@ OLLAMA_CALLS_CHARS = 16 * MIB
 OLLAMA_TOP_LOGPROBS = 20
 """Alternatives to each token: Ollama's and OpenAI's limit."""
 
+OLLAMA_ROLE_CHARS = 64
+"""Of the role of a message, which templates compare with a word."""
+
 OLLAMA_KEEP_ALIVE_NS = 300 * S
 """How long a model stays loaded after a request of Ollama's API, where neither it nor the configuration says:
 Ollama's five minutes."""

@@ -242,6 +242,8 @@ class ModelRow(msgspec.Struct, frozen=True):
     description: str = ""
     alias_of: str = ""
     """The model's id, where this is an alias."""
+    peer: str = ""
+    """The peer that has it; "": it is of this machine."""
     metadata: Mapping[str, Any] = {}
     more: Mapping[str, Any] = {}
     """Further members: what it is capable of."""
@@ -255,7 +257,8 @@ class Access(msgspec.Struct, frozen=True):
     hosts: tuple[str, ...] = ()
     """Names that the daemon answers to, beside those that it knows to be its own."""
     origins: tuple[str, ...] = ()
-    """Origins of pages that may use it, such as `https://chat.example`; `*`: all."""
+    """Origins of pages that may use it, such as `https://chat.example`; `*`: all, and within one any
+    characters but `/`."""
     body_bytes: int = HTTP_BODY_BYTES
     """The largest body of a request."""
 
@@ -349,12 +352,16 @@ class Catalog(Protocol):
         """The model's id for an id or alias."""
         ...
 
+    def names(self) -> Sequence[str]:
+        """Every name that can be asked for, listed or not."""
+        ...
+
     def models(self) -> Sequence[ModelRow]:
-        """The rows of /v1/models, in order; without unlisted models."""
+        """The rows of /v1/models, in order, those of peers last; without unlisted models."""
         ...
 
     def row(self, name: str) -> ModelRow | None:
-        """The row of one model, listed or not, by id or alias."""
+        """The row of one model, listed or not, by any name that it has."""
         ...
 
     def card(self, model: str) -> Card:

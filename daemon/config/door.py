@@ -58,7 +58,7 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
     """Names that a Host header may have beside loopback's, in lower case, without ports."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may read answers; "*": any."""
+    """Origins whose pages may read answers; "*": any, and within one any characters but "/"."""
     body_bytes: int = HTTP_BODY_BYTES
     """The largest body of a request."""
     ignore_paths: tuple[str, ...] = IGNORED_PATHS

@@ -13,7 +13,8 @@ that name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
 
 import msgspec
 
@@ -56,6 +57,19 @@ def find(peers: Mapping[str, Peer], name: str) -> tuple[Peer, str] | None:
                 return peer, model
     having = [peer for peer in peers.values() if name in peer.models]
     return (having[0], name) if len(having) == 1 else None
+
+
+def listed(peers: Mapping[str, Peer], taken: Container[str]) -> Iterator[tuple[str, Peer, str]]:
+    """Every model of a peer, as that calls it, behind the name that it is best asked for by: its own where
+    that is nobody else's, and not `taken`."""
+    count = Counter(model for peer in peers.values() for model in peer.models)
+    qualified = {peer.qualified(model) for peer in peers.values() for model in peer.models}
+    for peer in peers.values():
+        for model in peer.models:
+            alone = count[model] == 1 and model not in qualified and model not in taken
+            name = model if alone else peer.qualified(model)
+            if name not in taken:
+                yield name, peer, model
 
 
 def hide_keys(peers: Node) -> Node:

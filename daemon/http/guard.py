@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import socket
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from daemon.http.head import CREDENTIALS, Page, RequestReader, without
@@ -21,6 +22,10 @@ OWN_NAMES = ("localhost", "host.docker.internal", "host.containers.internal")
 """Names of this machine that no public DNS can give to a stranger; the last two are for its containers."""
 
 ANY = "*"
+"""As an origin: whichever. Within one: any run of characters that can be in an origin behind `://`."""
+
+BEYOND = re.compile(rb"[/?#@\\\s]")
+"""What no origin has behind its `://`: with one of these a name before it could pass for the host's."""
 
 REMEMBERED = 64
 """Host headers that were found good, remembered as they were written; clients use two or three."""
@@ -40,7 +45,7 @@ SAME = (b"same-origin", b"none")
 class Guard:
     """Judges each request's head by the configuration as it is now."""
 
-    __slots__ = ("_access", "_any_origin", "_good", "_hosts", "_keys", "_machine", "_origins")
+    __slots__ = ("_access", "_any_origin", "_good", "_hosts", "_keys", "_machine", "_origins", "_patterns")
 
     def __init__(self, access: Access, machine: str = "") -> None:
         self._machine = machine or socket.gethostname()
@@ -52,7 +57,9 @@ class Guard:
         self._hosts = own_names(self._machine) | {name.lower().rstrip(".") for name in access.hosts}
         self._good: set[bytes] = set()
         self._any_origin = ANY in access.origins
-        self._origins = {origin.lower().rstrip("/").encode() for origin in access.origins}
+        origins = {origin.lower().rstrip("/").encode() for origin in access.origins}
+        self._patterns = [origin.split(b"*") for origin in origins if b"*" in origin]
+        self._origins = {origin for origin in origins if b"*" not in origin}
         self._keys = [digest(key.encode()) for key in access.api_keys]
 
     def admit(self, request: RequestReader, access: Access, *, any_host: bool, public: bool) -> None:
@@ -94,13 +101,16 @@ class Guard:
                     "Pages of other sites may not ask for this. Open the address itself, or configure `cors`."
                 )
                 raise Refused(403, "origin_not_allowed", text)
-        elif origin.lower() in self._origins:
+        elif origin.lower() in self._origins or (self._patterns and self._is_like(origin.lower())):
             request.cors = b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n%b" % (origin, EXPOSED)
         elif not request.host or origin.partition(b"://")[2].lower() != request.host.lower():
             shown = origin[:128].decode("ascii", "backslashreplace")
             allow = f'cors: {{origins: ["{shown}"]}}'
             text = f"Pages of {shown} may not use this server. To let them, configure `{allow}`."
             raise Refused(403, "origin_not_allowed", text)
+
+    def _is_like(self, origin: bytes) -> bool:
+        return any(is_like(pattern, origin) for pattern in self._patterns)
 
     def _check_key(self, credentials: Iterable[tuple[bytes, bytes]]) -> None:
         """Compare every key with every configured one, always all of them: time tells nothing."""
@@ -115,6 +125,22 @@ class Guard:
             if given_any:
                 text = "The API key is none of this server's."
             raise Refused(401, "invalid_api_key", text, CHALLENGE)
+
+
+def is_like(pattern: Sequence[bytes], origin: bytes) -> bool:
+    """Whether an origin is one with stars in it; `pattern`: what is around them. Both in lower case."""
+    first, *inner, last = pattern
+    at, end = len(first), len(origin) - len(last)
+    if at > end or not (origin.startswith(first) and origin.endswith(last)):
+        return False
+    if BEYOND.search(origin, origin.find(b"://") + 3):
+        return False
+    for part in inner:
+        found = origin.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 def preflight_lines(page: Page) -> bytes:

@@ -186,9 +186,10 @@ async def follow_logs(call: Call) -> Stream:
 
 async def events(call: Call) -> Stream:
     """GET /api/events: every event of the log from now on, or after `?after=SEQ` (or Last-Event-ID), as
-    server-sent events without a gap; the id of each is its number."""
+    server-sent events without a gap; the id of each is its number. A browser that connects again asks for the
+    URL that it asked for first, and adds the header: so that goes first."""
     desk = call.local.desk
-    asked = call.query.get("after", call.header("last-event-id"))
+    asked = call.header("last-event-id") or call.query.get("after", "")
     head = desk.state.seq
     if asked and not (asked.isascii() and asked.isdigit() and len(asked) < 20):
         raise Refused(400, "invalid_cursor", f"An event's number was expected, not {asked[:40]!r}.")

@@ -19,7 +19,7 @@ async def models(call: Call) -> Answer:
 
 
 async def model(call: Call) -> Answer:
-    """GET /v1/models/MODEL, by id or alias, also of one that is not listed."""
+    """GET /v1/models/MODEL, by id or alias, also of one that is not listed, or a peer's."""
     name = unquote(call.path.removeprefix("/v1/models/"))
     row = call.local.catalog.row(name)
     if row is None:
@@ -41,7 +41,8 @@ def _row(row: ModelRow, call: Call) -> dict[str, Any]:
     if row.description:
         shown["description"] = row.description
     shown |= row.more
-    shown["status"] = {"value": _status(call.local.desk.state, row.alias_of or row.id)}
+    if not row.peer:  # how it is there, only the peer knows
+        shown["status"] = {"value": _status(call.local.desk.state, row.alias_of or row.id)}
     shown["meta"] = {"llamaswap": _meta(row)}
     if "context_length" in row.more:
         shown["meta"]["n_ctx"] = row.more["context_length"]

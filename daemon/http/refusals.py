@@ -63,7 +63,8 @@ def ended(end: Ended, request: str) -> Refusal:
 def unknown_model(name: str, catalog: Catalog) -> Refused:
     """404 for a model that is not configured, with the nearest that are."""
     name = name[:SHOWN_NAME_CHARS]
-    known = [known for row in catalog.models() for known in (row.id, *row.aliases)]
+    # An alias may be a row of its own, and in that of its model.
+    known = dict.fromkeys(known for row in catalog.models() for known in (row.id, *row.aliases))
     near = nearest(name, known, 3, 0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else " GET /v1/models lists those that are."
     return Refused(404, "model_not_found", f"The model '{name}' is not configured.{hint}")

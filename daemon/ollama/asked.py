@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,6 +12,13 @@ from daemon.ollama.messages import Message
 from daemon.ollama.wrong import INVALID_JSON, wrong
 
 T = TypeVar("T")
+
+SURROGATES = re.compile(
+    rb"(?:\\(?:[^u]|u(?![dD][89a-fA-F]))[^\\]*+)++"
+    rb"|\\u[dD](?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|([89a-fA-F][0-9a-fA-F]{2}))"
+)
+"""Other escapes (one is a backslash that stands for itself) and the text between them, as many as there are;
+a pair of surrogates; or one alone, which is the group."""
 
 LEVELS = ("low", "medium", "high", "max")
 """How hard a model may be told to think."""
@@ -78,11 +86,22 @@ def read(body: Any, shape: type[T]) -> T:
     if not len(body):
         raise wrong("missing request body")
     try:
-        return msgspec.json.decode(body, type=shape)
+        try:
+            return msgspec.json.decode(body, type=shape)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return msgspec.json.decode(paired(body), type=shape)
     except msgspec.ValidationError as invalid:
         raise wrong(f"invalid request body: {invalid}") from None
     except INVALID_JSON as invalid:
         raise wrong(f"the request body is not valid JSON: {invalid}") from None
+
+
+def paired(body: Any) -> bytes:
+    """The body with U+FFFD for each half of a surrogate pair that is alone, as Go reads it: JavaScript writes
+    such where it has cut a text within a character."""
+    return SURROGATES.sub(lambda found: found[0] if found[1] is None else rb"\ufffd", body)
 
 
 def check(asked: Text) -> None:

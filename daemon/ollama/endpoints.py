@@ -121,13 +121,14 @@ def _resolve(call: Call, name: str) -> tuple[str, str]:
     catalog = call.local.catalog
     if not name:
         raise wrong("model is required")
-    found = names.configured(name, lambda each: catalog.resolve(catalog.target(each)) is not None)
-    target = catalog.target(found)
-    id = catalog.resolve(target) if found else None
-    if id is not None:
-        return id, target
-    if names.configured(name, lambda each: catalog.peer(catalog.target(each)) is not None):
-        raise elsewhere(name)
+    for spelled in names.spellings(name, catalog.names):
+        found = names.configured(spelled, lambda each: catalog.resolve(catalog.target(each)) is not None)
+        target = catalog.target(found)
+        id = catalog.resolve(target) if found else None
+        if id is not None:
+            return id, target
+        if names.configured(spelled, lambda each: catalog.peer(catalog.target(each)) is not None):
+            raise elsewhere(name)
     raise no_model(name)
 
 

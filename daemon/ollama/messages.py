@@ -9,9 +9,8 @@ from typing import Any
 
 import msgspec
 
+from daemon.limits import OLLAMA_ROLE_CHARS
 from daemon.ollama.wrong import wrong
-
-ROLES = ("system", "user", "assistant", "tool", "developer")
 
 HEAD_CHARS = 24
 """As much of a picture in base64 as says what it is; a multiple of four."""
@@ -81,8 +80,9 @@ class _Calls:
 
 def _message(message: Message, calls: _Calls) -> dict[str, Any]:
     role = (message.role or "").lower()
-    if role not in ROLES:
-        raise wrong(f"invalid role {role!r}: expected one of {', '.join(ROLES[:4])}")
+    if not 0 < len(role) <= OLLAMA_ROLE_CHARS:
+        text = '"system", "user", "assistant", "tool", or another that the model knows'
+        raise wrong(f"invalid role {role[:OLLAMA_ROLE_CHARS]!r}: expected {text}")
     made: dict[str, Any] = {"role": role, "content": content(message.content or "", message.images or ())}
     if message.thinking:
         made["reasoning_content"] = message.thinking
@@ -113,7 +113,10 @@ def content(text: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
 
 
 def _medium(data: str) -> dict[str, Any]:
-    """A picture as a data URL; a sound as it is. Raises Refused for what is no base64."""
+    """A picture as a data URL; a sound as it is. Raises Refused for what is no base64. It may be in lines, as
+    `base64` writes it: Ollama does not mind, model servers do."""
+    if "\n" in data or "\r" in data:
+        data = data.replace("\n", "").replace("\r", "")
     try:
         binascii.a2b_base64(data, strict_mode=True)
         head = base64.b64decode(data[:HEAD_CHARS])

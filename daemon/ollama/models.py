@@ -30,9 +30,12 @@ NO_DIGEST = "0" * 32
 
 
 def tags(state: State, catalog: Catalog, made_s: int) -> list[dict[str, Any]]:
-    """/api/tags: every model that is listed. `made_s`: models have no date of their own."""
+    """/api/tags: every model of this machine that is listed: those of peers are asked for below /v1 alone.
+    `made_s`: models have no date of their own."""
     rows = []
     for row in catalog.models():
+        if row.peer:
+            continue
         id = catalog.resolve(row.id) or row.id
         card = catalog.card(id)
         rows.append(

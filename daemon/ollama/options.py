@@ -33,8 +33,12 @@ SAMPLING: dict[str, tuple[str, str]] = {
 }
 """Ollama's name to the model server's, and the type. What is neither here nor a launch option is ignored."""
 
-OPEN_WHEN_NEGATIVE = ("num_predict", "seed")
-"""Below 0 these say "no limit" and "by chance": what a server does that is not told."""
+LEAST = {"num_predict": 1, "seed": 0}
+"""Below these they say "no limit" and "by chance": what a server does that is not told."""
+
+CONTEXT = "num_ctx"
+WHOLE_CONTEXT = -1
+"""Of `repeat_last_n`; newer model servers want a number of tokens."""
 
 
 def sampling(options: Options, declared: Mapping[str, object]) -> dict[str, Any]:
@@ -45,10 +49,23 @@ def sampling(options: Options, declared: Mapping[str, object]) -> dict[str, Any]
         if raw is None or name in declared:
             continue
         value = _value(name, raw, kind)
-        if value is None or (name in OPEN_WHEN_NEGATIVE and value < 0):
+        if value is None or (name in LEAST and value < LEAST[name]):
             continue
         told[renamed] = value
+    if told.get("repeat_last_n") == WHOLE_CONTEXT:
+        told["repeat_last_n"] = _context(options, declared)
+        if told["repeat_last_n"] <= 0:
+            del told["repeat_last_n"]
     return told
+
+
+def _context(options: Options, declared: Mapping[str, object]) -> int:
+    """The context that the request is served with, as far as its launch options say; 0: not known."""
+    default = declared.get(CONTEXT)
+    if type(default) is not int:
+        return 0
+    given = _value(CONTEXT, options[CONTEXT], INTEGER) if CONTEXT in options else None
+    return default if given is None else int(given)
 
 
 def launch(options: Options, declared: Mapping[str, object]) -> dict[str, msgspec.Raw]:

@@ -22,6 +22,7 @@ from daemon.ports import (
     Access,
     Address,
     Card,
+    Catalog,
     Dispatched,
     Ended,
     LogBlocked,
@@ -160,6 +161,9 @@ class FakeCatalog:
 
     def resolve(self, name: str) -> str | None:
         return {"tiny": "tiny", "small": "small", "mini": "small"}.get(name)
+
+    def names(self) -> Sequence[str]:
+        return ["tiny", "small", "mini", *self.peers]
 
     def models(self) -> Sequence[ModelRow]:
         return [ModelRow("tiny"), ModelRow("small", ("mini",), "Small", "The small one.")]
@@ -314,6 +318,7 @@ class World:
         access: Access,
         listeners: list[socket.socket],
         desk: FakeDesk | None,
+        catalog: Catalog | None,
     ) -> None:
         self.nursery = nursery
         self.directory = directory
@@ -323,7 +328,7 @@ class World:
         self.outputs: list[Output] = []
         """The files of runners."""
         logs = Logs(self.ring, lambda: self.outputs)
-        self.door = FrontDoor(self.desk, self.catalog, logs, limits=limits)
+        self.door = FrontDoor(self.desk, catalog or self.catalog, logs, limits=limits)
         self.listeners = listeners
         self.serving = trio.CancelScope()
         self.stopped = trio.Event()
@@ -381,10 +386,12 @@ async def world(
     body_bytes: int = HTTP_BODY_BYTES,
     access: Access | None = None,
     desk: FakeDesk | None = None,
+    catalog: Catalog | None = None,
     limit_s: float = LIMIT_S,
     **limits: Any,
 ) -> AsyncIterator[World]:
-    """A front door on loopback (or on a Unix socket), with smaller limits where the test says so."""
+    """A front door on loopback (or on a Unix socket), with smaller limits and another catalog where the test
+    says so."""
     access = access or Access(hosts=("box.example",), body_bytes=body_bytes)
     if unix:
         listener = socket.socket(socket.AF_UNIX)
@@ -394,7 +401,7 @@ async def world(
         listener = socket.create_server(("127.0.0.1", 0))
     with listener, trio.fail_after(limit_s):
         async with trio.open_nursery() as nursery:
-            here = World(nursery, directory, Limits(**limits), access, [listener], desk)
+            here = World(nursery, directory, Limits(**limits), access, [listener], desk, catalog)
             nursery.start_soon(here.serve)
             yield here
             await here.stop()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from daemon.catalog import Catalog
+from daemon.config.file import load
 from daemon.http import routes
 from daemon.ports import Address, Ended, Output
 from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
@@ -134,6 +136,54 @@ async def test_one_model(tmp_path: Path) -> None:
         assert mini["meta"]["llamaswap"]["modelID"] == "small"
         missing = await client.ask("GET", "/v1/models/smal")
         assert missing.status == 404 and "Did you mean small" in missing.json()["error"]["message"]
+
+
+LATEST = """
+models:
+  small: {cmd: 's ${PORT}', memory: 1GiB, aliases: [mini]}
+  a/b: {cmd: 's ${PORT}', memory: 1GiB}
+peers: {hub: {proxy: "http://127.0.0.1:9", models: [far]}}
+"""
+
+
+def configured(directory: Path) -> Catalog:
+    """The catalog of a file, as the daemon has it."""
+    path = directory / "config.yaml"
+    path.write_text(LATEST)
+    return Catalog(load(path, {}))
+
+
+async def test_a_name_as_ollamas_lists_have_it(tmp_path: Path) -> None:
+    async with world(tmp_path, catalog=configured(tmp_path)) as here:
+        client = await echoing(here)
+        answer = await client.chat(model="small:latest")
+        assert answer.status == 200
+        assert (await client.ask("GET", "/props?model=mini:latest")).status == 200
+        below = await client.ask("GET", "/upstream/small:latest/a:latest?b")
+        assert below.body.startswith(b"GET /a:latest?b HTTP/1.1\r\n")
+        assert (await client.ask("GET", "/upstream/a/b%3Alatest/")).status == 200
+        there = await client.ask("GET", "/upstream/small:latest")
+        assert (there.status, there.headers["location"]) == (301, "/upstream/small:latest/")
+        assert [ticket.arrival.model for ticket in here.desk.tickets] == ["small", "small", "small", "a/b"]
+        assert (await client.ask("GET", "/v1/models/small:latest")).json()["id"] == "small"
+        assert (await client.ask("POST", "/api/models/unload/small:latest")).status == 200
+        assert here.desk.operations == [UnloadRequested("small", "", by="http 127.0.0.1")]
+        assert (await client.chat(model="far:latest")).json()["error"]["code"] == "peer_failed"
+        assert (await client.chat(model="none:latest")).status == 404
+
+
+async def test_a_model_of_a_peer_is_listed(tmp_path: Path) -> None:
+    async with world(tmp_path, catalog=configured(tmp_path)) as here:
+        client = await here.client()
+        rows = (await client.ask("GET", "/v1/models")).json()["data"]
+        assert [row["id"] for row in rows] == ["small", "a/b", "far"]
+        far = rows[-1]
+        assert (far["object"], far["owned_by"], far["name"]) == ("model", "runnerd", "hub: far")
+        assert far["meta"] == {"llamaswap": {"peerID": "hub", "type": "model"}} and "status" not in far
+        assert (await client.ask("GET", "/v1/models/far")).json() == far
+        assert (await client.ask("GET", "/v1/models/hub/far")).json() == {**far, "id": "hub/far"}
+        tags = (await client.ask("GET", "/api/tags")).json()["models"]
+        assert [row["name"] for row in tags] == ["small:latest", "a/b:latest"]
 
 
 # --- below a model ------------------------------------------------------------------------------------------
@@ -392,11 +442,13 @@ async def test_events_come_without_a_gap(tmp_path: Path) -> None:
         for sent in (
             request("GET", "/api/events?after=3"),
             request("GET", "/api/events", None, "Last-Event-ID: 3"),
+            request("GET", "/api/events?after=2", None, "Last-Event-ID: 3"),  # a browser, once more
         ):
             client = await here.client()
             await client.send(sent)
             assert (await client.head()).headers["content-type"] == "text/event-stream"
-            await client.until(b"id: 4\nevent: request.arrived\ndata: {")
+            begun = await client.until(b"id: 4\nevent: request.arrived\ndata: {")
+            assert begun.count(b"event: ") == 1, "it is the first"
             await client.until(b'"payload":{"model":"tiny"}}\n\n')
             await client.until(b"id: 5\n")
             log.grow()

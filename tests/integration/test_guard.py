@@ -221,6 +221,55 @@ async def test_pages_that_are_configured(tmp_path: Path, monkeypatch: pytest.Mon
         assert ("access-control-allow-origin" in answer.headers) is False
 
 
+PATTERNS = Access(
+    origins=(
+        "http://localhost:*", "chrome-extension://*", "https://*.Example.org", "https://a*.b*c*.test",
+        "http://x.y:1*", "app://*",
+    )
+)  # fmt: skip
+
+
+async def test_origins_with_stars(tmp_path: Path) -> None:
+    async with world(tmp_path, access=PATTERNS) as here:
+        client = await here.client()
+        for origin in (
+            "http://localhost:3000", "HTTP://LocalHost:1", "chrome-extension://abcdefghijklmnop",
+            "https://chat.example.org", "https://a.b.example.ORG", "https://a.bc.test", "https://ab.bbcc.test",
+            "http://x.y:1", "http://x.y:1234", "app://obsidian.md",
+        ):  # fmt: skip
+            answer = await client.ask("GET", "/v1/models", None, f"Origin: {origin}")
+            assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, origin)
+            assert answer.headers["vary"] == "Origin"
+            asked = await client.ask("OPTIONS", "/v1/chat/completions", None, f"Origin: {origin}", ASKS)
+            assert (asked.status, asked.headers["access-control-allow-origin"]) == (204, origin)
+
+
+async def test_origins_that_are_only_like_those_with_stars(tmp_path: Path) -> None:
+    async with world(tmp_path, access=PATTERNS) as here:
+        client = await here.client()
+        for origin in (
+            "null", "http://localhost.evil.com:80", "http://localhost.evil.com", "https://localhost:3000",
+            "http://localhost:1@evil.com", "http://localhost:1/", "http://localhost:1/evil.com",
+            "http://localhost:1?x", "http://localhost:1#x", "http://localhost:1\\evil.com",
+            "http://localhost:1 http://evil.com", "http://evil.com:1/http://localhost:1",
+            "x-http://localhost:1", "chrome-extension:/abc", "moz-extension://abc", "https://example.org",
+            "https://evilexample.org", "https://chat.example.org.evil.com", "https://chatxexample.org",
+            "https://evil.com/.example.org", "https://evil.com@x.example.org", "https://evil.com#.example.org",
+            "https://a.cb.test", "https://a.bc.testy", "https://a.b.test", "http://xzy:1", "http://x.y:2",
+            "app:/", "app",
+        ):  # fmt: skip
+            answer = await client.ask("GET", "/v1/models", None, f"Origin: {origin}")
+            assert answer.status == 403, origin
+            assert (await client.ask("OPTIONS", "/", None, f"Origin: {origin}", ASKS)).status == 403, origin
+
+
+def test_an_origin_is_compared_with_stars_in_little_time() -> None:
+    pattern = [b"http://", *[b"a"] * 40, b"b"]
+    assert not guard.is_like(pattern, b"http://" + b"a" * 30000)
+    assert guard.is_like(pattern, b"http://" + b"a" * 30000 + b"b")
+    assert not guard.is_like([b"http://a", b"a"], b"http://a")  # one letter is not both
+
+
 async def test_preflights(tmp_path: Path) -> None:
     access = Access(origins=PAGES.origins, api_keys=("k",))
     async with world(tmp_path, access=access) as here:

@@ -204,6 +204,14 @@ def test_an_unload_cuts_nobody_off(live: Live, client: ollama.Client) -> None:
 # --- errors ------------------------------------------------------------------------------------------------
 
 
+def test_names_as_ollama_takes_them(client: ollama.Client) -> None:
+    for name in ("SMALL", "Mini:latest", "library/small", "registry.ollama.ai/library/small:latest"):
+        assert client.show(name).parameters, name
+        assert client.generate(name, "Hello").model == name
+    assert refused(client.show, "ORG/kept:8b") == (404, "model 'ORG/kept:8b' not found")
+    assert client.show("ORG/Kept:7B").capabilities == ["completion"]
+
+
 def test_errors(live: Live, client: ollama.Client) -> None:
     for call in (client.chat, client.generate, client.embed, client.embeddings):
         assert refused(call, "nobody", keep_alive=0) == (404, "model 'nobody' not found")

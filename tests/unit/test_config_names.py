@@ -16,6 +16,7 @@ from daemon.config.filters import FilterRules, Filters
 from daemon.config.peers import Peer
 from daemon.config.selectors import Look, Profile, Selector, Strategy, choose
 from daemon.config.timeouts import Timeouts
+from daemon.http.refusals import unknown_model
 from events import catalogue as c
 from events.limits import GIB, S
 from statemachines.scheduler import Scheduler
@@ -116,6 +117,35 @@ def test_a_model_here_has_no_name_of_a_peers(tmp_path: Path) -> None:
     assert 'expected a name that no model here has, found "p/m"' in refused(tmp_path, text)
 
 
+def test_models_of_peers_are_listed_as_they_can_be_asked_for(tmp_path: Path) -> None:
+    pins = 'profiles: {p: {pins: {m1: a, "router/shared": a}}}\n'
+    text = PEERS.replace("q/m2, shared", '"q/m2", one, shared, box/m1') + pins
+    state = State()
+    catalog = Catalog(read(tmp_path, text), state)
+    theirs = [row for row in catalog.models() if row.peer]
+    shown = ["m1", "box/shared", "box/a", "q/m2", "router/one", "router/shared", "router/box/m1"]
+    assert [row.id for row in theirs] == shown
+    assert list(catalog.models())[-len(shown) :] == theirs
+    for row in theirs:
+        asked = catalog.peer(catalog.target(row.id))
+        assert asked is not None and f"{asked.id}: {asked.model}" == row.name
+        assert row.metadata == {"peerID": asked.id} and row.peer == asked.id
+        assert catalog.row(row.id) == row
+    far, near = catalog.row("box/m1"), catalog.row("a")
+    assert far is not None and (far.id, far.name) == ("box/m1", "box: m1")
+    assert near is not None and not near.peer
+    assert catalog.row("shared") is None
+    state.profile = "p"
+    shown = ["box/m1", "box/shared", "box/a", "q/m2", "router/one", "router/box/m1"]
+    assert [row.id for row in catalog.models() if row.peer] == shown
+
+
+def test_a_hint_names_each_name_once(tmp_path: Path) -> None:
+    text = "includeAliasesInList: true\nmodels: {big: {cmd: 's ${PORT}', aliases: ['Big:8b', 'Big:9b']}}\n"
+    refusal = unknown_model("Big:8", Catalog(read(tmp_path, text))).refusal
+    assert refusal.message == "The model 'Big:8' is not configured. Did you mean Big:8b or Big:9b or big?"
+
+
 # --- selectors --------------------------------------------------------------------------------------------
 
 
@@ -136,7 +166,7 @@ selectors:
     )
     assert config.selectors["many"] == Selector("spillover", ("a", "b", "m1"), 4)
     catalog = Catalog(config)
-    assert [row.id for row in catalog.models()] == ["a", "b", "d", "coding", "far", "many"]
+    assert [row.id for row in catalog.models() if not row.peer] == ["a", "b", "d", "coding", "far", "many"]
     assert [catalog.resolve(name) for name in ("coding", "plan", "far", "many", "a", "x")] == [
         "a", "a", None, "a", "a", None,
     ]  # fmt: skip
@@ -145,6 +175,10 @@ selectors:
     assert found is not None
     assert (found.name, found.metadata) == ("Coding", {"purpose": "code"})
     assert catalog.row("nobody") is None
+    assert sorted(catalog.names()) == [
+        "a", "a", "b", "box/a", "box/m1", "box/shared", "coding", "d", "far", "m1", "many", "one", "plan",
+        "q/m2", "router/q/m2", "router/shared", "shared", "shared",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -260,14 +294,16 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
     catalog = Catalog(config, state)
     names = ["llm", "plan", "far", "image", "d", "a", "b", "one"]
     assert [catalog.target(name) for name in names] == names  # none is in use at start
-    assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm"]
+    assert [row.id for row in catalog.models() if not row.peer] == ["a", "b", "d", "warm"]
     state.profile = "coding"
     assert [catalog.target(name) for name in names] == ["one", "b", "box/m1", "", "", "b", "a", "one"]
     assert [catalog.resolve(catalog.target(name)) for name in names] == [
         "a", "b", None, None, None, "b", "a", "a",
     ]  # fmt: skip
     assert catalog.resolve("llm") == "a"
-    assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm", "llm", "plan", "far"]
+    assert {"llm", "far"} < set(catalog.names())
+    shown = ["a", "b", "d", "warm", "llm", "plan", "far", "m1"]
+    assert [row.id for row in catalog.models()] == shown
 
 
 @pytest.mark.parametrize(
@@ -282,6 +318,43 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
 )
 def test_profiles_that_cannot_be(tmp_path: Path, profile: str, message: str) -> None:
     assert message in refused(tmp_path, f"profiles: {{p: {profile}}}\n")
+
+
+# --- `:latest` ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_with_latest_behind_it_means_the_one_without(tmp_path: Path) -> None:
+    state = State()
+    catalog = Catalog(read(tmp_path, PROFILES.replace("models: [m1]", 'models: [m1, "m2:latest"]')), state)
+    assert [catalog.resolve(f"{name}:latest") for name in ("a", "one", "warm", "m1", "none", "a:x")] == [
+        "a", "a", "b", None, None, None,
+    ]  # fmt: skip
+    names = ["a", "one", "warm", "m1", "box/m1", "none"]
+    assert [catalog.target(f"{name}:latest") for name in names] == ["a", "one", "b", "m1", "box/m1", "none"]
+    row = catalog.row("a:latest")
+    assert row is not None and row.id == "a"
+    assert catalog.target("m2:latest") == "m2:latest"  # a peer's, by just this name
+    assert catalog.target("a:latest:latest") == "a:latest"  # once, and no more
+    state.profile = "coding"
+    names = ["llm", "plan", "far", "d", "a"]
+    assert [catalog.target(f"{name}:latest") for name in names] == ["one", "b", "box/m1", "", "b"]
+
+
+def test_an_exact_name_goes_before_one_without_latest(tmp_path: Path) -> None:
+    text = (
+        MODELS
+        + """
+  a:latest: {cmd: 's ${PORT}', memory: 1GiB}
+selectors: {"b:latest": {strategy: pin, targets: [d]}}
+profiles: {p: {pins: {"d:latest": a}}}
+"""
+    )
+    state = State()
+    catalog = Catalog(read(tmp_path, text), state)
+    state.profile = "p"
+    names = ["a:latest", "b:latest", "d:latest"]
+    assert [catalog.target(name) for name in names] == ["a:latest", "d", "a"]
+    assert [catalog.resolve(name) for name in names] == ["a:latest", "d", "a"]
 
 
 # --- what a model says of itself --------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_times_limits_and_what_is_shown(config: Config) -> None:
     assert config.api_keys == ("sk-0123456789abcdef", "sk-fedcba9876543210")
     assert config.preload == ("small", "big")
     rows = [row.id for row in Catalog(config).models()]
-    assert rows == ["big", "gpt-4o-mini", "big:high", "docker", "coder", "plan", "many"]
+    assert rows == ["big", "gpt-4o-mini", "big:high", "docker", "coder", "plan", "many", "z-ai/glm"]
 
 
 def test_names_and_filters(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import mmap
 from typing import Any
 
 import msgspec
@@ -191,13 +192,50 @@ def test_what_is_no_request(body: bytes) -> None:
     assert refusal(requests.named, read(b"{}", Chat)) == (400, "model is required")
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (r"a\ud83d b", "a\ufffd b"),
+        (r"\uD83D", "\ufffd"),
+        (r"\ude00\ud83d", "\ufffd\ufffd"),
+        (r"\ud83d\ud83d\ude00\uDe00", "\ufffd\U0001f600\ufffd"),
+        (r"\ud83d\u0041\n\ud83d\"", '\ufffdA\n\ufffd"'),
+        (r"\\ud83d \ud83d", "\\ud83d \ufffd"),
+        (r"\\\ud83d", "\\\ufffd"),
+        (r"\\\\ud83d\udc00", "\\\\ud83d\ufffd"),
+        (r"\ud83d\\ude00", "\ufffd\\ude00"),
+        (r"\\ud83d\ude00", "\\ud83d\ufffd"),
+    ],
+)
+def test_half_a_character_is_replaced(written: str, text: str) -> None:
+    body = f'{{"model": "m", "prompt": "{written}", "other": "{written}"}}'.encode()
+    assert read(body, Generate).prompt == text
+    with mmap.mmap(-1, len(body)) as mapped:
+        mapped[:] = body
+        assert read(mapped, Generate).prompt == text
+    stop = read(f'{{"options": {{"stop": "{written}"}}}}'.encode(), Chat).options
+    assert stop is not None and options.sampling(stop, {}) == {"stop": [text]}
+
+
+def test_half_a_character_hides_no_other_fault() -> None:
+    for body, words in (
+        (rb'{"prompt": "\ud83d}', "the request body is not valid JSON"),
+        (rb'{"prompt": \ud83d}', "the request body is not valid JSON"),
+        (rb'{"prompt": "\ud83d", "raw": 1}', "invalid request body"),
+    ):
+        assert words in refusal(read, body, Generate)[1]
+
+
 # --- messages ----------------------------------------------------------------------------------------------
 
 
 def test_roles() -> None:
     assert conversation({"role": "User", "content": None})[0] == {"role": "user", "content": ""}
-    assert refusal(conversation, {"role": "robot"})[1].startswith("invalid role 'robot'")
-    assert refusal(conversation, {})[0] == 400
+    control = conversation({"role": "control", "content": "thinking"}, {"role": "x" * 64})
+    assert control[0] == {"role": "control", "content": "thinking"} and control[1]["role"] == "x" * 64
+    for bad in ({}, {"role": ""}, {"role": None}, {"role": "x" * 65}):
+        status, message = refusal(conversation, bad)
+        assert status == 400 and message.startswith("invalid role '") and len(message) < 200
 
 
 @pytest.mark.parametrize(
@@ -218,6 +256,23 @@ def test_pictures(data: bytes, url: str) -> None:
         {"type": "text", "text": "See"},
         {"type": "image_url", "image_url": {"url": f"data:{url};base64,{encoded}"}},
     ]
+
+
+def test_base64_in_lines() -> None:
+    data = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    encoded, lines = base64.b64encode(data).decode(), base64.encodebytes(data).decode()
+    assert lines.count("\n") > 3
+    url = f"data:image/png;base64,{encoded}"
+    for written in (lines, lines.replace("\n", "\r\n"), "\n" + encoded[:3] + "\n" + encoded[3:]):
+        [made] = conversation({"role": "user", "images": [written]})
+        assert made["content"] == [{"type": "image_url", "image_url": {"url": url}}]
+        [made] = plain(generate(prompt="See", images=[written]).body["messages"])
+        assert made["content"][1] == {"type": "image_url", "image_url": {"url": url}}
+    for bad in (encoded[:9] + " " + encoded[9:], encoded[:-1] + "\n", encoded + "\t"):
+        assert refusal(conversation, {"role": "user", "images": [bad]}) == (
+            400,
+            "illegal base64 data in images",
+        )
 
 
 def test_sounds() -> None:
@@ -282,13 +337,13 @@ def raw(**values: Any) -> dict[str, msgspec.Raw]:
 def test_sampling_options_are_renamed() -> None:
     given = raw(
         num_predict=7, num_keep=4, seed=42, stop=["a", "b"], temperature=0, top_k=5, top_p=0.5, min_p=0.1,
-        typical_p=1, repeat_last_n=-1, repeat_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.5,
+        typical_p=1, repeat_last_n=9, repeat_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.5,
         mirostat=2, mirostat_tau=5.0, mirostat_eta=0.1, num_ctx=8192, nonsense={"a": 1},
     )  # fmt: skip
     told = options.sampling(given, {"num_ctx": 4096})
     assert told == {
         "max_tokens": 7, "n_keep": 4, "seed": 42, "stop": ["a", "b"], "temperature": 0, "top_k": 5,
-        "top_p": 0.5, "min_p": 0.1, "typical_p": 1, "repeat_last_n": -1, "repeat_penalty": 1.1,
+        "top_p": 0.5, "min_p": 0.1, "typical_p": 1, "repeat_last_n": 9, "repeat_penalty": 1.1,
         "presence_penalty": -0.5, "frequency_penalty": 0.5, "mirostat": 2, "mirostat_tau": 5.0,
         "mirostat_eta": 0.1,
     }  # fmt: skip
@@ -296,8 +351,28 @@ def test_sampling_options_are_renamed() -> None:
 
 def test_options_that_leave_it_open() -> None:
     assert options.sampling(raw(num_predict=-1, seed=-1, temperature=None, stop=None), {}) == {}
-    assert options.sampling(raw(num_predict=-2), {}) == {}
+    assert options.sampling(raw(num_predict=-2), {}) == options.sampling(raw(num_predict=0), {}) == {}
+    assert options.sampling(raw(num_predict=1, seed=0), {}) == {"max_tokens": 1, "seed": 0}
     assert options.sampling(raw(num_predict=16.0, stop="x"), {}) == {"max_tokens": 16, "stop": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "declared", "told"),
+    [
+        ({}, {"num_ctx": 4096}, 4096),
+        ({"num_ctx": 8192.0}, {"num_ctx": 4096}, 8192),
+        ({"num_ctx": None}, {"num_ctx": 4096}, 4096),
+        ({"num_ctx": 8192}, {}, None),
+        ({}, {"num_ctx": 0}, None),
+        ({}, {"num_ctx": "4k"}, None),
+        ({"repeat_last_n": 0}, {"num_ctx": 4096}, 0),
+    ],
+)
+def test_the_whole_context_is_a_number(
+    given: dict[str, Any], declared: dict[str, Any], told: int | None
+) -> None:
+    found = options.sampling(raw(**{"repeat_last_n": -1, **given}), declared)
+    assert found == ({} if told is None else {"repeat_last_n": told})
 
 
 def test_a_declared_option_is_the_schedulers() -> None:
@@ -348,6 +423,25 @@ def test_options_of_the_wrong_type(name: str, value: Any, words: str) -> None:
 def test_names(name: str, id: str) -> None:
     known = ("small", "qwen3:8b", "tagged:latest", "org/model")
     assert names.configured(name, lambda each: each in known) == id
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("SMALL", ["SMALL", "small:latest"]),
+        ("Small:Latest", ["Small:Latest", "small:latest"]),
+        ("library/Qwen3:8B", ["library/Qwen3:8B", "Qwen3:8B", "qwen3:8b"]),
+        ("registry.ollama.ai/library/qwen3:8b", ["registry.ollama.ai/library/qwen3:8b", *["qwen3:8b"] * 2]),
+        ("ORG/Model:latest", ["ORG/Model:latest", "org/model"]),
+        ("big", ["big"]),  # Big or BIG?
+        ("mine", ["mine", "Library/Mine"]),
+        ("qwen3:8", ["qwen3:8"]),
+        ("", [""]),
+    ],
+)
+def test_other_spellings_of_a_name(name: str, found: list[str]) -> None:
+    known = ("small", "small:latest", "qwen3:8b", "org/model", "Big", "BIG", "Library/Mine")
+    assert list(names.spellings(name, lambda: known)) == found
 
 
 def test_names_are_shown_with_a_tag() -> None:

@@ -409,7 +409,18 @@ class Driver:
 
     def _stop(self, event: Event, body: c.RunnerStop) -> None:
         self.leave(body.runner)
+        self._cut_off(body)
         self.machinery.stop(body.runner)
+
+    def _cut_off(self, body: c.RunnerStop) -> None:
+        """End the exchanges with a runner that stops, however long its processes take: what was not answered
+        yet goes to another."""
+        runner = self.state.runners.get(body.runner)
+        why = c.CUT_OFF if body.verdict == "unloaded" else f"it was ended ({body.reason})"
+        for id in list(runner.held) if runner is not None else ():
+            ticket = self._tickets.get(id)
+            if ticket is not None and ticket.on_cut is not None:
+                ticket.on_cut(why)
 
     def _kill(self, event: Event, body: c.RunnerKill) -> None:
         self.machinery.kill(body.runner)

@@ -23,6 +23,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "stopping": (503, "the server is stopping"),
     "load_failed": (502, "model '{model}' failed to load: {message}"),
     "upstream_failed": (502, "the runner of model '{model}' failed: {detail}"),
+    "cut_off": (503, "the runner of model '{model}' was told to stop before its answer was complete"),
     "revoked": (503, "the lease of model '{model}' was revoked, and not let go of in time: {detail}"),
     "taken_over": (409, "the lease of model '{model}' is held by another connection, which has its token"),
     "never_fits": (507, "model '{model}' can never fit: it {detail}"),
@@ -40,7 +41,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "unknown_runner": (404, "no such runner"),
     "not_loaded": (200, "nothing was loaded"),
 }
-RETRY_S = {"stopping": 5, "no_memory": 30, "no_port": 5, "unloaded": 1, "upstream_failed": 1}
+RETRY_S = {"stopping": 5, "no_memory": 30, "no_port": 5, "unloaded": 1, "cut_off": 1, "upstream_failed": 1}
 """Retry-After where the decision names none."""
 
 Ending = RequestRejected | RequestFailed | RequestCancelled | RequestTimedOut

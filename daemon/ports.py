@@ -100,6 +100,8 @@ class Ticket(Protocol):
     """Its id, `q<seq>`."""
     on_end: Callable[[Ended], None] | None
     """Called when the request ends while it is being relayed (cancelled, timed out): close the upstream."""
+    on_cut: Callable[[str], None] | None
+    """Called when its runner has to stop, with the reason: close the upstream. It may be queued again."""
 
     async def turn(self) -> Dispatched | Ended:
         """Wait for the dispatch or the end. Call it again after an exchange that ended incomplete with

@@ -14,13 +14,14 @@ from daemon.ports import Dispatched, Ended, Revoked
 class Ticket:
     """One request's way through the scheduler, as its connection sees it."""
 
-    __slots__ = ("_next", "_task", "caller", "model", "on_end", "request")
+    __slots__ = ("_next", "_task", "caller", "model", "on_cut", "on_end", "request")
 
     def __init__(self, request: str, model: str, caller: str) -> None:
         self.request = request
         self.model = model
         self.caller = caller
         self.on_end: Callable[[Ended], None] | None = None
+        self.on_cut: Callable[[str], None] | None = None
         self._next: Dispatched | Ended | None = None
         self._task: trio.lowlevel.Task | None = None
 

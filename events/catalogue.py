@@ -171,7 +171,8 @@ class ClientGone(Fact, frozen=True, gc=False, tag="client.gone"):
 
 
 FIRST_BYTE_LATE = "no first byte in time"
-"""The `error` of an exchange that was given up for the request's time limit."""
+CUT_OFF = "its runner was told to stop"
+"""The `error` of an exchange that was given up: for the request's time limit; for its runner has to go."""
 
 
 class UpstreamEnded(Fact, frozen=True, gc=False, tag="upstream.ended"):

@@ -160,7 +160,8 @@ def _failed_exchange(s: Scheduler, request: Request, f: c.UpstreamEnded) -> None
                 dispatch_waiting(s, other)
         place(s)
     else:
-        s.emit(c.RequestFailed(request.id, "upstream_failed", f.runner, f.error))
+        reason = "cut_off" if f.error == c.CUT_OFF else "upstream_failed"
+        s.emit(c.RequestFailed(request.id, reason, f.runner, f.error))
 
 
 def slot_freed(s: Scheduler, runner: Runner) -> None:

@@ -340,13 +340,16 @@ class World:
         if life.return_ns:
             self.lingering[id] = (life.used_bytes, self.t + life.return_ns)
 
-    def _cut(self, id: str) -> None:
-        """The exchanges of a dead runner end."""
+    def _cut(self, id: str, error: str = "") -> None:
+        """The exchanges with a runner end: it has died, or (with an `error`) is told to stop, of which who
+        holds a lease knows nothing."""
         for request, (runner, exchange) in list(self.exchanges.items()):
-            if runner == id:
-                self.after(exchange.close_ns, partial(self._ended, request, id, False, 0))
+            if runner == id and not (error and self._is_lease(request)):
+                self.after(exchange.close_ns, partial(self._ended, request, id, False, 0, error))
 
     def _stop_decided(self, event: Event, d: c.RunnerStop) -> None:
+        if d.runner in self.alive:
+            self._cut(d.runner, c.CUT_OFF if d.verdict == "unloaded" else f"it was ended ({d.reason})")
         self._stop(d.runner)
 
     def _stop(self, id: str) -> None:

@@ -196,7 +196,8 @@ class Recorder:
         elif f.request in self.ends and self.ends[f.request] >= last.sent_t and not f.complete:
             last.cut_t = self.ends[f.request]
         elif not f.complete and runner is not None and (runner.exit_t != NEVER or runner.stop_t != NEVER):
-            last.cut_t = max(last.sent_t, runner.exit_t if runner.exit_t != NEVER else event.t)
+            gone_t = runner.stop_t if f.error == c.CUT_OFF else runner.exit_t
+            last.cut_t = max(last.sent_t, gone_t if gone_t != NEVER else event.t)
 
     def _revoked(self, state: State, event: Event, d: c.LeaseRevoked) -> None:
         attempts = self.attempts.get(d.request)

@@ -114,6 +114,11 @@ class Connection:
         if self._exchange is not None:
             self._exchange.abort()
 
+    def _cut_off(self, why: str) -> None:
+        """The runner has to stop. The request may be queued again: `turn` will tell."""
+        if self._exchange is not None:
+            self._exchange.give_up(why)
+
     @property
     def expecting(self) -> bool:
         """It waits for its client's bytes."""
@@ -294,6 +299,7 @@ class Connection:
         ticket = self._ticket = self._shared.desk.arrive(arrival)
         self._over = False
         ticket.on_end = self._request_ended
+        ticket.on_cut = self._cut_off
         words = self._words(ticket, arrival.model) if ask.tells else None
         while True:
             turn = await (ticket.turn() if words is None else words.turn())

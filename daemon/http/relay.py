@@ -58,7 +58,7 @@ class Exchange:
     """What one dispatch sends and receives. `run` it once, then read its outcome."""
 
     __slots__ = (
-        "_aborted", "_ask", "_began_ns", "_client", "_first_byte_due", "_framed", "_id", "_late", "_pool",
+        "_aborted", "_ask", "_began_ns", "_client", "_first_byte_due", "_framed", "_given_up", "_id", "_pool",
         "_prefix", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
         "first_byte_ns", "keep_alive", "sent", "started", "status",
     )  # fmt: skip
@@ -81,7 +81,8 @@ class Exchange:
         self._id = id
         self._first_byte_due = first_byte_due
         """When the first byte of an answer must have come, by the front door's clock."""
-        self._late = False
+        self._given_up = ""
+        """Why the runner's answer is not waited for any more."""
         self._request = request
         self._pool = pool
         self._prefix = prefix
@@ -127,7 +128,7 @@ class Exchange:
             self.client_lost = False
         except UpstreamFailed as failure:
             self.client_lost = False
-            self.error = FIRST_BYTE_LATE if self._late else str(failure)
+            self.error = self._given_up or str(failure)
         except ClientLost:
             self.error = "the client went away"
         except Exception as mistake:
@@ -144,12 +145,17 @@ class Exchange:
         if self.started:
             self._client.close()
 
+    def give_up(self, why: str) -> None:
+        """Wait for no more of the runner's answer; the client is told, if it has been told anything yet."""
+        self._given_up = why
+        if self._upstream is not None:
+            self._upstream.close()
+
     def expire(self, now: float, stalled: float) -> None:
         """Give up on a runner that has taken nothing since the time `stalled`, or has not begun to answer."""
         upstream = self._upstream
         if upstream is not None and now >= self._first_byte_due and not self.first_byte_ns:
-            self._late = True
-            upstream.close()
+            self.give_up(FIRST_BYTE_LATE)
         elif (
             upstream is not None and upstream.waiting_since is not None and upstream.waiting_since <= stalled
         ):
@@ -185,12 +191,12 @@ class Exchange:
         return data
 
     async def _connect(self) -> Upstream:
-        if self._aborted:
+        if self._aborted or self._given_up:
             raise UpstreamFailed("aborted")
         try:
             upstream, address = await self._pool.open()
             self._upstream = upstream
-            if self._aborted:
+            if self._aborted or self._given_up:
                 raise UpstreamFailed("aborted")
             await upstream.connect(address)
         except FAILURES as failure:
@@ -215,7 +221,7 @@ class Exchange:
             reach("dispatch.sent")
             data = await upstream.recv()
         except FAILURES as failure:
-            if upstream.reused and not self._aborted and not self._late:
+            if upstream.reused and not (self._aborted or self._given_up):
                 return b""
             raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
         if data:

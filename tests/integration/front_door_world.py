@@ -53,6 +53,7 @@ class FakeTicket:
         self.request = request
         self.arrival = arrival
         self.on_end: Callable[[Ended], None] | None = None
+        self.on_cut: Callable[[str], None] | None = None
         self._give, self._take = trio.open_memory_channel[Dispatched | Ended](10)
 
     def give(self, turn: Dispatched | Ended) -> None:

@@ -337,6 +337,28 @@ async def test_gone_while_it_runs_holds_its_slot_until_the_exchange_has_ended(tm
         here.answers(other, rb)
 
 
+@pytest.mark.parametrize("answered_bytes", [0, 10])
+async def test_a_runner_that_stops_cuts_its_exchanges_off(tmp_path: Path, answered_bytes: int) -> None:
+    """Before its process has ended, which may take as long as it likes."""
+    async with driving(tmp_path) as here:
+        ra = await here.loaded("a")
+        ticket = here.arrive("a")
+        await dispatched(ticket, ra)
+        why: list[str] = []
+        ticket.on_cut = why.append
+        here.driver.submit(c.UnloadRequested("a", now=True))
+        await here.done(f"stop {ra}")
+        assert why == [c.CUT_OFF]
+        here.driver.ended(
+            c.UpstreamEnded(ticket.request, ra, False, bytes_to_client=answered_bytes, error=c.CUT_OFF)
+        )
+        if answered_bytes:
+            assert (await ended(ticket)).reason == "cut_off"
+        else:
+            assert here.driver.state.requests[ticket.request].state is RequestState.queued
+        await here.exits(ra)
+
+
 async def test_gone_while_its_model_loads_ends_the_load(tmp_path: Path) -> None:
     async with driving(tmp_path) as here:
         ticket = here.arrive("a")

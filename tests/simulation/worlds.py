@@ -415,7 +415,7 @@ class RandomWorld:
         cut = seen[c.UnloadRequested] + seen[c.ConfigChanged] > 1
         for end in self.nature.ended:
             kind, _, reason = end.partition(" ")
-            known = reason in CALM_FAILURES or (reason == "upstream_failed" and cut)
+            known = reason in CALM_FAILURES or (reason == "cut_off" and cut)
             insist(kind != "request.failed" or known, f"calm world: {end}")
         insist(not seen[c.RunnerFailed], "calm world: a runner failed")
         wishes = seen[c.RequestArrived] + seen[c.RequestRequeued] + seen[c.LoadRequested]

@@ -259,11 +259,12 @@ async def test_another_programs_answer_makes_nobody_ready(
         with trio.fail_after(PATIENCE_S):
             await often.wait()
         supervisor.stop("r7")
-        await yard.fact(ProcessExited)
+        exited = await yard.fact(ProcessExited)
         nursery.cancel_scope.cancel()
-    assert [record.message for record in caplog.records] == [
-        f"r7: http://127.0.0.1:{port} answers, but another program listens there"
-    ]
+    found = f"http://127.0.0.1:{port} answers, but another program listens there; if that is the model's"
+    (record,) = caplog.records
+    assert record.message.startswith(f"r7: {found}") and record.message.endswith("`trustProbe: true`")
+    assert exited.output == record.message.removeprefix("r7: ")  # so the failed load's client is told, too
 
 
 async def test_a_container_is_trusted_where_the_configuration_says_so(yard: Yard) -> None:

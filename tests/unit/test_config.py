@@ -406,6 +406,32 @@ def test_every_documented_key_is_known(tmp_path: Path, title: str, frame: str) -
     assert not [problem for problem in caught.value.problems if "unknown key" in problem.text]
 
 
+@pytest.mark.parametrize(
+    ("cmd", "starts"),
+    [
+        ("docker run -p ${PORT}:8080 image", True),
+        ("/usr/bin/podman run --rm -p ${PORT}:8080 image", True),
+        ("sudo -n nerdctl run -p ${PORT}:8080 image", True),
+        ("docker --context far container run -p ${PORT}:8080 image", True),
+        ("env A=1 docker run -p ${PORT}:8080 image", True),
+        ("docker exec box server run ${PORT}", False),
+        ("server run docker ${PORT}", False),
+        ("docker ${PORT}", False),
+    ],
+)
+def test_a_container_takes_trust_probe(write: Write, cmd: str, starts: bool) -> None:
+    warnings = write(f"models: {{m: {{cmd: '{cmd}'}}}}").warnings
+    said = "models.m.cmd: starts a container, which does not become ready without `trustProbe: true`"
+    assert [warning.endswith(said) for warning in warnings] == [True] * starts
+    assert write(f"models: {{m: {{cmd: '{cmd}', trustProbe: true}}}}").warnings == ()
+
+
+def test_a_socket_and_shards_of_containers(write: Write) -> None:
+    assert write("models: {m: {cmd: 'docker run -v ${SOCKET}:/s i'}}").warnings == ()
+    shard = "docker run -p ${PORT}:1 i"
+    assert len(write(f"models: {{m: {{cmd: 's ${{PORT}}', shards: ['{shard}']}}}}").warnings) == 1
+
+
 def test_check_doubts_what_can_hardly_be_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(

@@ -75,6 +75,30 @@ async def test_a_selectors_target_is_served(tmp_path: Path) -> None:
         here.desk.dispatch_to(await here.runner("r1", echo()))
         _, got = said((await (await here.client()).chat(model="any")).body)
         assert here.desk.tickets[0].arrival.model == "small" and got["a"] == 1
+        assert got["model"] == "mini"  # the target: its own server knows no selector
+
+
+async def test_a_selectors_target_is_named_in_a_form_and_in_a_query(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n--b--\r\n'
+        kind = "Content-Type: multipart/form-data; boundary=b"
+        answer = await client.ask("POST", "/v1/audio/transcriptions", form % b"any", kind)
+        assert answer.body.endswith(form % b"mini")
+        assert (await client.ask("GET", "/props?a=1&model=any&b=%20")).body.startswith(
+            b"GET /props?a=1&model=mini&b=%20 "
+        )
+
+
+async def test_a_models_own_names_stay_as_they_were_sent(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.catalog.options = {}
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        for name in (b"small", b"mini"):
+            body = b'{ "n" : 1.50,"model":   "%b" }' % name
+            assert (await client.ask("POST", "/v1/chat/completions", body)).body.endswith(body)
 
 
 async def test_some_paths_load_nothing(tmp_path: Path) -> None:
@@ -191,6 +215,7 @@ async def test_a_query_for_a_peer(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         there = await here.runner("hub", echo())
         client = await peer(here, there.url)
-        assert (await client.ask("GET", "/props?model=far")).body.startswith(b"GET /props?model=far ")
+        answer = await client.ask("GET", "/props?%6dodel=far&a=1")
+        assert answer.body.startswith(b"GET /props?model=org%2Ffar&a=1 ")  # as it is called there
         await client.send(request("GET", "/props?model=none"))
         assert (await client.answer()).status == 404

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from daemon.config.commands import embeds_only
 from daemon.config.config import Config
@@ -27,6 +29,8 @@ class Catalog:
         self._access = Access()
         self._served: dict[str, Served] = {}
         self._prepared: Config | None = None
+        self._at_peers: Counter[tuple[str, str]] = Counter()
+        """Requests that run at other servers, by peer and model: the log has none of them."""
 
     @property
     def profile(self) -> str:
@@ -71,7 +75,8 @@ class Catalog:
     def _look(self, target: str) -> Look:
         id, state = self.config.resolve(target), self._state
         if id is None or state is None:
-            return Look()
+            found = self.config.peer(target)
+            return Look(busy=self._at_peers[found[0].id, found[1]]) if found else Look()
         runners = state.models.get(id, {}).values()
         demands = state.wanted[id].values() if id in state.wanted else ()
         return Look(
@@ -150,6 +155,15 @@ class Catalog:
             return None
         peer, model = found
         return PeerModel(peer.id, peer.url, model, peer.api_key, peer.timeouts.first_byte_ns / S)
+
+    @contextmanager
+    def at_peer(self, peer: PeerModel) -> Iterator[None]:
+        """Count a request as one that runs there, for the selectors that have it as a target."""
+        self._at_peers[peer.id, peer.model] += 1
+        try:
+            yield
+        finally:
+            self._at_peers[peer.id, peer.model] -= 1
 
     def loads_nothing(self, path: str) -> bool:
         """Whether a request for this path below a model must not have the model loaded."""

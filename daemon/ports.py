@@ -8,6 +8,7 @@ block, and no method is called from inside `Scheduler.step`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -325,6 +326,10 @@ class Catalog(Protocol):
 
     def peer(self, name: str) -> PeerModel | None:
         """The model of a peer that a target is."""
+        ...
+
+    def at_peer(self, peer: PeerModel) -> AbstractContextManager[None]:
+        """As long as a request runs there, it counts for the selectors that have it as a target."""
         ...
 
     @property

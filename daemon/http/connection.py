@@ -364,7 +364,8 @@ class Connection:
         exchange = self._exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)
         try:
             if not self._gone:
-                await exchange.run()
+                with self._shared.catalog.at_peer(peer):
+                    await exchange.run()
         finally:
             self._exchange = None
             self._begun = exchange.started

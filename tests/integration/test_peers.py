@@ -165,8 +165,12 @@ async def test_a_client_that_leaves_a_peers_stream(tmp_path: Path) -> None:
         client = await peer(here, there.url)
         await client.send(chat(model="far"))
         await client.until(b"abc")
+        assert here.catalog.at_peers["org/far"] == 1
         await client.stream.aclose()
         await left.wait()
+        while here.door.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        assert here.catalog.at_peers["org/far"] == 0
 
 
 CERTIFICATE = Path(__file__).resolve().parents[1] / "golden/localhost.pem"

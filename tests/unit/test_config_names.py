@@ -240,6 +240,24 @@ selectors:
     assert (catalog.resolve("warm"), catalog.resolve("many")) == ("b", "a")
 
 
+def test_spillover_goes_on_when_a_peer_is_busy(tmp_path: Path) -> None:
+    many = "{strategy: spillover, targets: [m1, router/shared, a], settings: {spillover: 2}}"
+    catalog = Catalog(read(tmp_path, f"{PEERS}\nselectors: {{many: {many}}}\n"), State())
+
+    def target() -> str:
+        return catalog.target("many")
+
+    box, router = catalog.peer("box/m1"), catalog.peer("router/shared")
+    assert box is not None and router is not None
+    with catalog.at_peer(box):
+        assert target() == "m1"
+        with catalog.at_peer(box):
+            assert target() == "router/shared"
+            with catalog.at_peer(router), catalog.at_peer(router):
+                assert target() == "a"
+    assert target() == "m1"
+
+
 # --- profiles ---------------------------------------------------------------------------------------------
 
 

@@ -355,8 +355,9 @@ class Connection:
         peer, ask = read.peer, read.ask
         request = self._request
         if peer.api_key:
-            key = b"Authorization: Bearer %b\r\n" % peer.api_key.encode()
-            request.lines = [*without(request.lines, CREDENTIALS), key]
+            key = peer.api_key.encode()
+            keys = [b"Authorization: Bearer %b\r\n" % key, b"X-Api-Key: %b\r\n" % key]
+            request.lines = [*without(request.lines, CREDENTIALS), *keys]
         if ask.renamed is not None:
             await self._call().rename(ask.renamed, peer.model)
         due = self._shared.clock.now + peer.first_byte_s if peer.first_byte_s else math.inf

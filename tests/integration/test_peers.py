@@ -132,7 +132,8 @@ async def test_a_peer_is_asked_with_its_own_key_and_name(tmp_path: Path) -> None
             assert "x-runnerd-request" not in answer.headers
             head, got = said(answer.body)
             assert head.startswith(b"POST /api/v1/chat/completions HTTP/1.1\r\n")
-            assert b"Authorization: Bearer their-key" in head and b"mine" not in head
+            assert b"Authorization: Bearer their-key\r\n" in head and b"mine" not in head
+            assert b"X-Api-Key: their-key\r\n" in head  # as Anthropic's API has it
             assert got == {"model": "org/far", "n": 1}
         assert not here.desk.tickets and not here.desk.facts
 

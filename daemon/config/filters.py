@@ -28,9 +28,11 @@ from daemon.config.yaml_source import Sequence as SequenceNode
 PROTECTED = "model"
 """What routes a request is not for a filter to change."""
 
-_PATH = re.compile(r"[\w$/-]+(\.[\w$/-]+)*")
+_PATH = re.compile(r"[\w$/-]+(\.(?!-?[0-9]+(\.|$))[\w$/-]+)*")
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_EXPECTED = "a name of letters, digits, `_`, `-`, `$` and `/`, with dots to reach into objects"
+_EXPECTED = (
+    "a name of letters, digits, `_`, `-`, `$` and `/`, with dots to reach into objects (not into lists)"
+)
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -90,7 +92,12 @@ def _set(members: dict[str, msgspec.Raw], path: Sequence[str], value: Json) -> N
     if not rest:
         members[name] = msgspec.Raw(msgspec.json.encode(value))
         return
-    inner = _object(members.get(name)) or {}
+    raw = members.get(name)
+    if (
+        raw is not None and memoryview(raw)[:1].tobytes() == b"["
+    ):  # what a client has in a list is not thrown away
+        return
+    inner = _object(raw) or {}
     _set(inner, rest, value)
     members[name] = msgspec.Raw(msgspec.json.encode(inner))
 

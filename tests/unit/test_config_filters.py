@@ -86,6 +86,10 @@ def test_the_model_is_never_touched(tmp_path: Path) -> None:
         ("filters: {stripParams: {a: b}}", "filters.stripParams: expected names with commas"),
         ("filters: {stripParams: 'messages.#.name'}", "filters.stripParams: expected a name of letters"),
         ("filters: {stripParams: [a, '']}", None),
+        ("filters: {setParams: {a.0.role: x}}", 'filters.setParams."a.0.role": expected a name of letters'),
+        ("filters: {setParams: {tools.-1: x}}", 'filters.setParams."tools.-1": expected a name of letters'),
+        ("filters: {stripParams: 'tools.0'}", "with dots to reach into objects (not into lists), found"),
+        ("filters: {setParams: {a.0b: x, a.1-0: y, '0': z}}", None),
         ("filters: {setParams: {'a*': 1}}", 'filters.setParams."a*": expected a name of letters'),
         ("filters: {setParams: 3}", "filters.setParams: expected a mapping, found 3"),
         ("filters: {setParamsByID: {m: 1}}", "filters.setParamsByID.m: expected a mapping of parameters"),
@@ -131,6 +135,7 @@ def test_dots_reach_into_objects() -> None:
     assert changed('{"a":[1]}', "a.b") == '{"a":[1]}'
     assert changed('{"a":{"b":1}}', a__c=2, d__e=True) == '{"a":{"b":1,"c":2},"d":{"e":true}}'
     assert changed('{"a":3}', a__b=1) == '{"a":{"b":1}}'
+    assert changed('{"a":[1],"b":{"c":[2]}}', a__b=1, b__c__d=1) == '{"a":[1],"b":{"c":[2]}}'
     assert changed("{}", a__b=1, a={"c": 2}) == '{"a":{"c":2,"b":1}}'
 
 

@@ -40,6 +40,8 @@ class Filters(msgspec.Struct, frozen=True):
 
     strip: tuple[str, ...] = ()
     set: dict[str, Json] = {}
+    then: dict[str, Json] = {}
+    """What is set behind that, for the name that the request has."""
 
 
 class FilterRules(msgspec.Struct, frozen=True):
@@ -53,8 +55,8 @@ class FilterRules(msgspec.Struct, frozen=True):
         """What is done to a request that asks for `name`; None: nothing."""
         if not (self.strip or self.set or self.by_name):
             return None
-        found = Filters(self.strip, self.set | self.by_name.get(name, {}))
-        return found if found.strip or found.set else None
+        found = Filters(self.strip, self.set, self.by_name.get(name, {}))
+        return found if found.strip or found.set or found.then else None
 
 
 def apply(filters: Filters, body: bytes | mmap.mmap) -> list[bytes | memoryview]:
@@ -63,8 +65,9 @@ def apply(filters: Filters, body: bytes | mmap.mmap) -> list[bytes | memoryview]
     members = _MEMBERS.decode(body)
     for name in filters.strip:
         _strip(members, name.split("."))
-    for name in sorted(filters.set):  # so that what reaches into an object comes after what sets it
-        _set(members, name.split("."), filters.set[name])
+    for put in (filters.set, filters.then):
+        for name in sorted(put):  # so that what reaches into an object comes after what sets it
+            _set(members, name.split("."), put[name])
     return in_pieces(members)
 
 

@@ -49,9 +49,9 @@ def test_the_documented_form(tmp_path: Path) -> None:
     both: dict[str, Json] = {"temperature": 0.7, "stop": ["a", {"b": None}]}
     kwargs = "chat_template_kwargs"
     assert config.filters("n") == Filters(strip, both)
-    assert config.filters("m") == Filters(strip, {**both, kwargs: {"reasoning_effort": "medium"}})
-    high: dict[str, Json] = {**both, "temperature": 1, kwargs: {"reasoning_effort": "high"}}
-    assert Catalog(config).filters("m:high") == Filters(strip, high)
+    assert config.filters("m") == Filters(strip, both, {kwargs: {"reasoning_effort": "medium"}})
+    high: dict[str, Json] = {"temperature": 1, kwargs: {"reasoning_effort": "high"}}
+    assert Catalog(config).filters("m:high") == Filters(strip, both, high)
     assert config.filters("other") is None
     assert config.filters("nobody") is None
 
@@ -141,6 +141,15 @@ def test_dots_reach_into_objects() -> None:
 
 def test_first_what_is_stripped_and_then_what_is_set() -> None:
     assert changed('{"temperature":2,"b":1}', "temperature", temperature=0.5) == '{"b":1,"temperature":0.5}'
+
+
+def test_what_a_name_sets_goes_over_what_all_get() -> None:
+    def both(all: dict[str, Json], name: dict[str, Json]) -> str:
+        return b"".join(apply(Filters((), all, name), b"{}")).decode()
+
+    assert both({"a.b": 1}, {"a": {"c": 2}}) == '{"a":{"c":2}}'  # and not into it
+    assert both({"a": {"c": 2}}, {"a.b": 1}) == '{"a":{"c":2,"b":1}}'
+    assert both({"a": 1}, {"a": 2}) == '{"a":2}'
 
 
 def test_random_bodies_are_as_a_plain_implementation_has_them() -> None:

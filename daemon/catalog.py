@@ -124,9 +124,15 @@ class Catalog:
             name=model.name,
             description=model.description,
             alias_of=id if alias else "",
-            metadata=self.config.metadata(id),
+            metadata=self.config.metadata(id, self._port(id)),
             more=model.capabilities.row(),
         )
+
+    def _port(self, id: str) -> int | None:
+        """The port of a runner of the model's that is ready."""
+        runners = {} if self._state is None else self._state.models.get(id, {})
+        ports = (runner.port for runner in runners.values() if runner.state is RunnerState.ready)
+        return next(filter(None, ports), None)
 
     def card(self, model: str) -> Card:
         """What is known of a model."""

@@ -240,6 +240,28 @@ selectors:
     assert (catalog.resolve("warm"), catalog.resolve("many")) == ("b", "a")
 
 
+def test_metadata_has_the_port_of_the_model_that_is_loaded(tmp_path: Path) -> None:
+    at = "{port: '${PORT}', url: 'http://h:${PORT}/'}"
+    config = read(tmp_path, f"models: {{m: {{cmd: 's ${{PORT}}', memory: 1GiB, metadata: {at}}}}}\n")
+    made = Scheduler()
+    catalog = Catalog(config, made.state)
+
+    def metadata() -> Mapping[str, object]:
+        (row,) = catalog.models()
+        return row.metadata
+
+    assert metadata() == {"port": None, "url": "http://h:null/"}
+    made.step(c.DaemonStarted(1, "balanced", "boot", "0"), 1)
+    made.step(c.ConfigChanged(config.view(b"")), 2)
+    made.step(c.MemoryMeasured({"host": c.Reading(16 * GIB, 12 * GIB)}), 3)
+    made.step(c.RequestArrived("m", "chat"), 4)
+    (runner,) = made.state.models["m"]
+    made.step(c.ProcessSpawned(c.Process(runner, 0, "boot", 1, 1)), 5)
+    assert metadata()["port"] is None
+    made.step(c.ProbeAnswered(runner, True), 6)
+    assert metadata() == {"port": 5800, "url": "http://h:5800/"}
+
+
 def test_spillover_goes_on_when_a_peer_is_busy(tmp_path: Path) -> None:
     many = "{strategy: spillover, targets: [m1, router/shared, a], settings: {spillover: 2}}"
     catalog = Catalog(read(tmp_path, f"{PEERS}\nselectors: {{many: {many}}}\n"), State())

@@ -209,7 +209,8 @@ class _Reader:
         peers = read_peers(section, here, self._problems)
         theirs = [name for peer in peers.values() for m in peer.models for name in (peer.qualified(m), m)]
         known = {name: "" for name in theirs if find_peer(peers, name)} | here
-        reader = NamesReader(known, groups, self._problems)
+        qualified = {peer.qualified(m) for peer in peers.values() for m in peer.models}
+        reader = NamesReader(known, qualified | here.keys(), groups, self._problems)
         selectors = reader.selectors(section)
         return {
             "peers": peers, "selectors": selectors, "profiles": reader.profiles(section, selectors),

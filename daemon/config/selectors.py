@@ -12,7 +12,7 @@ busy of those that are loaded or wanted while it has fewer requests than `spillo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, cast
 
 import msgspec
@@ -74,10 +74,17 @@ def choose(selector: Selector, look: Callable[[str], Look]) -> str:
 
 class NamesReader:
     """Reads selectors and profiles. `known`: every name that can be asked for, and the model's id behind it,
-    or "" where that is a peer's."""
+    or "" where that is a peer's. `taken`: those of them that a selector may not have."""
 
-    def __init__(self, known: Mapping[str, str], groups: Mapping[str, GroupView], problems: Problems) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, str],
+        taken: Collection[str],
+        groups: Mapping[str, GroupView],
+        problems: Problems,
+    ) -> None:
         self._known = known
+        self._taken = taken
         self._groups = groups
         self._problems = problems
 
@@ -86,7 +93,7 @@ class NamesReader:
         members = top.members("selectors")
         found: dict[str, Selector] = {}
         for id, (node, line, path) in members.items():
-            if id in self._known or not id.strip() or not id.isprintable():
+            if id in self._taken or not id.strip() or not id.isprintable():
                 text = f"expected a name of its own, which no model has, found {shown(id)}"
                 self._problems.add(line, path, text)
             if not isinstance(node, MappingNode):

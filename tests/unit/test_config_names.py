@@ -280,6 +280,12 @@ def test_spillover_goes_on_when_a_peer_is_busy(tmp_path: Path) -> None:
     assert target() == "m1"
 
 
+def test_a_selector_may_have_a_peers_models_short_name(tmp_path: Path) -> None:
+    config = read(tmp_path, f"{PEERS}\nselectors: {{m1: {{strategy: pin, targets: [router/shared]}}}}\n")
+    assert Catalog(config).target("m1") == "router/shared"
+    assert Catalog(config).target("box/m1") == "box/m1"
+
+
 # --- profiles ---------------------------------------------------------------------------------------------
 
 

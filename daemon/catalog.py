@@ -103,7 +103,7 @@ class Catalog:
         profile = self.config.profiles.get(self.profile)
         pins = profile.pins if profile is not None else {}
         known = (name for name, target in pins.items() if target and not self.config.resolve(name))
-        return rows + [ModelRow(name) for name in known if name not in shown]
+        return rows + [self._pin_row(name, pins[name]) for name in known if name not in shown]
 
     def row(self, name: str) -> ModelRow | None:
         """The row of one model or selector, listed or not, by id or alias."""
@@ -113,8 +113,26 @@ class Catalog:
         return None if id is None else self._row(id, "" if name == id else name)
 
     def _selector_row(self, id: str) -> ModelRow:
-        selector = self.config.selectors[id]
-        return ModelRow(id, (), selector.name, selector.description, metadata=selector.metadata)
+        found = self.config.selectors[id]
+        kind: dict[str, object] = {"type": "selector", "strategy": found.strategy}
+        kind["targets"] = list(found.targets)
+        if found.strategy == "spillover":
+            kind["spillover"] = found.spillover
+        behind = self._behind(id)
+        return ModelRow(
+            id, (), found.name, found.description, metadata=found.metadata, kind=kind, behind=behind
+        )
+
+    def _pin_row(self, name: str, target: str) -> ModelRow:
+        return ModelRow(name, kind={"type": "profile"}, behind=self._behind(target))
+
+    def _behind(self, target: str) -> tuple[str, ...]:
+        """The ids of the models here that a selector, or a pin's target, may stand for."""
+        selector = self.config.selectors.get(target)
+        targets = (target,) if selector is None else selector.targets
+        if selector is not None and selector.strategy == "pin":
+            targets = targets[:1]
+        return tuple(id for each in targets if (id := self.config.resolve(each)))
 
     def _row(self, id: str, alias: str = "") -> ModelRow:
         model = self.config.models[id]

@@ -246,6 +246,10 @@ class ModelRow(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any] = {}
     more: Mapping[str, Any] = {}
     """Further members: what it is capable of."""
+    kind: Mapping[str, Any] = {}
+    """Of a name that stands for models: what it is, in llama-swap's words."""
+    behind: Sequence[str] = ()
+    """The ids of the models that such a name stands for: it is loaded where one of them is."""
 
 
 class Access(msgspec.Struct, frozen=True):

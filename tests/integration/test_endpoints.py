@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from daemon.http import routes
-from daemon.ports import Address, Ended, Output
+from daemon.ports import Address, Ended, ModelRow, Output
 from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
 from events.envelope import Record
 from events.reader import CursorPruned
@@ -132,6 +132,14 @@ async def test_one_model(tmp_path: Path) -> None:
         assert (await client.ask("GET", "/v1/models/tiny")).json()["status"] == {"value": "loaded"}
         mini = (await client.ask("GET", "/v1/models/min%69")).json()
         assert mini["meta"]["llamaswap"]["modelID"] == "small"
+        kind = {"type": "selector", "targets": ["small", "tiny"]}
+        here.catalog.row = lambda name: ModelRow(  # type: ignore[method-assign]
+            name, metadata={"type": "x", "a": 1}, kind=kind, behind=("small", "tiny")
+        )
+        found = (await client.ask("GET", "/v1/models/both")).json()
+        assert found["status"] == {"value": "loaded"}
+        assert found["meta"]["llamaswap"] == {"a": 1, **kind}
+        del here.catalog.row
         missing = await client.ask("GET", "/v1/models/smal")
         assert missing.status == 404 and "Did you mean small" in missing.json()["error"]["message"]
 

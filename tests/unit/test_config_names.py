@@ -144,6 +144,17 @@ selectors:
     found = catalog.row("coding")
     assert found is not None
     assert (found.name, found.metadata) == ("Coding", {"purpose": "code"})
+    assert found.kind == {"type": "selector", "strategy": "warm", "targets": ["a", "b"]}
+    assert found.behind == ("a", "b")
+    plan, many = catalog.row("plan"), catalog.row("many")
+    assert plan is not None and plan.behind == ("a",)
+    assert many is not None and many.behind == ("a", "b")
+    assert many.kind == {
+        "type": "selector",
+        "strategy": "spillover",
+        "targets": ["a", "b", "m1"],
+        "spillover": 4,
+    }
     assert catalog.row("nobody") is None
 
 
@@ -314,6 +325,8 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert catalog.resolve("llm") == "a"
     assert [row.id for row in catalog.models()] == ["a", "b", "d", "warm", "llm", "plan", "far"]
+    found = [(row.kind, row.behind) for row in catalog.models()[4:]]
+    assert found == [({"type": "profile"}, behind) for behind in (("a",), ("b",), ())]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,12 @@ import msgspec
 
 from daemon.config.errors import Problems, did_you_mean, join_path, shown
 from daemon.config.fields import Section, describe
+from daemon.config.routing import Routing
 from daemon.config.values import Json, plain
 from daemon.config.yaml_source import Mapping as MappingNode
 from daemon.config.yaml_source import Scalar
-from events.catalogue import GroupView
 from events.limits import REQUESTS_MAX
+from statemachines.groups import cheapest_set
 
 Strategy = Literal["warm", "pin", "spillover"]
 STRATEGIES = ("warm", "pin", "spillover")
@@ -80,12 +81,13 @@ class NamesReader:
         self,
         known: Mapping[str, str],
         taken: Collection[str],
-        groups: Mapping[str, GroupView],
+        routing: Routing,
         problems: Problems,
     ) -> None:
         self._known = known
         self._taken = taken
-        self._groups = groups
+        self._groups = routing.groups
+        self._matrix = None if problems.errors else routing.matrix  # one that is wrong may not even end
         self._problems = problems
 
     def selectors(self, top: Section) -> dict[str, Selector]:
@@ -152,6 +154,10 @@ class NamesReader:
         fine = len(homes) == 1 and not self._groups[next(iter(homes))].swap
         if self._groups and len(models) > 1 and (not fine or not self._all_in(models, homes)):
             section.report("targets", "expected models of one group, which has `swap: false`")
+        if self._matrix and models:
+            kept = cheapest_set(self._matrix, models[0], dict.fromkeys(models, 1))
+            if len(kept) < len(set(models)):
+                section.report("targets", "expected models that one set of the matrix has all of")
 
     def _all_in(self, models: list[str], homes: set[str]) -> bool:
         return all(model in self._groups[home].members for home in homes for model in models)

@@ -200,6 +200,28 @@ def test_spillover_takes_models_that_may_be_loaded_together(tmp_path: Path, grou
         assert "expected models of one group, which has `swap: false`" in refused(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("sets", "fine"),
+    [
+        ("{s: a & b}", True),
+        ("{s: d | a, t: (a | d) & b}", True),
+        ("{s: a | b}", False),
+        ("{s: a & d, t: b & d}", False),
+        ("{s: d}", False),
+    ],
+)
+def test_spillover_takes_models_that_the_matrix_has_together(tmp_path: Path, sets: str, fine: bool) -> None:
+    many = "{strategy: spillover, targets: [one, b, m1]}"
+    text = f"{PEERS}\nmatrix: {{sets: {sets}}}\nselectors: {{s: {many}}}\n"
+    if fine:
+        assert read(tmp_path, text).warnings == ()
+    else:
+        found = refused(tmp_path, text)
+        assert "selectors.s.targets: expected models that one set of the matrix has all of" in found
+    with_cycle = text.replace("sets: {", "sets: {x: +x, ")
+    assert "does not refer to itself" in refused(tmp_path, with_cycle)
+
+
 COLD, LOADS, READY = Look(), Look(loading=True), Look(ready=True)
 
 

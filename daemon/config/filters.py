@@ -29,6 +29,7 @@ PROTECTED = "model"
 """What routes a request is not for a filter to change."""
 
 _PATH = re.compile(r"[\w$/-]+(\.(?!-?[0-9]+(\.|$))[\w$/-]+)*")
+_TOO_LARGE = re.compile(r"[-+]?[1-9][0-9]{18,}")
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _EXPECTED = (
     "a name of letters, digits, `_`, `-`, `$` and `/`, with dots to reach into objects (not into lists)"
@@ -148,11 +149,26 @@ def _names(filters: Section, key: str, problems: Problems) -> dict[str, None]:
 
 
 def _params(given: Mapping[str, tuple[Node, int, str]], problems: Problems) -> dict[str, Json]:
+    for node, _, path in given.values():
+        _check_numbers(node, path, problems)
     return {
         name: plain(node)
         for name, (node, line, path) in given.items()
         if _may_be_touched(name, line, path, problems)
     }
+
+
+def _check_numbers(node: Node, path: str, problems: Problems) -> None:
+    """Report numbers that were read as text because they do not fit into 64 bits."""
+    if isinstance(node, SequenceNode):
+        for i, item in enumerate(node.items):
+            _check_numbers(item, join_path(path, i), problems)
+    elif isinstance(node, MappingNode):
+        for key, item in node.items.items():
+            _check_numbers(item, join_path(path, key), problems)
+    elif node.plain and isinstance(node.value, str) and _TOO_LARGE.fullmatch(node.text):
+        text = f"expected a number of at most 64 bits, or text in quotes, found {describe(node)}"
+        problems.add(node.line, path, text)
 
 
 def _by_name(filters: Section, problems: Problems) -> dict[str, dict[str, Json]]:

@@ -115,6 +115,8 @@ def test_the_top(tmp_path: Path, text: str, message: str) -> None:
         ("{cmd: [a, b]}", "cmd: expected a command, found a list"),
         ('{cmd: "s ${PORT} \\"x"}', "No closing quotation"),
         ("{cmd: s}", "proxy: expected ${PORT} in `cmd`"),
+        (r'{cmd: "s ${PORT} a\0b"}', "cmd: expected a command without NUL characters"),
+        (r'{cmd: "s ${PORT}", cmdStop: "s \0"}', "cmdStop: expected a command without NUL characters"),
         ("{cmd: 's ${PORT}', proxy: 'http://10.0.0.7:9'}", "proxy: expected ${PORT} here"),
         ("{cmd: 's ${PORT}', proxy: 'https://localhost:${PORT}'}", "https is not supported"),
         ("{cmd: s, proxy: 'http://127.0.0.1:0'}", "proxy: expected http://HOST:PORT"),

@@ -40,7 +40,7 @@ from events.limits import (
 )
 
 _DEVICE = re.compile(r"host|gpu(0|[1-9][0-9]{0,2})")
-_ENV_ENTRY = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_ENV_ENTRY = re.compile(r"([^=\0]+)=([^\0]*)")
 _OWN_ENV = "RUNNERD_"
 A_COMMAND = "the command that starts the runner"
 CONTEXT_OPTION = "num_ctx"

@@ -233,7 +233,7 @@ class Supervisor:
         log = charge.log(shard)
         env = gate.environment(command.env, self._marker(charge.runner, shard))
         reach("spawn.before")
-        child = gate.start(command.argv, env, log)
+        child = gate.start(gate.with_odd_names(command.argv, command.env), env, log)
         reach("spawn.forked")
         stat = identity.stat_of(child.pid)
         assert stat is not None, "a child that was not waited for is there"

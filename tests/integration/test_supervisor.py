@@ -95,6 +95,16 @@ async def test_a_port_that_somebody_has_is_refused_and_the_next_one_tried(yard: 
         await yard.fact(ProcessExited)
 
 
+async def test_a_variable_comes_whatever_its_name_is(yard: Yard) -> None:
+    env = {"a.b-c": "1 2", "-i": "3", "plain": "4"}
+    yard.make = yard.running("grep", "-azE", "^(a.b-c|-i|plain)=", "/proc/self/environ", env=env)
+    async with yard.supervise() as supervisor:
+        supervisor.ensure(socket_launch())
+        supervisor.release((await yard.fact(ProcessSpawned)).process)
+        said = (await yard.fact(ProcessExited)).output
+    assert all(f"{name}={value}" in said for name, value in env.items())
+
+
 async def test_a_command_that_ends_at_once_leaves_its_last_words(yard: Yard) -> None:
     yard.make = yard.running("sh", "-c", "echo loading; echo cannot open model.gguf >&2; exit 3")
     async with yard.supervise() as supervisor:

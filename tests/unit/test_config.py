@@ -444,6 +444,11 @@ def test_macros_in_text_are_as_go_writes_them(write: Write, value: str, text: st
     assert config.models["m"].name == text
 
 
+def test_a_variable_may_have_any_name_that_a_program_can_get(write: Write) -> None:
+    config = write("models: {m: {cmd: 's ${PORT}', env: ['a.b-c=1', '2 x=${PORT}=', 'E=']}}")
+    assert command(config).env == {"a.b-c": "1", "2 x": "5800=", "E": ""}
+
+
 def test_a_socket_and_shards_of_containers(write: Write) -> None:
     assert write("models: {m: {cmd: 'docker run -v ${SOCKET}:/s i'}}").warnings == ()
     shard = "docker run -p ${PORT}:1 i"

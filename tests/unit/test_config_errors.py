@@ -132,6 +132,8 @@ def test_the_top(tmp_path: Path, text: str, message: str) -> None:
         ("{cmd: 's ${PORT}', checkEndpoint: health}", "checkEndpoint: expected a path"),
         ("{cmd: 's ${PORT}', env: {A: b}}", "env: expected a list of text, found a mapping"),
         ("{cmd: 's ${PORT}', env: [x y]}", "env[0]: expected NAME=value"),
+        ("{cmd: 's ${PORT}', env: [=x]}", "env[0]: expected NAME=value"),
+        (r'{cmd: "s ${PORT}", env: ["A=\0"]}', "env[0]: expected NAME=value"),
         ("{cmd: 's ${PORT}', env: [RUNNERD_RUNNER=x]}", "RUNNERD_* is runnerd's own"),
         ("{cmd: 's ${PORT}', ttl: -2}", "ttl: expected"),
         ("{cmd: 's ${PORT}', memory: lots}", "memory: expected a size"),

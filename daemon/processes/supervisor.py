@@ -507,7 +507,7 @@ def _words(charge: Charge, part: Part) -> str:
         return ""
     room = OUTPUT_MAX_BYTES - len(part.stranger.encode()) - 1
     said = "" if charge.silent else output.last_words(part.log, room)
-    return "\n".join(filter(None, (part.stranger, said)))
+    return "\n".join(filter(None, (said, part.stranger)))  # the journal shows the last line
 
 
 def _is_shut(part: Part) -> bool:

@@ -47,7 +47,9 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         peer = catalog.peer(target)
         if peer is None:
             raise unknown_model(name, catalog)
-        return ToPeer(peer, await _renamed(call, route, ask, peer.model) if route.names == "query" else ask)
+        if route.names == "query" and name != peer.model:
+            ask = await _renamed(call, route, ask, peer.model)
+        return ToPeer(peer, ask)
     if served.tells_loading and ask is AS_COMES and route.kind == "chat" and await call.look(asked.streams):
         ask = Ask("", "", translation=AsItComes(), tells=True)
     options: dict[str, Option] = {}

@@ -222,5 +222,8 @@ async def test_a_query_for_a_peer(tmp_path: Path) -> None:
         client = await peer(here, there.url)
         answer = await client.ask("GET", "/props?%6dodel=far&a=1")
         assert answer.body.startswith(b"GET /props?model=org%2Ffar&a=1 ")  # as it is called there
+        here.catalog.peers = {"org/far": here.catalog.peers["far"]}
+        answer = await client.ask("GET", "/props?model=org/far")
+        assert answer.body.startswith(b"GET /props?model=org/far ")
         await client.send(request("GET", "/props?model=none"))
         assert (await client.answer()).status == 404

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from daemon.config.commands import embeds_only
 from daemon.config.config import Config
@@ -29,6 +31,8 @@ class Catalog:
         self._access = Access()
         self._served: dict[str, Served] = {}
         self._prepared: Config | None = None
+        self._at_peers: Counter[tuple[str, str]] = Counter()
+        """Requests that run at other servers, by peer and model: the log has none of them."""
 
     @property
     def profile(self) -> str:
@@ -84,7 +88,8 @@ class Catalog:
     def _look(self, target: str) -> Look:
         id, state = self.config.resolve(target), self._state
         if id is None or state is None:
-            return Look()
+            found = self.config.peer(target)
+            return Look(busy=self._at_peers[found[0].id, found[1]]) if found else Look()
         runners = state.models.get(id, {}).values()
         demands = state.wanted[id].values() if id in state.wanted else ()
         return Look(
@@ -125,7 +130,7 @@ class Catalog:
         profile = self.config.profiles.get(self.profile)
         pins = profile.pins if profile is not None else {}
         known = (name for name, target in pins.items() if target and not self.config.resolve(name))
-        rows += [ModelRow(name) for name in known if name not in shown]
+        rows += [self._pin_row(name, pins[name]) for name in known if name not in shown]
         taken = {*self.config.models, *self.config.aliases, *pins}
         return rows + [_peer_row(*found) for found in listed(self.config.peers, taken)]
 
@@ -142,8 +147,26 @@ class Catalog:
         return None if found is None else _peer_row(name, *found)
 
     def _selector_row(self, id: str) -> ModelRow:
-        selector = self.config.selectors[id]
-        return ModelRow(id, (), selector.name, selector.description, metadata=selector.metadata)
+        found = self.config.selectors[id]
+        kind: dict[str, object] = {"type": "selector", "strategy": found.strategy}
+        kind["targets"] = list(found.targets)
+        if found.strategy == "spillover":
+            kind["spillover"] = found.spillover
+        behind = self._behind(id)
+        return ModelRow(
+            id, (), found.name, found.description, metadata=found.metadata, kind=kind, behind=behind
+        )
+
+    def _pin_row(self, name: str, target: str) -> ModelRow:
+        return ModelRow(name, kind={"type": "profile"}, behind=self._behind(target))
+
+    def _behind(self, target: str) -> tuple[str, ...]:
+        """The ids of the models here that a selector, or a pin's target, may stand for."""
+        selector = self.config.selectors.get(target)
+        targets = (target,) if selector is None else selector.targets
+        if selector is not None and selector.strategy == "pin":
+            targets = targets[:1]
+        return tuple(id for each in targets if (id := self.config.resolve(each)))
 
     def _row(self, id: str, alias: str = "") -> ModelRow:
         model = self.config.models[id]
@@ -153,9 +176,15 @@ class Catalog:
             name=model.name,
             description=model.description,
             alias_of=id if alias else "",
-            metadata=self.config.metadata(id),
+            metadata=self.config.metadata(id, self._port(id)),
             more=model.capabilities.row(),
         )
+
+    def _port(self, id: str) -> int | None:
+        """The port of a runner of the model's that is ready."""
+        runners = {} if self._state is None else self._state.models.get(id, {})
+        ports = (runner.port for runner in runners.values() if runner.state is RunnerState.ready)
+        return next(filter(None, ports), None)
 
     def card(self, model: str) -> Card:
         """What is known of a model."""
@@ -185,6 +214,15 @@ class Catalog:
         peer, model = found
         return PeerModel(peer.id, peer.url, model, peer.api_key, peer.timeouts.first_byte_ns / S)
 
+    @contextmanager
+    def at_peer(self, peer: PeerModel) -> Iterator[None]:
+        """Count a request as one that runs there, for the selectors that have it as a target."""
+        self._at_peers[peer.id, peer.model] += 1
+        try:
+            yield
+        finally:
+            self._at_peers[peer.id, peer.model] -= 1
+
     def loads_nothing(self, path: str) -> bool:
         """Whether a request for this path below a model must not have the model loaded."""
         return any(re.search(pattern, path) for pattern in self.config.ignore_paths)
@@ -204,7 +242,8 @@ class Catalog:
 
 def _peer_row(name: str, peer: Peer, model: str) -> ModelRow:
     """As llama-swap lists it."""
-    return ModelRow(name, name=f"{peer.id}: {model}", metadata={"peerID": peer.id}, peer=peer.id)
+    kind = {"type": "peer", "peerID": peer.id}
+    return ModelRow(name, name=f"{peer.id}: {model}", kind=kind, peer=peer.id)
 
 
 def access(config: Config) -> Access:

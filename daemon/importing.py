@@ -286,7 +286,11 @@ def _parameter(entry: Entry, name: str, value: Json) -> list[str] | None:
         return []
     if name == "stop" and isinstance(value, list | str):
         words = [value] if isinstance(value, str) else [word for word in value if isinstance(word, str)]
-        return [f"--reverse-prompt {_escaped(word)}" for word in words if word and "${" not in word]
+        left = [word for word in words if "${" in word]
+        entry.notes += [
+            f"Ollama's stop word {word[:64]!a} is not taken over: it looks like a macro." for word in left
+        ]
+        return [f"--reverse-prompt {_escaped(word)}" for word in words if word and word not in left]
     if name in FLAGS and number:
         return [f"{FLAGS[name]} {msgspec.json.encode(value).decode()}"]
     return None

@@ -8,6 +8,7 @@ block, and no method is called from inside `Scheduler.step`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -249,6 +250,10 @@ class ModelRow(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any] = {}
     more: Mapping[str, Any] = {}
     """Further members: what it is capable of."""
+    kind: Mapping[str, Any] = {}
+    """Of a name that stands for models: what it is, in llama-swap's words."""
+    behind: Sequence[str] = ()
+    """The ids of the models that such a name stands for: it is loaded where one of them is."""
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -330,6 +335,10 @@ class Catalog(Protocol):
 
     def peer(self, name: str) -> PeerModel | None:
         """The model of a peer that a target is."""
+        ...
+
+    def at_peer(self, peer: PeerModel) -> AbstractContextManager[None]:
+        """As long as a request runs there, it counts for the selectors that have it as a target."""
         ...
 
     @property

@@ -150,9 +150,9 @@ LEASE = "lease"
 
 
 class RequestArrived(Fact, frozen=True, gc=False, tag="request.arrived"):
-    """A client asked for `model`. Its id is `q<seq>`. `options` are the launch options that it fixed,
-    `priority` is added to the model's. `keep_alive_ns`: how long its runner is to stay idle from then on;
-    `keep_alive_else_ns`: where no request has said so of it. `token_digest`: of a lease's proof, SHA-256."""
+    """A client asked for `model`. Its id is `q<seq>`. `options`: the launch options that it fixed. `priority`
+    is added to the model's. `keep_alive_ns`: how long its runner may be idle from then on; `…_else_ns`:
+    where no request has said so. `token_digest`: SHA-256 of what proves whose a lease is."""
 
     model: str
     kind: str
@@ -414,9 +414,8 @@ class RunnerLoad(Decision, frozen=True, gc=False, tag="runner.load"):
     alone: bool = False
     """Nothing is known about its memory: nothing may be loaded beside it until it has been measured."""
     larger: str = ""
-    """As the model's: requests for less of this option are served, too."""
     less: str = ""
-    """The option of which it has less than the model's default: it serves only who has fixed that."""
+    """Options: who fixed less of `larger` is served, too; only who fixed `less`: it is below the default."""
     considered: tuple[Considered, ...] = ()
     shard_ports: tuple[int, ...] = ()
     """The ports of its further processes, shard 1 and on; `port` is that of the first."""

@@ -18,6 +18,8 @@ from daemon.ports import Address
 from events.catalogue import Option
 
 _PARALLEL_FLAGS = ("--parallel", "-np", "--max-num-seqs")
+_ENGINES = ("docker", "podman", "nerdctl")
+_BEFORE_ENGINES = ("sudo", "doas", "env")
 _EMBEDDING_FLAGS = {"--embedding", "--embeddings", "--rerank", "--reranking"}
 
 
@@ -95,6 +97,23 @@ def parallel_flag(argv: Sequence[str]) -> int:
 def embeds_only(argv: Sequence[str]) -> bool:
     """Whether the command says, as llama-server has it, that it generates no text."""
     return not _EMBEDDING_FLAGS.isdisjoint(argv)
+
+
+def starts_container(argv: Sequence[str]) -> bool:
+    """Whether the command has a container engine run something, which is then no child of the command's."""
+    names = [word.rpartition("/")[2] for word in argv]
+    engines = [i for i, name in enumerate(names) if name in _ENGINES]
+    if not engines or (engines[0] and names[0] not in _BEFORE_ENGINES):
+        return False
+    may_be_value = False
+    for word in argv[engines[0] + 1 :]:
+        if word == "run":
+            return True
+        option = word.startswith("-")
+        if not (option or may_be_value or word == "container"):
+            return False
+        may_be_value = option and "=" not in word
+    return False
 
 
 def option_text(value: Option) -> str:

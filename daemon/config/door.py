@@ -13,6 +13,7 @@ are wanted. Keys are in no message and no representation.
 from __future__ import annotations
 
 import re
+import warnings
 from ipaddress import ip_address
 from typing import Any
 
@@ -172,8 +173,10 @@ def _ignore_paths(section: Section, problems: Problems) -> tuple[str, ...]:
     patterns = []
     for item, path in upstream.texts("ignorePaths"):
         try:
-            re.compile(item.text)
-        except (re.error, OverflowError, RecursionError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # of [[:alpha:]] and its like Python only warns
+                re.compile(item.text)
+        except (re.error, OverflowError, RecursionError, Warning) as error:
             problems.add(item.line, path, f"expected a regular expression, found {shown(item.text)}: {error}")
         patterns.append(item.text)
     upstream.finish()

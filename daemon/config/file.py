@@ -19,12 +19,12 @@ from daemon.config.model import Defaults, ModelReader, check_device, read_stall_
 from daemon.config.peers import find as find_peer
 from daemon.config.peers import hide_keys, read_peers
 from daemon.config.retention import read_retention
-from daemon.config.routing import RoutingReader
+from daemon.config.routing import Routing, RoutingReader
 from daemon.config.selectors import NamesReader
 from daemon.config.units import show_duration
 from daemon.config.yaml_source import Mapping as MappingNode
 from daemon.config.yaml_source import Node, Scalar, hidden, parse
-from events.catalogue import NEVER, GroupView
+from events.catalogue import NEVER
 from events.limits import (
     AGE_STEP_NS,
     CONFIG_MAX_BYTES,
@@ -140,7 +140,7 @@ class _Reader:
             unload_ns=defaults.unload_ns,
             include_aliases=section.flag("includeAliasesInList"),
             **read_door(section, self._problems),
-            **self._names(section, models, aliases, routing.groups),
+            **self._names(section, models, aliases, routing),
         )
         section.finish(extensions=True)
         return msgspec.structs.replace(config, problems=self._problems.sorted_warnings())
@@ -202,14 +202,15 @@ class _Reader:
         section: Section,
         models: dict[str, Model],
         aliases: dict[str, str],
-        groups: dict[str, GroupView],
+        routing: Routing,
     ) -> dict[str, Any]:
         """The fields of a Config for what other names there are: of peers' models, selectors, profiles."""
         here = {**{id: id for id in models}, **aliases}
         peers = read_peers(section, here, self._problems)
         theirs = [name for peer in peers.values() for m in peer.models for name in (peer.qualified(m), m)]
         known = {name: "" for name in theirs if find_peer(peers, name)} | here
-        reader = NamesReader(known, groups, self._problems)
+        qualified = {peer.qualified(m) for peer in peers.values() for m in peer.models}
+        reader = NamesReader(known, qualified | here.keys(), routing, self._problems)
         selectors = reader.selectors(section)
         return {
             "peers": peers, "selectors": selectors, "profiles": reader.profiles(section, selectors),

@@ -28,9 +28,12 @@ from daemon.config.yaml_source import Sequence as SequenceNode
 PROTECTED = "model"
 """What routes a request is not for a filter to change."""
 
-_PATH = re.compile(r"[\w$/-]+(\.[\w$/-]+)*")
+_PATH = re.compile(r"[\w$/-]+(\.(?!-?[0-9]+(\.|$))[\w$/-]+)*")
+_TOO_LARGE = re.compile(r"[-+]?[1-9][0-9]{18,}")
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_EXPECTED = "a name of letters, digits, `_`, `-`, `$` and `/`, with dots to reach into objects"
+_EXPECTED = (
+    "a name of letters, digits, `_`, `-`, `$` and `/`, with dots to reach into objects (not into lists)"
+)
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -38,6 +41,8 @@ class Filters(msgspec.Struct, frozen=True):
 
     strip: tuple[str, ...] = ()
     set: dict[str, Json] = {}
+    then: dict[str, Json] = {}
+    """What is set behind that, for the name that the request has."""
 
 
 class FilterRules(msgspec.Struct, frozen=True):
@@ -51,8 +56,8 @@ class FilterRules(msgspec.Struct, frozen=True):
         """What is done to a request that asks for `name`; None: nothing."""
         if not (self.strip or self.set or self.by_name):
             return None
-        found = Filters(self.strip, self.set | self.by_name.get(name, {}))
-        return found if found.strip or found.set else None
+        found = Filters(self.strip, self.set, self.by_name.get(name, {}))
+        return found if found.strip or found.set or found.then else None
 
 
 def apply(filters: Filters, body: bytes | mmap.mmap) -> list[bytes | memoryview]:
@@ -61,8 +66,9 @@ def apply(filters: Filters, body: bytes | mmap.mmap) -> list[bytes | memoryview]
     members = _MEMBERS.decode(body)
     for name in filters.strip:
         _strip(members, name.split("."))
-    for name in sorted(filters.set):  # so that what reaches into an object comes after what sets it
-        _set(members, name.split("."), filters.set[name])
+    for put in (filters.set, filters.then):
+        for name in sorted(put):  # so that what reaches into an object comes after what sets it
+            _set(members, name.split("."), put[name])
     return in_pieces(members)
 
 
@@ -90,7 +96,12 @@ def _set(members: dict[str, msgspec.Raw], path: Sequence[str], value: Json) -> N
     if not rest:
         members[name] = msgspec.Raw(msgspec.json.encode(value))
         return
-    inner = _object(members.get(name)) or {}
+    raw = members.get(name)
+    if (
+        raw is not None and memoryview(raw)[:1].tobytes() == b"["
+    ):  # what a client has in a list is not thrown away
+        return
+    inner = _object(raw) or {}
     _set(inner, rest, value)
     members[name] = msgspec.Raw(msgspec.json.encode(inner))
 
@@ -138,11 +149,26 @@ def _names(filters: Section, key: str, problems: Problems) -> dict[str, None]:
 
 
 def _params(given: Mapping[str, tuple[Node, int, str]], problems: Problems) -> dict[str, Json]:
+    for node, _, path in given.values():
+        _check_numbers(node, path, problems)
     return {
         name: plain(node)
         for name, (node, line, path) in given.items()
         if _may_be_touched(name, line, path, problems)
     }
+
+
+def _check_numbers(node: Node, path: str, problems: Problems) -> None:
+    """Report numbers that were read as text because they do not fit into 64 bits."""
+    if isinstance(node, SequenceNode):
+        for i, item in enumerate(node.items):
+            _check_numbers(item, join_path(path, i), problems)
+    elif isinstance(node, MappingNode):
+        for key, item in node.items.items():
+            _check_numbers(item, join_path(path, key), problems)
+    elif node.plain and isinstance(node.value, str) and _TOO_LARGE.fullmatch(node.text):
+        text = f"expected a number of at most 64 bits, or text in quotes, found {describe(node)}"
+        problems.add(node.line, path, text)
 
 
 def _by_name(filters: Section, problems: Problems) -> dict[str, dict[str, Json]]:

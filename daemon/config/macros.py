@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from decimal import Decimal
 
 from daemon.config.errors import Problems, did_you_mean, join_path, shown
 from daemon.config.yaml_source import Mapping as MappingNode
@@ -21,6 +22,9 @@ RESERVED = ("MODEL_ID", "PORT", "SOCKET", "PID")
 SHARD_PORT = "SHARD_PORT_"
 """With a number behind it: the port of that shard."""
 _ENV = re.compile(r"\$\{env\.([^{}]*)\}")
+
+GO_EXPONENT = 6
+"""From this power of ten on, Go writes a float with an exponent."""
 
 Scope = dict[str, Scalar]
 """Macros by name, with nothing left to expand but what a runner gets when it is started."""
@@ -39,6 +43,21 @@ def used(text: str) -> set[str]:
 def fill(text: str, values: Mapping[str, str]) -> str:
     """Put in what a runner gets when it is started. In one pass: a value is never expanded itself."""
     return MACRO.sub(lambda match: values.get(match[1], match[0]), text)
+
+
+def written(macro: Scalar) -> str:
+    """A macro's value within other text: numbers and booleans as Go's `%v` has them, as in llama-swap."""
+    value = macro.value
+    if value is None or isinstance(value, str):
+        return macro.text
+    if not isinstance(value, float):
+        return str(value).lower()
+    number = Decimal(repr(value)).normalize()
+    exponent = number.adjusted()
+    if not value or -4 <= exponent < GO_EXPONENT:
+        return f"{number:f}"
+    digits = f"{number.scaleb(-exponent):f}"
+    return f"{digits}e{'-' if exponent < 0 else '+'}{abs(exponent):02}"
 
 
 class Expander:
@@ -110,7 +129,9 @@ class Expander:
         if not names or not isinstance(scalar.value, str):
             return scalar
         secret = scalar.secret or any(scope[name].secret for name in names)
-        text = self._substitute(MACRO, scalar, path, lambda name: scope[name].text if name in scope else None)
+        text = self._substitute(
+            MACRO, scalar, path, lambda name: written(scope[name]) if name in scope else None
+        )
         whole = MACRO.fullmatch(scalar.text)
         return Scalar(scalar.line, scope[whole[1]].value if whole else text, text, secret=secret)
 

@@ -7,7 +7,7 @@ import re
 import msgspec
 
 from daemon.config.capabilities import read_capabilities
-from daemon.config.commands import embeds_only, parallel_flag, strip_comments
+from daemon.config.commands import embeds_only, parallel_flag, starts_container, strip_comments
 from daemon.config.config import CONTEXT_OPTION, Model
 from daemon.config.endpoint import Endpoint, read_endpoint
 from daemon.config.errors import Problems, join_path, shown
@@ -40,7 +40,7 @@ from events.limits import (
 )
 
 _DEVICE = re.compile(r"host|gpu(0|[1-9][0-9]{0,2})")
-_ENV_ENTRY = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_ENV_ENTRY = re.compile(r"([^=\0]+)=([^\0]*)")
 _OWN_ENV = "RUNNERD_"
 A_COMMAND = "the command that starts the runner"
 HARMLESS = {
@@ -129,6 +129,7 @@ class ModelReader:
             description=section.text("description"),
             metadata={key: plain(value) for key, (value, _, _) in section.members("metadata").items()},
         )
+        _warn_of_container(section, model)
         section.ignore(HARMLESS)
         section.finish()
         return model
@@ -314,6 +315,15 @@ def _slots(argv: tuple[str, ...], concurrency_limit: int) -> int:
     no text, else `concurrencyLimit`, else 1."""
     otherwise = 1 if embeds_only(argv) else concurrency_limit or 1
     return min(parallel_flag(argv) or otherwise, SLOTS_MAX)
+
+
+def _warn_of_container(section: Section, model: Model) -> None:
+    """Who listens on a container's port is no process of ours, so that its answers are not believed."""
+    asked = [shard.argv for shard in model.shards if shard.check_path is not None]
+    if not model.endpoint.socket:
+        asked.append(model.argv)
+    if not model.trust_probe and any(map(starts_container, asked)):
+        section.warn("cmd", "starts a container, which does not become ready without `trustProbe: true`")
 
 
 def _names(id: str, section: Section, filters: FilterRules) -> tuple[str, ...]:

@@ -61,10 +61,14 @@ class RoutingReader:
         use = "matrix" if router.choice("use", "group", ("group", "matrix")) == "matrix" else "groups"
         settings = router.below("settings")
         router.finish()
+        given: list[str] = []
+        if settings is not None:
+            given = [key for key in ("groups", "matrix") if _says_something(settings.node(key))]
+            settings.finish()
+        if router.node("use") is not None and use not in (*given, *found) and (found or use == "matrix"):
+            router.report("use", f"expected `settings.{use}` beside it, found none")
         if settings is None:
             return found
-        given = [key for key in ("groups", "matrix") if _says_something(settings.node(key))]
-        settings.finish()
         for key in given:
             if key != use:
                 settings.warn(

@@ -12,18 +12,19 @@ busy of those that are loaded or wanted while it has fewer requests than `spillo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, cast
 
 import msgspec
 
 from daemon.config.errors import Problems, did_you_mean, join_path, shown
 from daemon.config.fields import Section, describe
+from daemon.config.routing import Routing
 from daemon.config.values import Json, plain
 from daemon.config.yaml_source import Mapping as MappingNode
 from daemon.config.yaml_source import Scalar
-from events.catalogue import GroupView
 from events.limits import REQUESTS_MAX
+from statemachines.groups import cheapest_set
 
 Strategy = Literal["warm", "pin", "spillover"]
 STRATEGIES = ("warm", "pin", "spillover")
@@ -74,11 +75,19 @@ def choose(selector: Selector, look: Callable[[str], Look]) -> str:
 
 class NamesReader:
     """Reads selectors and profiles. `known`: every name that can be asked for, and the model's id behind it,
-    or "" where that is a peer's."""
+    or "" where that is a peer's. `taken`: those of them that a selector may not have."""
 
-    def __init__(self, known: Mapping[str, str], groups: Mapping[str, GroupView], problems: Problems) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, str],
+        taken: Collection[str],
+        routing: Routing,
+        problems: Problems,
+    ) -> None:
         self._known = known
-        self._groups = groups
+        self._taken = taken
+        self._groups = routing.groups
+        self._matrix = None if problems.errors else routing.matrix  # one that is wrong may not even end
         self._problems = problems
 
     def selectors(self, top: Section) -> dict[str, Selector]:
@@ -86,7 +95,7 @@ class NamesReader:
         members = top.members("selectors")
         found: dict[str, Selector] = {}
         for id, (node, line, path) in members.items():
-            if id in self._known or not id.strip() or not id.isprintable():
+            if id in self._taken or not id.strip() or not id.isprintable():
                 text = f"expected a name of its own, which no model has, found {shown(id)}"
                 self._problems.add(line, path, text)
             if not isinstance(node, MappingNode):
@@ -145,6 +154,10 @@ class NamesReader:
         fine = len(homes) == 1 and not self._groups[next(iter(homes))].swap
         if self._groups and len(models) > 1 and (not fine or not self._all_in(models, homes)):
             section.report("targets", "expected models of one group, which has `swap: false`")
+        if self._matrix and models:
+            kept = cheapest_set(self._matrix, models[0], dict.fromkeys(models, 1))
+            if len(kept) < len(set(models)):
+                section.report("targets", "expected models that one set of the matrix has all of")
 
     def _all_in(self, models: list[str], homes: set[str]) -> bool:
         return all(model in self._groups[home].members for home in homes for model in models)

@@ -83,6 +83,8 @@ def read_command(section: Section, key: str, missing: str) -> tuple[str, ...]:
     except ValueError as error:
         section.report(key, f"expected a command, found: {error}")
         return ()
+    if "\0" in found.text:
+        section.report(key, "expected a command without NUL characters, which none can have")
     if missing and (not argv or not argv[0]):
         section.report(key, "expected a command, found none")
     return argv

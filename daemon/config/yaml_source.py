@@ -20,8 +20,10 @@ from events.limits import CONFIG_DEPTH, CONFIG_NODES
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULLS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
-_HEX_OR_OCTAL = re.compile(r"0x[0-9a-fA-F]{1,15}|0o[0-7]{1,20}")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})")
+_HEX_OR_OCTAL = re.compile(r"0x[0-9a-fA-F]{1,16}|0o[0-7]{1,22}")
+_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
+"""Go's int64 and uint64, and what every encoder of JSON here can write."""
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 Plain = str | int | float | bool | None
@@ -95,10 +97,9 @@ def resolve_plain(text: str) -> Plain:
         return None
     if text in _BOOLS:
         return _BOOLS[text]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _HEX_OR_OCTAL.fullmatch(text):
-        return int(text, 0)
+    if _INTEGER.fullmatch(text) or _HEX_OR_OCTAL.fullmatch(text):
+        whole = int(text, 0)
+        return whole if _LEAST <= whole <= _MOST else text
     if _FLOAT.fullmatch(text) and not text.lstrip("+-").isdigit() and math.isfinite(number := float(text)):
         return number
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from urllib.parse import quote, unquote_plus
 
 import msgspec
 
@@ -36,6 +37,8 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
     catalog = call.local.catalog
     target = catalog.target(name)
     served = catalog.served(target)
+    if target != name and served is not None:
+        ask = await _renamed(call, route, ask, target)
     if (served is None or served.filters is not None) and is_json and await filtered(call, target):
         _, keep_alive_ns = await call.look(look)
     if route.strip:
@@ -44,6 +47,8 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         peer = catalog.peer(target)
         if peer is None:
             raise unknown_model(name, catalog)
+        if route.names == "query" and name != peer.model:
+            ask = await _renamed(call, route, ask, peer.model)
         return ToPeer(peer, ask)
     if served.tells_loading and ask is AS_COMES and route.kind == "chat" and await call.look(asked.streams):
         ask = Ask("", "", translation=AsItComes(), tells=True)
@@ -60,6 +65,23 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         keep_alive_ns=keep_alive_ns,
         caller=call.caller,
     ), ask
+
+
+async def _renamed(call: Call, route: Route, ask: Ask, name: str) -> Ask:
+    """Name another model where the request does."""
+    if route.names == "query":
+        return msgspec.structs.replace(ask, target=query_renamed(call.url, name))
+    if ask.renamed is not None:
+        await call.rename(ask.renamed, name)
+    return ask
+
+
+def query_renamed(url: bytes, name: str) -> bytes:
+    """The path and the query with another `model` in it; the other parameters as they were."""
+    path, _, query = url.partition(b"?")
+    value = quote(name, safe="").encode()
+    parts = [(part, unquote_plus(part.partition(b"=")[0].decode("latin-1"))) for part in query.split(b"&")]
+    return path + b"?" + b"&".join(b"model=" + value if key == "model" else part for part, key in parts)
 
 
 async def filtered(call: Call, target: str) -> bool:

@@ -362,8 +362,9 @@ class Connection:
         peer, ask = read.peer, read.ask
         request = self._request
         if peer.api_key:
-            key = b"Authorization: Bearer %b\r\n" % peer.api_key.encode()
-            request.lines = [*without(request.lines, CREDENTIALS), key]
+            key = peer.api_key.encode()
+            keys = [b"Authorization: Bearer %b\r\n" % key, b"X-Api-Key: %b\r\n" % key]
+            request.lines = [*without(request.lines, CREDENTIALS), *keys]
         if ask.renamed is not None:
             await self._call().rename(ask.renamed, peer.model)
         due = self._shared.clock.now + peer.first_byte_s if peer.first_byte_s else math.inf
@@ -371,7 +372,8 @@ class Connection:
         exchange = self._exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)
         try:
             if not self._gone:
-                await exchange.run()
+                with self._shared.catalog.at_peer(peer):
+                    await exchange.run()
         finally:
             self._exchange = None
             self._begun = exchange.started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -42,7 +43,7 @@ def _row(row: ModelRow, call: Call) -> dict[str, Any]:
         shown["description"] = row.description
     shown |= row.more
     if not row.peer:  # how it is there, only the peer knows
-        shown["status"] = {"value": _status(call.local.desk.state, row.alias_of or row.id)}
+        shown["status"] = {"value": _status(call.local.desk.state, row.behind or (row.alias_of or row.id,))}
     shown["meta"] = {"llamaswap": _meta(row)}
     if "context_length" in row.more:
         shown["meta"]["n_ctx"] = row.more["context_length"]
@@ -54,15 +55,17 @@ def _meta(row: ModelRow) -> dict[str, Any]:
     meta = dict(row.metadata)
     if row.alias_of:
         return meta | {"type": "alias", "modelID": row.alias_of}
+    if row.kind:
+        return meta | dict(row.kind)
     meta["type"] = "model"
     if row.aliases:
         meta["aliases"] = list(row.aliases)
     return meta
 
 
-def _status(state: State, model: str) -> str:
-    """llama-swap's and llama-server's words."""
-    states = {runner.state for runner in state.models.get(model, {}).values()}
+def _status(state: State, models: Sequence[str]) -> str:
+    """Of the one that is loaded most: llama-swap's and llama-server's words."""
+    states = {runner.state for model in models for runner in state.models.get(model, {}).values()}
     if states & {RunnerState.ready, RunnerState.draining}:
         return "loaded"
     return "loading" if RunnerState.loading in states else "unloaded"

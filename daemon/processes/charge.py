@@ -33,6 +33,8 @@ class Part:
         """How many the kernel had killed for want of memory when it began."""
         self.answer = ""
         """What its health check said last."""
+        self.stranger = ""
+        """Who answered in its place, and what to do about that."""
         self.exited = trio.Event()
         """No process of this part is left."""
 
@@ -57,7 +59,6 @@ class Charge:
         """Whether its output must stay out of the log: it has been ready, or may have been."""
         self.ready = False
         """Whether it has been ready since we look after it."""
-        self.warned = False
         self.broken = trio.Event()
         """One of its processes has exited: it is, or is about to be, of no use."""
         self.scope = trio.CancelScope()

@@ -8,6 +8,7 @@ the gate becomes the runner. If the daemon dies before, the gate reads end of fi
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from daemon.processes.identity import MARKER
 GATE = ("/bin/sh", "-c", 'read g && exec "$@" </dev/null', "gate")
 NOT_INHERITED = ("NOTIFY_", "LISTEN_", "WATCHDOG_")
 """What systemd tells the daemon is not meant for its runners."""
+_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 """Or setproctitle, which vLLM calls, writes its title over the environment, and so over the marker."""
 
@@ -26,10 +28,16 @@ KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 def environment(overlay: Mapping[str, str], marker: str) -> dict[str, str]:
     """The daemon's environment without systemd's messages, the model's own variables, and the marker.
 
-    The gate's shell passes on only variables whose names a shell can have.
+    The gate's shell passes on only variables whose names a shell can have; see `with_odd_names`.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
     return {**KEEP_ENVIRONMENT, **inherited, **overlay, MARKER: marker}
+
+
+def with_odd_names(argv: Sequence[str], overlay: Mapping[str, str]) -> Sequence[str]:
+    """A command that gets from env(1) those of its model's variables that no shell passes on (`a.b`)."""
+    odd = [f"{name}={value}" for name, value in overlay.items() if not _SHELL_NAME.fullmatch(name)]
+    return ["/usr/bin/env", "--", *odd, *argv] if odd else argv
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], output: Path) -> subprocess.Popen[bytes]:

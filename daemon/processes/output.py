@@ -32,16 +32,13 @@ def last_lines(path: Path, lines: int) -> list[str]:
     return [GATE_WORDS.sub("the program cannot be started: ", line) for line in clean]
 
 
-def last_words(path: Path) -> str:
-    """The end of a failed runner's output, at most OUTPUT_MAX_BYTES, whole lines where that is possible."""
+def last_words(path: Path, max_bytes: int = OUTPUT_MAX_BYTES) -> str:
+    """The end of a failed runner's output, at most `max_bytes`, whole lines where that is possible."""
     text = "\n".join(line for line in last_lines(path, 20) if line.strip())
     data = text.encode()
-    if len(data) <= OUTPUT_MAX_BYTES:
+    if len(data) <= max_bytes:
         return text
-    return (
-        data[-OUTPUT_MAX_BYTES:].decode("utf-8", "ignore").partition("\n")[2]
-        or text[-OUTPUT_MAX_BYTES // 4 :]
-    )
+    return data[-max_bytes:].decode("utf-8", "ignore").partition("\n")[2] or text[-max_bytes // 4 :]
 
 
 def bound(path: Path) -> None:

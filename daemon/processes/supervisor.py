@@ -45,6 +45,7 @@ from events.limits import (
     KILLED_STATUSES,
     LOAD_LOOKS,
     OUTPUT_LOOK_S,
+    OUTPUT_MAX_BYTES,
     PROBE_LONGEST_S,
     PROBE_S,
     READY_PAUSE_S,
@@ -62,6 +63,9 @@ CommandOf = Callable[[str, Launch, str], Command]
 """Fills in a model's command for a launch, given the path of its socket; raises what says why it cannot."""
 
 T = TypeVar("T")
+
+STRANGER = "another program listens there; if that is the model's (a container), it takes `trustProbe: true`"
+"""What is said of an answer that no process of the runner's has given."""
 
 ENDED = "ended-"
 """How the names of files begin whose runner has ended."""
@@ -229,7 +233,7 @@ class Supervisor:
         log = charge.log(shard)
         env = gate.environment(command.env, self._marker(charge.runner, shard))
         reach("spawn.before")
-        child = gate.start(command.argv, env, log)
+        child = gate.start(gate.with_odd_names(command.argv, command.env), env, log)
         reach("spawn.forked")
         stat = identity.stat_of(child.pid)
         assert stat is not None, "a child that was not waited for is there"
@@ -357,7 +361,7 @@ class Supervisor:
             gate.shut_for_good(child)
         part.exited.set()
         charge.broken.set()
-        words = "" if charge.silent else output.last_words(part.log)
+        words = _words(charge, part)
         killed = status in KILLED_STATUSES and oom.more(part.oom_kills)
         self._submit(ProcessExited(charge.runner, part.shard, status, words, killed))
 
@@ -406,9 +410,9 @@ class Supervisor:
             return True
         if probe.listens(url, [stat.pid for stat in await self._left(part)]):
             return True
-        if not charge.warned and not charge.broken.is_set():
-            charge.warned = True
-            self._warn(charge, "%s answers, but another program listens there", url)
+        if not part.stranger and not charge.broken.is_set():
+            part.stranger = f"{url} answers, but {STRANGER}"
+            self._warn(charge, "%s", part.stranger)
         return False
 
     async def _report_progress(self, charge: Charge) -> None:
@@ -495,6 +499,15 @@ class Supervisor:
             charge.nursery.start_soon(self._report_progress, charge)
         await self._shards_are_up(charge)
         await self._find_ready(charge)
+
+
+def _words(charge: Charge, part: Part) -> str:
+    """What is told of a process that has exited: nothing of one that has been ready."""
+    if charge.ready:
+        return ""
+    room = OUTPUT_MAX_BYTES - len(part.stranger.encode()) - 1
+    said = "" if charge.silent else output.last_words(part.log, room)
+    return "\n".join(filter(None, (said, part.stranger)))  # the journal shows the last line
 
 
 def _is_shut(part: Part) -> bool:

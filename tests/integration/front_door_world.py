@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,16 @@ class FakeCatalog:
 
     def peer(self, name: str) -> PeerModel | None:
         return self.peers.get(name)
+
+    at_peers: Counter[str] = Counter()
+
+    @contextmanager
+    def at_peer(self, peer: PeerModel) -> Iterator[None]:
+        self.at_peers[peer.model] += 1
+        try:
+            yield
+        finally:
+            self.at_peers[peer.model] -= 1
 
     def loads_nothing(self, path: str) -> bool:
         return re.search(self.ignored, path) is not None

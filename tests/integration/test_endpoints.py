@@ -14,7 +14,7 @@ import trio
 from daemon.catalog import Catalog
 from daemon.config.file import load
 from daemon.http import routes
-from daemon.ports import Address, Ended, Output
+from daemon.ports import Address, Ended, ModelRow, Output
 from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
 from events.envelope import Record
 from events.reader import CursorPruned
@@ -134,6 +134,14 @@ async def test_one_model(tmp_path: Path) -> None:
         assert (await client.ask("GET", "/v1/models/tiny")).json()["status"] == {"value": "loaded"}
         mini = (await client.ask("GET", "/v1/models/min%69")).json()
         assert mini["meta"]["llamaswap"]["modelID"] == "small"
+        kind = {"type": "selector", "targets": ["small", "tiny"]}
+        here.catalog.row = lambda name: ModelRow(  # type: ignore[method-assign]
+            name, metadata={"type": "x", "a": 1}, kind=kind, behind=("small", "tiny")
+        )
+        found = (await client.ask("GET", "/v1/models/both")).json()
+        assert found["status"] == {"value": "loaded"}
+        assert found["meta"]["llamaswap"] == {"a": 1, **kind}
+        del here.catalog.row
         missing = await client.ask("GET", "/v1/models/smal")
         assert missing.status == 404 and "Did you mean small" in missing.json()["error"]["message"]
 
@@ -179,7 +187,7 @@ async def test_a_model_of_a_peer_is_listed(tmp_path: Path) -> None:
         assert [row["id"] for row in rows] == ["small", "a/b", "far"]
         far = rows[-1]
         assert (far["object"], far["owned_by"], far["name"]) == ("model", "runnerd", "hub: far")
-        assert far["meta"] == {"llamaswap": {"peerID": "hub", "type": "model"}} and "status" not in far
+        assert far["meta"] == {"llamaswap": {"type": "peer", "peerID": "hub"}} and "status" not in far
         assert (await client.ask("GET", "/v1/models/far")).json() == far
         assert (await client.ask("GET", "/v1/models/hub/far")).json() == {**far, "id": "hub/far"}
         tags = (await client.ask("GET", "/api/tags")).json()["models"]

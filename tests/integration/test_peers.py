@@ -75,6 +75,30 @@ async def test_a_selectors_target_is_served(tmp_path: Path) -> None:
         here.desk.dispatch_to(await here.runner("r1", echo()))
         _, got = said((await (await here.client()).chat(model="any")).body)
         assert here.desk.tickets[0].arrival.model == "small" and got["a"] == 1
+        assert got["model"] == "mini"  # the target: its own server knows no selector
+
+
+async def test_a_selectors_target_is_named_in_a_form_and_in_a_query(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n--b--\r\n'
+        kind = "Content-Type: multipart/form-data; boundary=b"
+        answer = await client.ask("POST", "/v1/audio/transcriptions", form % b"any", kind)
+        assert answer.body.endswith(form % b"mini")
+        assert (await client.ask("GET", "/props?a=1&model=any&b=%20")).body.startswith(
+            b"GET /props?a=1&model=mini&b=%20 "
+        )
+
+
+async def test_a_models_own_names_stay_as_they_were_sent(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.catalog.options = {}
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        for name in (b"small", b"mini"):
+            body = b'{ "n" : 1.50,"model":   "%b" }' % name
+            assert (await client.ask("POST", "/v1/chat/completions", body)).body.endswith(body)
 
 
 async def test_some_paths_load_nothing(tmp_path: Path) -> None:
@@ -108,7 +132,8 @@ async def test_a_peer_is_asked_with_its_own_key_and_name(tmp_path: Path) -> None
             assert "x-runnerd-request" not in answer.headers
             head, got = said(answer.body)
             assert head.startswith(b"POST /api/v1/chat/completions HTTP/1.1\r\n")
-            assert b"Authorization: Bearer their-key" in head and b"mine" not in head
+            assert b"Authorization: Bearer their-key\r\n" in head and b"mine" not in head
+            assert b"X-Api-Key: their-key\r\n" in head  # as Anthropic's API has it
             assert got == {"model": "org/far", "n": 1}
         assert not here.desk.tickets and not here.desk.facts
 
@@ -141,8 +166,12 @@ async def test_a_client_that_leaves_a_peers_stream(tmp_path: Path) -> None:
         client = await peer(here, there.url)
         await client.send(chat(model="far"))
         await client.until(b"abc")
+        assert here.catalog.at_peers["org/far"] == 1
         await client.stream.aclose()
         await left.wait()
+        while here.door.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        assert here.catalog.at_peers["org/far"] == 0
 
 
 CERTIFICATE = Path(__file__).resolve().parents[1] / "golden/localhost.pem"
@@ -191,6 +220,10 @@ async def test_a_query_for_a_peer(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         there = await here.runner("hub", echo())
         client = await peer(here, there.url)
-        assert (await client.ask("GET", "/props?model=far")).body.startswith(b"GET /props?model=far ")
+        answer = await client.ask("GET", "/props?%6dodel=far&a=1")
+        assert answer.body.startswith(b"GET /props?model=org%2Ffar&a=1 ")  # as it is called there
+        here.catalog.peers = {"org/far": here.catalog.peers["far"]}
+        answer = await client.ask("GET", "/props?model=org/far")
+        assert answer.body.startswith(b"GET /props?model=org/far ")
         await client.send(request("GET", "/props?model=none"))
         assert (await client.answer()).status == 404

@@ -95,6 +95,16 @@ async def test_a_port_that_somebody_has_is_refused_and_the_next_one_tried(yard: 
         await yard.fact(ProcessExited)
 
 
+async def test_a_variable_comes_whatever_its_name_is(yard: Yard) -> None:
+    env = {"a.b-c": "1 2", "-i": "3", "plain": "4"}
+    yard.make = yard.running("grep", "-azE", "^(a.b-c|-i|plain)=", "/proc/self/environ", env=env)
+    async with yard.supervise() as supervisor:
+        supervisor.ensure(socket_launch())
+        supervisor.release((await yard.fact(ProcessSpawned)).process)
+        said = (await yard.fact(ProcessExited)).output
+    assert all(f"{name}={value}" in said for name, value in env.items())
+
+
 async def test_a_command_that_ends_at_once_leaves_its_last_words(yard: Yard) -> None:
     yard.make = yard.running("sh", "-c", "echo loading; echo cannot open model.gguf >&2; exit 3")
     async with yard.supervise() as supervisor:
@@ -244,12 +254,12 @@ async def test_another_programs_answer_makes_nobody_ready(
     async def answer(stream: trio.SocketStream) -> None:
         nonlocal asked
         asked += 1
-        if asked == 3:
+        if asked >= 3 and supervisor.tail("r7", 1):
             often.set()
         await stream.receive_some()
         await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
 
-    yard.make = yard.running("sleep", "1000", url=f"http://127.0.0.1:{port}")
+    yard.make = yard.running("sh", "-c", "echo loading; exec sleep 1000", url=f"http://127.0.0.1:{port}")
     async with yard.supervise() as supervisor, trio.open_nursery() as nursery:
         supervisor.ensure(port_launch(port))
         process = (await yard.fact(ProcessSpawned)).process
@@ -259,11 +269,12 @@ async def test_another_programs_answer_makes_nobody_ready(
         with trio.fail_after(PATIENCE_S):
             await often.wait()
         supervisor.stop("r7")
-        await yard.fact(ProcessExited)
+        exited = await yard.fact(ProcessExited)
         nursery.cancel_scope.cancel()
-    assert [record.message for record in caplog.records] == [
-        f"r7: http://127.0.0.1:{port} answers, but another program listens there"
-    ]
+    found = f"http://127.0.0.1:{port} answers, but another program listens there; if that is the model's"
+    (record,) = caplog.records
+    assert record.message.startswith(f"r7: {found}") and record.message.endswith("`trustProbe: true`")
+    assert exited.output == "loading\n" + record.message.removeprefix("r7: ")  # for the failed load's client
 
 
 async def test_a_container_is_trusted_where_the_configuration_says_so(yard: Yard) -> None:

@@ -199,10 +199,10 @@ def test_macros_nest_and_a_model_replaces_a_global_one(write: Write) -> None:
     """.replace("--it's", "--last")
     )
     assert command(config).argv == (
-        "/opt/server", "--port", "5800", "--id", "m", "--ctx", "8192", "--temp", "0.70", "-x",
+        "/opt/server", "--port", "5800", "--id", "m", "--ctx", "8192", "--temp", "0.7", "-x",
         "--say", "two words", "--last",
     )  # fmt: skip
-    assert command(config, "n").argv[-4:] == ("--ctx", "4096", "--temp", "0.70")
+    assert command(config, "n").argv[-4:] == ("--ctx", "4096", "--temp", "0.7")
     assert config.models["m"].keep_alive_ns == config.models["n"].keep_alive_ns == 60 * S
     assert config.metadata("m") == {
         "ctx": 8192,
@@ -404,6 +404,55 @@ def test_every_documented_key_is_known(tmp_path: Path, title: str, frame: str) -
     with pytest.raises(ConfigError) as caught:
         load(path, {})
     assert not [problem for problem in caught.value.problems if "unknown key" in problem.text]
+
+
+@pytest.mark.parametrize(
+    ("cmd", "starts"),
+    [
+        ("docker run -p ${PORT}:8080 image", True),
+        ("/usr/bin/podman run --rm -p ${PORT}:8080 image", True),
+        ("sudo -n nerdctl run -p ${PORT}:8080 image", True),
+        ("docker --context far container run -p ${PORT}:8080 image", True),
+        ("env A=1 docker run -p ${PORT}:8080 image", True),
+        ("docker exec box server run ${PORT}", False),
+        ("server run docker ${PORT}", False),
+        ("docker ${PORT}", False),
+    ],
+)
+def test_a_container_takes_trust_probe(write: Write, cmd: str, starts: bool) -> None:
+    warnings = write(f"models: {{m: {{cmd: '{cmd}'}}}}").warnings
+    said = "models.m.cmd: starts a container, which does not become ready without `trustProbe: true`"
+    assert [warning.endswith(said) for warning in warnings] == [True] * starts
+    assert write(f"models: {{m: {{cmd: '{cmd}', trustProbe: true}}}}").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("True", "true"), ("FALSE", "false"), ("0.70", "0.7"), (".5", "0.5"), ("2.0", "2"), ("-0.0", "-0"),
+        ("1e3", "1000"), ("1e6", "1e+06"), ("1234567.5", "1.2345675e+06"), ("123456.5", "123456.5"),
+        ("0.0001", "0.0001"), ("0.00001", "1e-05"), ("1.5e-300", "1.5e-300"), ("0x1F", "31"), ("+5", "5"),
+        ("010", "010"), ("'0.70'", "0.70"), ("'True'", "True"), ("1.10.2", "1.10.2"),
+    ],
+)  # fmt: skip
+def test_macros_in_text_are_as_go_writes_them(write: Write, value: str, text: str) -> None:
+    config = write(f"""
+        macros: {{m: {value}, n: 'x${{m}}'}}
+        models: {{m: {{cmd: 's ${{PORT}} --t=${{m}} ${{n}}', name: '${{m}}'}}}}
+    """)
+    assert command(config).argv == ("s", "5800", f"--t={text}", f"x{text}")
+    assert config.models["m"].name == text
+
+
+def test_a_variable_may_have_any_name_that_a_program_can_get(write: Write) -> None:
+    config = write("models: {m: {cmd: 's ${PORT}', env: ['a.b-c=1', '2 x=${PORT}=', 'E=']}}")
+    assert command(config).env == {"a.b-c": "1", "2 x": "5800=", "E": ""}
+
+
+def test_a_socket_and_shards_of_containers(write: Write) -> None:
+    assert write("models: {m: {cmd: 'docker run -v ${SOCKET}:/s i'}}").warnings == ()
+    shard = "docker run -p ${PORT}:1 i"
+    assert len(write(f"models: {{m: {{cmd: 's ${{PORT}}', shards: ['{shard}']}}}}").warnings) == 1
 
 
 def test_check_doubts_what_can_hardly_be_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,8 @@ upstream: {{ignorePaths: ['\\.css$', '^/ws$|^/api/jobs$']}}
         ("maxBody: 1", "maxBody: expected a size from 1KiB to 1GiB, found 1"),
         ("maxBody: 2GiB", "maxBody: expected a size from 1KiB to 1GiB"),
         ("upstream: {ignorePaths: ['(']}", "upstream.ignorePaths[0]: expected a regular expression"),
+        ("upstream: {ignorePaths: ['[[:alpha:]]']}", "ignorePaths[0]: expected a regular expression, found"),
+        ("upstream: {ignorePaths: ['[a&&b]']}", "expected a regular expression, found"),
         ("upstream: {ignorePath: []}", 'unknown key "ignorePath"; the nearest is "ignorePaths"'),
         ("insecureListen: perhaps", "insecureListen: expected true or false"),
     ],

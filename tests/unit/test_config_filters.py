@@ -49,9 +49,9 @@ def test_the_documented_form(tmp_path: Path) -> None:
     both: dict[str, Json] = {"temperature": 0.7, "stop": ["a", {"b": None}]}
     kwargs = "chat_template_kwargs"
     assert config.filters("n") == Filters(strip, both)
-    assert config.filters("m") == Filters(strip, {**both, kwargs: {"reasoning_effort": "medium"}})
-    high: dict[str, Json] = {**both, "temperature": 1, kwargs: {"reasoning_effort": "high"}}
-    assert Catalog(config).filters("m:high") == Filters(strip, high)
+    assert config.filters("m") == Filters(strip, both, {kwargs: {"reasoning_effort": "medium"}})
+    high: dict[str, Json] = {"temperature": 1, kwargs: {"reasoning_effort": "high"}}
+    assert Catalog(config).filters("m:high") == Filters(strip, both, high)
     assert config.filters("other") is None
     assert config.filters("nobody") is None
 
@@ -86,6 +86,13 @@ def test_the_model_is_never_touched(tmp_path: Path) -> None:
         ("filters: {stripParams: {a: b}}", "filters.stripParams: expected names with commas"),
         ("filters: {stripParams: 'messages.#.name'}", "filters.stripParams: expected a name of letters"),
         ("filters: {stripParams: [a, '']}", None),
+        ("filters: {setParams: {a.0.role: x}}", 'filters.setParams."a.0.role": expected a name of letters'),
+        ("filters: {setParams: {tools.-1: x}}", 'filters.setParams."tools.-1": expected a name of letters'),
+        ("filters: {stripParams: 'tools.0'}", "with dots to reach into objects (not into lists), found"),
+        (f"filters: {{setParams: {{a: {{b: [{1 << 64}]}}}}}}", "a.b[0]: expected a number of at most 64"),
+        (f"filters: {{setParamsByID: {{n: {{a: {-(1 << 63) - 1}}}}}}}", "ByID.n.a: expected a number"),
+        (f"filters: {{setParams: {{a: '{1 << 64}', b: {(1 << 64) - 1}, c: {-(1 << 63)}}}}}", None),
+        ("filters: {setParams: {a.0b: x, a.1-0: y, '0': z}}", None),
         ("filters: {setParams: {'a*': 1}}", 'filters.setParams."a*": expected a name of letters'),
         ("filters: {setParams: 3}", "filters.setParams: expected a mapping, found 3"),
         ("filters: {setParamsByID: {m: 1}}", "filters.setParamsByID.m: expected a mapping of parameters"),
@@ -131,11 +138,21 @@ def test_dots_reach_into_objects() -> None:
     assert changed('{"a":[1]}', "a.b") == '{"a":[1]}'
     assert changed('{"a":{"b":1}}', a__c=2, d__e=True) == '{"a":{"b":1,"c":2},"d":{"e":true}}'
     assert changed('{"a":3}', a__b=1) == '{"a":{"b":1}}'
+    assert changed('{"a":[1],"b":{"c":[2]}}', a__b=1, b__c__d=1) == '{"a":[1],"b":{"c":[2]}}'
     assert changed("{}", a__b=1, a={"c": 2}) == '{"a":{"c":2,"b":1}}'
 
 
 def test_first_what_is_stripped_and_then_what_is_set() -> None:
     assert changed('{"temperature":2,"b":1}', "temperature", temperature=0.5) == '{"b":1,"temperature":0.5}'
+
+
+def test_what_a_name_sets_goes_over_what_all_get() -> None:
+    def both(all: dict[str, Json], name: dict[str, Json]) -> str:
+        return b"".join(apply(Filters((), all, name), b"{}")).decode()
+
+    assert both({"a.b": 1}, {"a": {"c": 2}}) == '{"a":{"c":2}}'  # and not into it
+    assert both({"a": {"c": 2}}, {"a.b": 1}) == '{"a":{"c":2,"b":1}}'
+    assert both({"a": 1}, {"a": 2}) == '{"a":2}'
 
 
 def test_random_bodies_are_as_a_plain_implementation_has_them() -> None:

@@ -129,7 +129,7 @@ def test_models_of_peers_are_listed_as_they_can_be_asked_for(tmp_path: Path) -> 
     for row in theirs:
         asked = catalog.peer(catalog.target(row.id))
         assert asked is not None and f"{asked.id}: {asked.model}" == row.name
-        assert row.metadata == {"peerID": asked.id} and row.peer == asked.id
+        assert row.kind == {"type": "peer", "peerID": asked.id} and row.peer == asked.id
         assert catalog.row(row.id) == row
     far, near = catalog.row("box/m1"), catalog.row("a")
     assert far is not None and (far.id, far.name) == ("box/m1", "box: m1")
@@ -174,6 +174,17 @@ selectors:
     found = catalog.row("coding")
     assert found is not None
     assert (found.name, found.metadata) == ("Coding", {"purpose": "code"})
+    assert found.kind == {"type": "selector", "strategy": "warm", "targets": ["a", "b"]}
+    assert found.behind == ("a", "b")
+    plan, many = catalog.row("plan"), catalog.row("many")
+    assert plan is not None and plan.behind == ("a",)
+    assert many is not None and many.behind == ("a", "b")
+    assert many.kind == {
+        "type": "selector",
+        "strategy": "spillover",
+        "targets": ["a", "b", "m1"],
+        "spillover": 4,
+    }
     assert catalog.row("nobody") is None
     assert sorted(catalog.names()) == [
         "a", "a", "b", "box/a", "box/m1", "box/shared", "coding", "d", "far", "m1", "many", "one", "plan",
@@ -221,6 +232,28 @@ def test_spillover_takes_models_that_may_be_loaded_together(tmp_path: Path, grou
         assert read(tmp_path, text).warnings == ()
     else:
         assert "expected models of one group, which has `swap: false`" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("sets", "fine"),
+    [
+        ("{s: a & b}", True),
+        ("{s: d | a, t: (a | d) & b}", True),
+        ("{s: a | b}", False),
+        ("{s: a & d, t: b & d}", False),
+        ("{s: d}", False),
+    ],
+)
+def test_spillover_takes_models_that_the_matrix_has_together(tmp_path: Path, sets: str, fine: bool) -> None:
+    many = "{strategy: spillover, targets: [one, b, m1]}"
+    text = f"{PEERS}\nmatrix: {{sets: {sets}}}\nselectors: {{s: {many}}}\n"
+    if fine:
+        assert read(tmp_path, text).warnings == ()
+    else:
+        found = refused(tmp_path, text)
+        assert "selectors.s.targets: expected models that one set of the matrix has all of" in found
+    with_cycle = text.replace("sets: {", "sets: {x: +x, ")
+    assert "does not refer to itself" in refused(tmp_path, with_cycle)
 
 
 COLD, LOADS, READY = Look(), Look(loading=True), Look(ready=True)
@@ -274,6 +307,52 @@ selectors:
     assert (catalog.resolve("warm"), catalog.resolve("many")) == ("b", "a")
 
 
+def test_metadata_has_the_port_of_the_model_that_is_loaded(tmp_path: Path) -> None:
+    at = "{port: '${PORT}', url: 'http://h:${PORT}/'}"
+    config = read(tmp_path, f"models: {{m: {{cmd: 's ${{PORT}}', memory: 1GiB, metadata: {at}}}}}\n")
+    made = Scheduler()
+    catalog = Catalog(config, made.state)
+
+    def metadata() -> Mapping[str, object]:
+        (row,) = catalog.models()
+        return row.metadata
+
+    assert metadata() == {"port": None, "url": "http://h:null/"}
+    made.step(c.DaemonStarted(1, "balanced", "boot", "0"), 1)
+    made.step(c.ConfigChanged(config.view(b"")), 2)
+    made.step(c.MemoryMeasured({"host": c.Reading(16 * GIB, 12 * GIB)}), 3)
+    made.step(c.RequestArrived("m", "chat"), 4)
+    (runner,) = made.state.models["m"]
+    made.step(c.ProcessSpawned(c.Process(runner, 0, "boot", 1, 1)), 5)
+    assert metadata()["port"] is None
+    made.step(c.ProbeAnswered(runner, True), 6)
+    assert metadata() == {"port": 5800, "url": "http://h:5800/"}
+
+
+def test_spillover_goes_on_when_a_peer_is_busy(tmp_path: Path) -> None:
+    many = "{strategy: spillover, targets: [m1, router/shared, a], settings: {spillover: 2}}"
+    catalog = Catalog(read(tmp_path, f"{PEERS}\nselectors: {{many: {many}}}\n"), State())
+
+    def target() -> str:
+        return catalog.target("many")
+
+    box, router = catalog.peer("box/m1"), catalog.peer("router/shared")
+    assert box is not None and router is not None
+    with catalog.at_peer(box):
+        assert target() == "m1"
+        with catalog.at_peer(box):
+            assert target() == "router/shared"
+            with catalog.at_peer(router), catalog.at_peer(router):
+                assert target() == "a"
+    assert target() == "m1"
+
+
+def test_a_selector_may_have_a_peers_models_short_name(tmp_path: Path) -> None:
+    config = read(tmp_path, f"{PEERS}\nselectors: {{m1: {{strategy: pin, targets: [router/shared]}}}}\n")
+    assert Catalog(config).target("m1") == "router/shared"
+    assert Catalog(config).target("box/m1") == "box/m1"
+
+
 # --- profiles ---------------------------------------------------------------------------------------------
 
 
@@ -304,6 +383,8 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
     assert {"llm", "far"} < set(catalog.names())
     shown = ["a", "b", "d", "warm", "llm", "plan", "far", "m1"]
     assert [row.id for row in catalog.models()] == shown
+    found = [(row.kind, row.behind) for row in catalog.models()[4:7]]
+    assert found == [({"type": "profile"}, behind) for behind in (("a",), ("b",), ())]
 
 
 @pytest.mark.parametrize(

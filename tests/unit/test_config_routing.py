@@ -42,6 +42,8 @@ def test_groups_at_the_top_and_under_routing(tmp_path: Path) -> None:
     below = f"routing: {{router: {{use: group, settings: {{groups: {groups}}}}}}}"
     assert read(tmp_path, below).groups == expected
     assert read(tmp_path, below.replace("use: group, ", "")).groups == expected
+    assert read(tmp_path, f"groups: {groups}\nrouting: {{router: {{use: group}}}}").groups == expected
+    assert read(tmp_path, "routing: {router: {use: group}}").groups == {}
 
 
 def test_the_matrix(tmp_path: Path) -> None:
@@ -78,6 +80,11 @@ def test_the_engine_that_is_not_used_is_named(tmp_path: Path) -> None:
     [
         ("groups: {g: {members: [x]}}", 'groups.g.members[0]: expected the id of a model, found "x"'),
         ("groups: {g: {swap: true}}", "groups.g.members: expected the models of the group"),
+        ("routing: {router: {use: matrix}}", "routing.router.use: expected `settings.matrix` beside it"),
+        ("routing: {router: {use: matrix, settings: {matrix: {}}}}", "use: expected `settings.matrix`"),
+        ("routing: {router: {use: matrix, settings: {groups: {g: {members: [a]}}}}}", "use: expected `sett"),
+        ("groups: {g: {members: [a]}}\nrouting: {router: {use: matrix}}", "use: expected `settings.matrix`"),
+        ("matrix: {sets: {s: a}}\nrouting: {router: {use: group}}", "use: expected `settings.groups` besid"),
         ("groups: {g: {members: [a], swop: true}}", 'unknown key "swop"; the nearest is "swap"'),
         ("groups: {g: {members: [a]}, h: {members: [a]}}", 'expected a model of no other group, found "a"'),
         ("groups: [a]", "groups: expected a mapping"),

@@ -202,6 +202,8 @@ def test_hostile_parameters_stay_words(ollama: Ollama, tmp_path: Path) -> None:
         "--reverse-prompt", "--host 0.0.0.0", "--reverse-prompt", "x\\n      --api-key y", "--reverse-prompt",
         "'; rm -rf /", "--reverse-prompt", "?[31m",
     ]  # fmt: skip
+    note = "# Ollama's stop word '${env.HOME}' is not taken over: it looks like a macro."
+    assert note in import_models(ollama.place).text
 
 
 def test_the_command(

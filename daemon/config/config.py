@@ -225,9 +225,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_exposure(self, host: str, *, insecure: bool) -> None:
         """Raises ConfigError where listening at a host would let in anybody, and nobody says that it may."""
-        text = exposure(host, self.api_keys)
-        if text and not (insecure or self.insecure_listen):
+        text = self.exposed(host)
+        if text and not insecure:
             raise ConfigError(self.file, [Problem(0, "listen", text)])
+
+    def exposed(self, host: str) -> str:
+        """Why listening at a host would let in anybody, where the file does not say that it may; else ""."""
+        return "" if self.insecure_listen else exposure(host, self.api_keys)
 
     def resolve(self, name: str) -> str | None:
         """The id of the model with this id or alias (both as they are written, case and all)."""

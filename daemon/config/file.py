@@ -59,13 +59,13 @@ HARMLESS = {
 }
 
 
-def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
-    """The configuration in a file; `${env.NAME}` is taken from `environ`. Raises ConfigError,
-    Unreadable among them."""
+def load(path: Path, environ: Mapping[str, str] = os.environ, *, guarded: bool = False) -> Config:
+    """The configuration in a file; `${env.NAME}` is taken from `environ`. `guarded`: a `listen` that lets in
+    anybody is an error as well. Raises ConfigError, Unreadable among them."""
     problems = Problems()
     try:
         root = parse(_read(path, problems), problems)
-        config = _Reader(path, environ, problems).read(root)
+        config = _Reader(path, environ, problems, guarded=guarded).read(root)
     except Unusable:
         raise ConfigError(path, problems.errors) from None
     if problems.errors:
@@ -92,8 +92,11 @@ def _read(path: Path, problems: Problems) -> str:
 class _Reader:
     """Reads the top of the tree."""
 
-    def __init__(self, path: Path, environ: Mapping[str, str], problems: Problems) -> None:
+    def __init__(
+        self, path: Path, environ: Mapping[str, str], problems: Problems, *, guarded: bool
+    ) -> None:
         self._path = path
+        self._guarded = guarded
         self._problems = problems
         self._expander = Expander(environ, problems)
 
@@ -142,6 +145,8 @@ class _Reader:
             **read_door(section, self._problems),
             **self._names(section, models, aliases, routing),
         )
+        if self._guarded and (text := config.exposed(config.listen.rpartition(":")[0])):
+            section.report("listen", text)
         section.finish(extensions=True)
         return msgspec.structs.replace(config, problems=self._problems.sorted_warnings())
 

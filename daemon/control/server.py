@@ -77,6 +77,7 @@ def bind(path: Path, group: str = "") -> socket.socket:
     cannot be given to the group), and KeyError where there is no such group."""
     gid = group_id(group) if group else -1
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = path.parent.resolve() / path.name  # the kernel lists it as it was bound, and knows no directory
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, f"{path} is no socket: it is left alone")
     if answers(path):
@@ -85,7 +86,11 @@ def bind(path: Path, group: str = "") -> socket.socket:
         raise OSError(errno.EADDRINUSE, f"another daemon, which is starting, has {path}")
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX)
-    sock.bind(str(path))
+    try:
+        sock.bind(str(path))
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     try:
         if group:  # a confined daemon may not ask for it, not even for nothing
             os.chown(path, -1, gid)

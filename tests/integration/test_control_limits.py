@@ -262,6 +262,29 @@ def test_a_socket_on_which_a_daemon_listens_is_not_taken(tmp_path: Path) -> None
     listen(path).close()
 
 
+def test_a_relative_path_is_of_its_own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two daemons that start in two directories have nothing in common; one that starts is known by any
+    spelling of its socket."""
+    socks = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        socks.append(bind(Path("r.sock")))
+    (tmp_path / "again").symlink_to(tmp_path / "b")
+    for path in (Path("./r.sock"), tmp_path / "b" / "r.sock", tmp_path / "again" / "r.sock"):
+        with pytest.raises(OSError, match="which is starting"):
+            bind(path)
+    for sock in socks:
+        sock.close()
+
+
+def test_a_socket_that_cannot_be_bound_is_named() -> None:
+    path = Path("/proc/control.sock")
+    with pytest.raises(OSError) as caught:
+        bind(path)
+    assert caught.value.filename == str(path)
+
+
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious.txt"
     path.write_text("text")

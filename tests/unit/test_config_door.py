@@ -134,6 +134,16 @@ def test_a_wide_door_takes_keys_or_a_word(tmp_path: Path, listen: str, narrow: b
     assert check_main(read(tmp_path, f"listen: '{listen}'\napiKeys: ['{KEY}']\n").file) == 0
 
 
+def test_a_wide_door_is_named_with_every_other_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("models:\n  m: {cmd: 'sleep ${PORT}', tll: 5}\nlisten: 0.0.0.0:80\n")
+    assert check_main(path) == 1
+    told = capsys.readouterr().err
+    assert f"{path}:2: models.m" in told and f"{path}:3: listen: 0.0.0.0 can be" in told
+
+
 def test_the_daemon_does_not_open_a_wide_door_either(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,9 +92,7 @@ def _read(path: Path, problems: Problems) -> str:
 class _Reader:
     """Reads the top of the tree."""
 
-    def __init__(
-        self, path: Path, environ: Mapping[str, str], problems: Problems, *, guarded: bool
-    ) -> None:
+    def __init__(self, path: Path, environ: Mapping[str, str], problems: Problems, *, guarded: bool) -> None:
         self._path = path
         self._guarded = guarded
         self._problems = problems

@@ -58,9 +58,17 @@ class Problems:
     def add(self, line: int, path: str, text: str) -> None:
         """An error; reading goes on, so that all of them are found at once. Raises Unusable where there are
         so many that it is another kind of file."""
-        self.errors.append(Problem(line, path, text))
+        problem = Problem(line, path, text)
+        if problem not in self.errors:
+            self.errors.append(problem)
         if len(self.errors) >= CONFIG_PROBLEMS:
             raise Unusable("too many problems")
+
+    def forget(self, path: str) -> None:
+        """What is below a key that means nothing here is no problem of its own."""
+        self.errors = [
+            problem for problem in self.errors if not problem.path.startswith((f"{path}.", f"{path}["))
+        ]
 
     def warn(self, line: int, path: str, text: str) -> None:
         """Something that the user should know, and that does not prevent a start."""

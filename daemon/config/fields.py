@@ -164,7 +164,9 @@ class Section:
         for key in self._node.items:
             if key not in self._known and not (extensions and key.startswith("x-")):
                 text = f"unknown key {shown(key)}{did_you_mean(key, self._known)}"
-                self._problems.add(self._line(key), join_path(self.path, key), text)
+                path = join_path(self.path, key)
+                self._problems.forget(path)
+                self._problems.add(self._line(key), path, text)
 
     def _line(self, key: str) -> int:
         return self._node.key_lines[key]

@@ -283,3 +283,14 @@ def test_an_unknown_model_to_preload_is_told_with_its_line_and_the_nearest(tmp_p
         '7: hooks.on_startup.preload[1]: expected the id or alias of a model, found "rouje"; '
         'the nearest is "rouge"'
     ]
+
+
+def test_what_is_below_an_unknown_key_is_no_problem_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("modells:\n  a: {cmd: 'sleep ${PORT}'}\nmodels: []\n", "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).splitlines() == [
+        f'{path}:1: modells: unknown key "modells"; the nearest is "models"',
+        f"{path}:3: models: expected a mapping, found a list",
+    ]

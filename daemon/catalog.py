@@ -131,7 +131,7 @@ class Catalog:
         pins = profile.pins if profile is not None else {}
         known = (name for name, target in pins.items() if target and not self.config.resolve(name))
         rows += [self._pin_row(name, pins[name]) for name in known if name not in shown]
-        taken = {*self.config.models, *self.config.aliases, *pins}
+        taken = {*self.config.models, *self.config.aliases, *self.config.selectors, *pins}
         return rows + [_peer_row(*found) for found in listed(self.config.peers, taken)]
 
     def row(self, name: str) -> ModelRow | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from daemon.control.server import bind, group_id
+from daemon.control.server import bind, group_id, whole
 from daemon.limits import CONTROL_CONNECTIONS, HANDED_DOWN
 from daemon.processes.gate import lower_open_files
 from events import failpoints
@@ -217,7 +217,7 @@ def _is_wanted(kept: socket.socket, path: Path, group: str) -> bool:
     except FileNotFoundError:
         return False
     wanted = (group_id(group),) if group else (os.getegid(), path.parent.stat().st_gid)
-    return path_of(kept) == path and gid in wanted
+    return path_of(kept) == whole(path) and gid in wanted
 
 
 def _is_at(sock: socket.socket, host: str, port: int) -> bool:

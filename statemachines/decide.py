@@ -531,6 +531,9 @@ def config_changed(s: Scheduler, f: c.ConfigChanged, id: str) -> None:
         _reduce(s, model)
     for model in [model for model in state.wanted if state.model(model) is None]:
         s.dismiss(model, "unknown_model")
+    for runner in list(state.runners.values()):  # it may suit more than before
+        if runner.state is RunnerState.ready and not runner.suspect and runner.model in state.wanted:
+            dispatch_waiting(s, runner)
     place(s)
 
 

@@ -24,11 +24,22 @@ from statemachines.moves import (
     release,
     relocate,
     rerank,
+    serve,
     watched,
 )
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Claim, Operation, Request, Runner, State, demand_key, dismissal_key, dismissed
+from statemachines.state import (
+    Claim,
+    Operation,
+    Request,
+    Runner,
+    State,
+    demand_key,
+    dismissal_key,
+    dismissed,
+    less_than_default,
+)
 
 
 def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
@@ -229,9 +240,28 @@ def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
         before, now = old.get(runner.model), f.view.models.get(runner.model)
         if before and now and before.keep_alive_ns != now.keep_alive_ns and not runner.kept:
             runner.keep_alive_ns = now.keep_alive_ns
+        if now and runner.less and not less_than_default(now, runner.options):
+            _suits_all(state, runner)
         keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
+    given = {
+        name: None
+        for name, view in f.view.models.items()
+        if name in old and old[name].keep_alive_ns != view.keep_alive_ns
+    }
+    for request in state.requests.values() if given else ():
+        if request.model in given and not request.slot:
+            request.keep_alive_else_ns = None  # the configuration says so now
     for demand in state.demands.values():
         bind(state, demand)
+
+
+def _suits_all(state: State, runner: Runner) -> None:
+    """A runner had less of an option than the default, which is as low now."""
+    if runner.live:
+        serve(state, runner, -1)
+    runner.less = ""
+    if runner.live:
+        serve(state, runner, +1)
 
 
 def _stop_requested(state: State, event: Event, f: c.StopRequested) -> None:

@@ -51,8 +51,8 @@ def evicts(state: State, model: str, other: str) -> bool:
 def protected(state: State, runner: Runner, model: str) -> str:
     """Why a runner must not be evicted for a model: "pinned", or "persistent" (its group is, and the model is
     not of that group); "": it may."""
-    if runner.model in state.pinned:
-        return "pinned"
+    if runner.model in state.pinned and not (runner.less and runner.model == model):
+        return "pinned"  # but one with less than the default is no pinned model, to who wants that
     other = state.group_of.get(runner.model, "")
     group = state.config.groups.get(other)
     if group is None or not group.persistent or state.group_of.get(model, "") == other:

@@ -47,7 +47,7 @@ from statemachines.ledger import NONE, gpu_names
 from statemachines.policy import POLICIES, Cost, costs_to_lose
 from statemachines.room import Need, Room, in_use, lease, need_of, never_fits, short
 from statemachines.runner import RunnerState
-from statemachines.state import Claim, Demand, Runner, State, demand_key, satisfies
+from statemachines.state import Claim, Demand, Runner, State, demand_key, less_than_default, satisfies
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -229,19 +229,12 @@ def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
             socket=need.view.lease == "socket",
             alone=need.alone,
             larger=need.view.larger,
-            less=_less(need),
+            less=less_than_default(need.view, need.options),
             shard_ports=ports[1:],
             stall_ns=need.view.stall_ns,
         )
     )
     return True
-
-
-def _less(need: Need) -> str:
-    """The launch option of which a load has less than is promised to who leaves it open."""
-    name = need.view.at_least
-    mine, default = need.options.get(name), need.view.options.get(name)
-    return name if isinstance(mine, int) and isinstance(default, int) and mine < default else ""
 
 
 def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahead) -> bool:

@@ -338,6 +338,15 @@ def fits(runner: Runner, options: dict[str, Option]) -> bool:
     return True
 
 
+def less_than_default(view: ModelView, options: dict[str, Option]) -> str:
+    """The launch option of which these options have less than is promised to who leaves it open; "": they
+    have not. 0 and less is a server's word for all that the model can do."""
+    mine, default = options.get(view.at_least), view.options.get(view.at_least)
+    if not isinstance(mine, int) or not isinstance(default, int) or mine <= 0:
+        return ""
+    return view.at_least if default <= 0 or mine < default else ""
+
+
 def satisfies(runner: Runner, demand: Demand) -> bool:
     """Whether a runner can serve a demand."""
     if runner.model != demand.model or runner.id == demand.excluded:

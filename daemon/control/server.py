@@ -49,7 +49,7 @@ from daemon.logs import Logs
 from daemon.reload import Reloader
 from daemon.version import VERSION
 from events.failpoints import reach
-from events.limits import HTTP_ACCEPT_PAUSE_S
+from events.limits import HTTP_ACCEPT_PAUSE_S, SOCKET_PATH_BYTES
 
 log = logging.getLogger("runnerd")
 
@@ -77,7 +77,7 @@ def bind(path: Path, group: str = "") -> socket.socket:
     cannot be given to the group), and KeyError where there is no such group."""
     gid = group_id(group) if group else -1
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path = path.parent.resolve() / path.name  # the kernel lists it as it was bound, and knows no directory
+    path = whole(path)
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, f"{path} is no socket: it is left alone")
     if answers(path):
@@ -101,6 +101,13 @@ def bind(path: Path, group: str = "") -> socket.socket:
         raise OSError(errno.EPERM, words) from None
     path.chmod(0o660)
     return sock
+
+
+def whole(path: Path) -> Path:
+    """The path as it is bound: the kernel lists it so, and knows no directory. A relative one may be the only
+    one that is short enough."""
+    full = path.absolute()
+    return full if len(os.fsencode(full)) <= SOCKET_PATH_BYTES else path
 
 
 def answers(path: Path) -> bool:

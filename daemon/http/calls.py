@@ -148,8 +148,12 @@ class Call:
         return self._body.in_file
 
     async def change_body(self, change: Callable[[Buffer], Pieces]) -> None:
-        """From now on, what `change` makes of the body is the body."""
-        await self.look(lambda body: self._body.replace(change(body)))
+        """From now on, what `change` makes of the body is the body. Raises Refused."""
+        try:
+            await self.look(lambda body: self._body.replace(change(body)))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as invalid:
+            text = f"The request body is not valid JSON: {invalid}."
+            raise Refused(400, "invalid_json", text) from None
 
     async def rename(self, renamed: Callable[[Buffer, str], Pieces], name: str) -> None:
         """Give the body another model's name."""

@@ -63,7 +63,7 @@ class Connection:
     """From accept to close. Its own task runs `run`; the other methods may be called from any task."""
 
     __slots__ = (
-        "_access", "_begun", "_body", "_caller", "_dialect", "_due", "_exchange", "_fresh", "_gone",
+        "_access", "_begun", "_body", "_caller", "_cut", "_dialect", "_due", "_exchange", "_fresh", "_gone",
         "_handling", "_over", "_reading", "_request", "_shared", "_ticket", "_wire",
     )  # fmt: skip
 
@@ -86,6 +86,8 @@ class Connection:
         """It has not served a request yet."""
         self._over = False
         """The scheduler has ended the request."""
+        self._cut = ""
+        """Why its runner has to stop, if it has."""
         self._ticket: Ticket | None = None
         """The request that the scheduler knows of; None once it has ended or been given up."""
         self._exchange: Exchange | None = None
@@ -116,6 +118,7 @@ class Connection:
 
     def _cut_off(self, why: str) -> None:
         """The runner has to stop. The request may be queued again: `turn` will tell."""
+        self._cut = why
         if self._exchange is not None:
             self._exchange.give_up(why)
 
@@ -298,6 +301,7 @@ class Connection:
             return False
         ticket = self._ticket = self._shared.desk.arrive(arrival)
         self._over = False
+        self._cut = ""
         ticket.on_end = self._request_ended
         ticket.on_cut = self._cut_off
         words = self._words(ticket, arrival.model) if ask.tells else None
@@ -344,7 +348,9 @@ class Connection:
             self._wire, self._request, pool, address.prefix, due, ticket.request, ask, framed
         )
         try:
-            if not (self._gone or self._over):
+            if self._cut:  # before it began
+                exchange.error = self._cut
+            elif not (self._gone or self._over):
                 if address.model_name and ask.renamed is not None:
                     await self._call().rename(ask.renamed, address.model_name)
                 await exchange.run()
@@ -352,6 +358,7 @@ class Connection:
             if exchange.client_lost:
                 self.hung_up()
             self._exchange = None
+            self._cut = ""
             self._begun = self._begun or exchange.started
             self._shared.desk.ended(exchange.ended(ticket.request, turn))
         return exchange

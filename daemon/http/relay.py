@@ -115,6 +115,8 @@ class Exchange:
                 reply = await self._relay_head(await self._put())
                 if reply.switched:
                     await self._tunnel()
+                    if self._given_up:
+                        raise UpstreamFailed(self._given_up)
                 elif not reply.done:
                     await self._relay_rest(reply)
             elif self._ask.only_load:

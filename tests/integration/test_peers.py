@@ -78,6 +78,15 @@ async def test_a_selectors_target_is_served(tmp_path: Path) -> None:
         assert got["model"] == "mini"  # the target: its own server knows no selector
 
 
+async def test_a_body_that_cannot_be_written_anew_is_the_clients_mistake(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        answer = await (await here.client()).ask(
+            "POST", "/v1/chat/completions", b'{"model":"any","\xff":1}', "Content-Type: application/json"
+        )
+        assert answer.status == 400 and answer.json()["error"]["code"] == "invalid_json"
+
+
 async def test_a_selectors_target_is_named_in_a_form_and_in_a_query(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", echo()))

@@ -13,8 +13,17 @@ import trio
 import trio.testing
 
 from daemon.ports import Address, Dispatched
-from events.catalogue import CUT_OFF, FIRST_BYTE_LATE, UpstreamEnded
-from tests.integration.front_door_world import OVERDUE, Client, chat, echo, once, read_request, request, world
+from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
+from tests.integration.front_door_world import (
+    OVERDUE,
+    Client,
+    chat,
+    echo,
+    once,
+    read_request,
+    request,
+    world,
+)
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -409,32 +418,6 @@ async def test_a_client_that_does_not_read_is_closed(tmp_path: Path) -> None:
 
 
 # --- requests that end while they are relayed ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("begun", [False, True])
-async def test_cut_off_since_its_runner_has_to_stop(tmp_path: Path, begun: bool) -> None:
-    """At once, also where the runner takes its time; a request that was not answered yet goes to another."""
-    runner = Gated(SSE + chunk(b"one"))
-    async with world(tmp_path) as here:
-        here.desk.dispatch_to(await here.runner("r1", runner), await here.runner("r2", once(OK)))
-        client = await here.client()
-        await client.send(chat(stream=True))
-        await runner.asked.wait()
-        if begun:
-            runner.go[0].set()
-            await client.until(chunk(b"one"))
-        [ticket] = here.desk.tickets
-        assert ticket.on_cut is not None
-        ticket.on_cut(CUT_OFF)
-        if begun:
-            assert await client.closed()
-        else:
-            assert (await client.answer()).body == b"ok"
-        await runner.left.wait()
-        first = here.desk.facts[0]
-        assert (first.runner, first.complete, first.error) == ("r1", False, CUT_OFF)
-        assert [fact.complete for fact in here.desk.facts[1:]] == ([] if begun else [True])
-        assert not here.desk.gones
 
 
 @pytest.mark.parametrize("begun", [False, True])

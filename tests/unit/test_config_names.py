@@ -140,6 +140,17 @@ def test_models_of_peers_are_listed_as_they_can_be_asked_for(tmp_path: Path) -> 
     assert [row.id for row in catalog.models() if row.peer] == shown
 
 
+def test_a_selector_with_a_peers_models_name_is_listed_once(tmp_path: Path) -> None:
+    text = """
+models: {a: {cmd: 's ${PORT}'}}
+peers: {hub: {proxy: "http://hub:1", models: [x, y]}}
+selectors: {x: {strategy: pin, targets: [hub/x]}}
+"""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert [row.id for row in Catalog(load(path, {})).models()] == ["a", "x", "hub/x", "y"]
+
+
 def test_a_hint_names_each_name_once(tmp_path: Path) -> None:
     text = "includeAliasesInList: true\nmodels: {big: {cmd: 's ${PORT}', aliases: ['Big:8b', 'Big:9b']}}\n"
     refusal = unknown_model("Big:8", Catalog(read(tmp_path, text))).refusal

@@ -143,6 +143,9 @@ class Catalog:
         id = self.config.resolve(name)
         if id is not None:
             return self._row(id, "" if name == id else name)
+        profile = self.config.profiles.get(self.profile)
+        if profile is not None and (target := profile.pins.get(name)):
+            return self._pin_row(name, target)
         found = self.config.peer(name)
         return None if found is None else _peer_row(name, *found)
 

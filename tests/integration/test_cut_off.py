@@ -9,7 +9,8 @@ import trio
 
 from daemon.ports import Dispatched
 from events.catalogue import CUT_OFF
-from tests.integration.front_door_world import Client, FakeTicket, chat, once, read_request, world
+from tests.integration.front_door_world import Client, FakeTicket, chat, once, read_request, request, world
+from tests.integration.test_endpoints import ASKED, web_socket
 from tests.integration.test_relay import OK, SSE, Gated, chunk
 
 
@@ -66,3 +67,19 @@ async def test_cut_off_since_its_runner_has_to_stop(tmp_path: Path, begun: bool)
         assert (first.runner, first.complete, first.error) == ("r1", False, CUT_OFF)
         assert [fact.complete for fact in here.desk.facts[1:]] == ([] if begun else [True])
         assert not here.desk.gones
+
+
+async def test_a_web_socket_that_is_cut_off_has_not_come_to_its_end(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", web_socket))
+        client = await here.client()
+        await client.send(request("GET", "/upstream/tiny/ws", None, *ASKED))
+        await client.head()
+        await client.exactly(4)
+        [ticket] = here.desk.tickets
+        assert ticket.on_cut is not None
+        ticket.on_cut(CUT_OFF)
+        assert await client.closed()
+        await here.desk.until(lambda: here.desk.facts)
+        [fact] = here.desk.facts
+        assert (fact.complete, fact.status, fact.error) == (False, 101, CUT_OFF)

@@ -396,6 +396,7 @@ def test_a_profile_in_use_says_what_names_stand_for(tmp_path: Path) -> None:
     assert [row.id for row in catalog.models()] == shown
     found = [(row.kind, row.behind) for row in catalog.models()[4:7]]
     assert found == [({"type": "profile"}, behind) for behind in (("a",), ("b",), ())]
+    assert [catalog.row(name) for name in ("llm", "plan", "far")] == list(catalog.models()[4:7])
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,7 @@ def test_what_it_costs_to_draw_depends_on_the_window_not_on_the_log(browser: Bro
 def test_a_part_of_a_log_begins_in_the_middle(browser: Browser, tmp_path: Path) -> None:
     from statemachines.replay import fold
 
-    log = log_of(3)
+    log = log_of(2)  # in its middle there are runners
     path = tmp_path / "part.html"
     line = timeline_of(log[len(log) // 2 :], state=fold(log[: len(log) // 2], State()))
     path.write_bytes(page(line, ORIGIN))

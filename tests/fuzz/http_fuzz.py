@@ -292,10 +292,10 @@ def _answered(got: bytes) -> bool:
     end = got.find(b"\r\n\r\n")
     if end < 0 or got.startswith(b"HTTP/1.1 1"):
         return False
-    at = got.find(b"Content-Length: ", 0, end)
+    at = got.find(b"\r\nContent-Length: ", 0, end)  # and no `XContent-Length` of a runner's
     if at < 0:
         return got.endswith(b"0\r\n\r\n")
-    return len(got) >= end + 4 + int(got[at + 16 : got.index(b"\r", at)])
+    return len(got) >= end + 4 + int(got[at + 18 : got.index(b"\r", at + 2)])
 
 
 async def batch(seed: str, here: World, desk: FuzzDesk, runners: Runners, count: int) -> None:

@@ -40,6 +40,12 @@ class Catalog:
         name = "" if self._state is None else self._state.profile
         return name if name in self.config.profiles else ""
 
+    @property
+    def _pins(self) -> Mapping[str, str]:
+        """What the profile in use says of names."""
+        profile = self.config.profiles.get(self.profile)
+        return {} if profile is None else profile.pins
+
     def profiles(self) -> Mapping[str, Profile]:
         """Those of the configuration, by name."""
         return self.config.profiles
@@ -71,8 +77,7 @@ class Catalog:
         name itself. Ask once for a request, and go on with the answer: another moment may have another."""
         if name.endswith(LATEST):
             name = self._untagged(name)
-        profile = self.config.profiles.get(self.profile)
-        name = name if profile is None else profile.pins.get(name, name)
+        name = self._pins.get(name, name)
         selector = self.config.selectors.get(name)
         return name if selector is None else choose(selector, self._look)
 
@@ -80,8 +85,7 @@ class Catalog:
         """What a name that ends in `:latest` means: what is configured so, else what has it without that end,
         which Ollama's lists and clients add to any name."""
         config = self.config
-        pinned = self.profile and name in config.profiles[self.profile].pins
-        if pinned or name in config.selectors or config.resolve(name) or config.peer(name):
+        if name in self._pins or name in config.selectors or config.resolve(name) or config.peer(name):
             return name
         return name.removesuffix(LATEST)
 
@@ -110,8 +114,7 @@ class Catalog:
         """Every name that can be asked for: ids, aliases, selectors, what the profile in use pins, and what
         peers have."""
         config = self.config
-        pins = config.profiles[self.profile].pins if self.profile else ()
-        names = [*config.models, *config.aliases, *config.selectors, *pins]
+        names = [*config.models, *config.aliases, *config.selectors, *self._pins]
         for peer in config.peers.values():
             names += [*peer.models, *map(peer.qualified, peer.models)]
         return names
@@ -127,8 +130,7 @@ class Catalog:
         selectors = self.config.selectors
         rows += [self._selector_row(id) for id in selectors if not selectors[id].unlisted]
         shown = {row.id for row in rows}
-        profile = self.config.profiles.get(self.profile)
-        pins = profile.pins if profile is not None else {}
+        pins = self._pins
         known = (name for name, target in pins.items() if target and not self.config.resolve(name))
         rows += [self._pin_row(name, pins[name]) for name in known if name not in shown]
         taken = {*self.config.models, *self.config.aliases, *self.config.selectors, *pins}
@@ -143,8 +145,7 @@ class Catalog:
         id = self.config.resolve(name)
         if id is not None:
             return self._row(id, "" if name == id else name)
-        profile = self.config.profiles.get(self.profile)
-        if profile is not None and (target := profile.pins.get(name)):
+        if target := self._pins.get(name):
             return self._pin_row(name, target)
         found = self.config.peer(name)
         return None if found is None else _peer_row(name, *found)

@@ -36,7 +36,7 @@ from events.failpoints import reach
 from events.limits import SAMPLE_NS, SAMPLE_STEP_BYTES, S
 from events.store import SLOW, EventStore, StoreBroken
 from statemachines.request import RequestState
-from statemachines.runner import RunnerState
+from statemachines.runner import RunnerState, why_cut
 from statemachines.scheduler import Scheduler
 from statemachines.state import Runner, State
 
@@ -416,11 +416,10 @@ class Driver:
         """End the exchanges with a runner that stops, however long its processes take: what was not answered
         yet goes to another."""
         runner = self.state.runners.get(body.runner)
-        why = c.CUT_OFF if body.verdict == "unloaded" else f"it was ended ({body.reason})"
         for id in list(runner.held) if runner is not None else ():
             ticket = self._tickets.get(id)
             if ticket is not None and ticket.on_cut is not None:
-                ticket.on_cut(why)
+                ticket.on_cut(why_cut(body))
 
     def _kill(self, event: Event, body: c.RunnerKill) -> None:
         self.machinery.kill(body.runner)

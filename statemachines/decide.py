@@ -424,9 +424,8 @@ def silent(s: Scheduler, runner: Runner) -> None:
 
 def measured(s: Scheduler, f: c.MemoryMeasured, id: str) -> None:
     """What waited for a measurement: runners to be reclaimed, demands to be placed."""
-    reclaiming = RunnerState.reclaiming
-    for runner in [runner for runner in s.state.runners.values() if runner.state is reclaiming]:
-        if not runner.held:
+    for runner in list(s.state.runners.values()):
+        if runner.state is RunnerState.reclaiming and not runner.held:
             _reclaim(s, runner)
     place(s)
     for model in s.state.scaled:

@@ -236,18 +236,18 @@ def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
     state.scaled = {name: None for name, view in f.view.models.items() if view.instances_max > 1}
     state.refused_ports = {}
     relocate(state)
-    for runner in state.runners.values():
-        before, now = old.get(runner.model), f.view.models.get(runner.model)
-        if before and now and before.keep_alive_ns != now.keep_alive_ns and not runner.kept:
-            runner.keep_alive_ns = now.keep_alive_ns
-        if now and runner.less and not less_than_default(now, runner.options):
-            _suits_all(state, runner)
-        keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
     given = {
-        name: None
+        name: view.keep_alive_ns
         for name, view in f.view.models.items()
         if name in old and old[name].keep_alive_ns != view.keep_alive_ns
     }
+    for runner in state.runners.values():
+        if runner.model in given and not runner.kept:
+            runner.keep_alive_ns = given[runner.model]
+        now = f.view.models.get(runner.model)
+        if now and runner.less and not less_than_default(now, runner.options):
+            _suits_all(state, runner)
+        keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
     for request in state.requests.values() if given else ():
         if request.model in given and not request.slot:
             request.keep_alive_else_ns = None  # the configuration says so now

@@ -27,9 +27,6 @@ from statemachines.state import (
     where_of,
 )
 
-LIVE = (RunnerState.loading, RunnerState.ready)
-"""In these a runner serves, or will (`Runner.live`)."""
-
 
 class Breach(Exception):
     """A decision, or the state after one, breaks an invariant. The program is wrong: append nothing, stop."""
@@ -110,9 +107,8 @@ def check_claim(state: State, claim: ClaimMade) -> None:
         if rival is not None:
             excluded = rival.model == demand.model or apart(state, rival.model, demand.model)
             require(not excluded, f"claims for {rival.key} and {demand.key}, which exclude each other")
-    stays = [id for id, runner in state.runners.items() if runner.state in LIVE or runner.stuck]
-    left = len([id for id in stays if id not in claim.victims])
-    fits = left + len(state.claims) < max_loaded(state)
+    stays = [r for r in state.runners.values() if (r.live or r.stuck) and r.id not in claim.victims]
+    fits = len(stays) + len(state.claims) < max_loaded(state)
     require(fits, f"no place for {claim.demand} beside {len(state.claims)} claims")
 
 

@@ -262,7 +262,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
                 continue  # nor is what those ahead may choose
             if runner.suspect:
                 unsure = True
-            elif (turn or not runner.held) and (room.full or room.helps(runner)):
+            elif (turn or not runner.held) and room.helps(runner):
                 # Without a turn it waits for one, and the busy ones were looked at.
                 if runner.held:
                     busy.append(runner)

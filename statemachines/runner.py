@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
+from events.catalogue import CUT_OFF, RunnerStop
 from statemachines.machine import compile_table, declare
 
 
@@ -48,3 +49,8 @@ MACHINE: Final = declare(
 )
 TABLE: Final[Mapping[tuple[RunnerState, str], RunnerState]] = compile_table(MACHINE, RunnerState)
 TERMINAL: Final = (_R.unloaded, _R.failed, _R.lost)
+
+
+def why_cut(stop: RunnerStop) -> str:
+    """The `error` of the exchanges with a runner that is told to stop: CUT_OFF, unless it has failed."""
+    return CUT_OFF if stop.verdict == "unloaded" else f"it was ended ({stop.reason})"

@@ -25,7 +25,7 @@ from statemachines.carried import carry, restore
 from statemachines.invariants import check_all, require
 from statemachines.replay import fold
 from statemachines.request import RequestState
-from statemachines.runner import RunnerState
+from statemachines.runner import RunnerState, why_cut
 from statemachines.scheduler import RULES, Scheduler
 from statemachines.state import Runner, canonical
 
@@ -349,7 +349,7 @@ class World:
 
     def _stop_decided(self, event: Event, d: c.RunnerStop) -> None:
         if d.runner in self.alive:
-            self._cut(d.runner, c.CUT_OFF if d.verdict == "unloaded" else f"it was ended ({d.reason})")
+            self._cut(d.runner, why_cut(d))
         self._stop(d.runner)
 
     def _stop(self, id: str) -> None:

@@ -11,6 +11,9 @@ import msgspec
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
+JSON = b"application/json; charset=utf-8"
+"""The content type of what a translation says whole, as Ollama has it."""
+
 
 class Answer(msgspec.Struct, frozen=True):
     """A whole answer; `headers` are extra ones."""

@@ -32,7 +32,7 @@ _VALUE: msgspec.json.Decoder[Option | None] = msgspec.json.Decoder(Option | None
 
 _TYPES = {bool: "true or false", int: "an integer", str: "a text"}
 
-_INVALID = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+INVALID_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Deep nesting and bad UTF-8 raise errors that are not msgspec's."""
 
 
@@ -43,8 +43,8 @@ def model_and_keep_alive(body: Buffer) -> tuple[str, int | None]:
         asked = _ASKED.decode(body)
     except msgspec.ValidationError as invalid:
         raise _refused("invalid_body", f"The request body is not as expected: {invalid}.") from None
-    except _INVALID as invalid:
-        raise _refused("invalid_json", f"The request body is not valid JSON: {invalid}.") from None
+    except INVALID_JSON as invalid:
+        raise no_json(invalid) from None
     if not asked.model:
         raise _refused("missing_model", 'The request body has no "model".')
     kept = asked.keep_alive
@@ -70,7 +70,7 @@ def streams(body: Buffer) -> bool:
     """Whether the answer is to come as a stream, as far as that can be told."""
     try:
         return bool(_STREAMING.decode(body).stream)
-    except _INVALID:
+    except INVALID_JSON:
         return False
 
 
@@ -82,8 +82,8 @@ def launch_options(body: Buffer, declared: Mapping[str, Option]) -> dict[str, Op
         inner = members.get("options")
         if inner is not None and memoryview(inner)[:1].tobytes() == b"{":
             members.update(_MEMBERS.decode(inner))
-    except _INVALID as invalid:
-        raise _refused("invalid_json", f"The request body is not valid JSON: {invalid}.") from None
+    except INVALID_JSON as invalid:
+        raise no_json(invalid) from None
     found = {
         name: _option(name, members[name], default) for name, default in declared.items() if name in members
     }
@@ -95,7 +95,7 @@ def _option(name: str, raw: msgspec.Raw, default: Option) -> Option | None:
     expected = _TYPES[type(default)]
     try:
         value = _VALUE.decode(raw)
-    except _INVALID:
+    except INVALID_JSON:
         raise _refused("invalid_option", f'The option "{name}" must be {expected}.') from None
     if value is not None and type(value) is not type(default):
         raise _refused("invalid_option", f'The option "{name}" must be {expected}, not {value!r}.')
@@ -113,6 +113,11 @@ def renamed(body: Buffer, name: str) -> list[bytes | memoryview]:
     members = _MEMBERS.decode(body)
     members["model"] = msgspec.Raw(msgspec.json.encode(name))
     return in_pieces(members)
+
+
+def no_json(invalid: Exception) -> Refused:
+    """The answer to a body that is none."""
+    return _refused("invalid_json", f"The request body is not valid JSON: {invalid}.")
 
 
 def _refused(code: str, message: str) -> Refused:

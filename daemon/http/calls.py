@@ -151,9 +151,8 @@ class Call:
         """From now on, what `change` makes of the body is the body. Raises Refused."""
         try:
             await self.look(lambda body: self._body.replace(change(body)))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as invalid:
-            text = f"The request body is not valid JSON: {invalid}."
-            raise Refused(400, "invalid_json", text) from None
+        except asked.INVALID_JSON as invalid:
+            raise asked.no_json(invalid) from None
 
     async def rename(self, renamed: Callable[[Buffer, str], Pieces], name: str) -> None:
         """Give the body another model's name."""
@@ -172,5 +171,5 @@ class Call:
         except msgspec.ValidationError as invalid:
             text = f"The request body is not as expected: {invalid}."
             raise Refused(400, "invalid_body", text) from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as invalid:
-            raise Refused(400, "invalid_json", f"The request body is not valid JSON: {invalid}.") from None
+        except asked.INVALID_JSON as invalid:
+            raise asked.no_json(invalid) from None

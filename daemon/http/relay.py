@@ -12,7 +12,7 @@ import mmap
 import re
 from time import monotonic_ns
 
-from daemon.http.answers import PHRASES
+from daemon.http.answers import JSON, PHRASES
 from daemon.http.calls import Ask, Translation
 from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
@@ -39,8 +39,6 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 
 BODILESS = (b"GET", b"HEAD", b"OPTIONS")
 """Methods whose requests mostly have no body, so that an empty one is not announced."""
-
-JSON = b"application/json; charset=utf-8"
 
 DESCRIBING = [b"content-type", b"content-encoding", b"accept", b"accept-encoding"]
 """Headers that describe the client's own body, and the answer that it wants: not those of a translation."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from daemon.http.answers import JSON
 from daemon.ollama import said
-from daemon.ollama.replies import JSON
 
 
 class Loaded:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from daemon.http.answers import JSON
 from daemon.limits import OLLAMA_CALLS, OLLAMA_CALLS_CHARS, OLLAMA_ERROR_BYTES, OLLAMA_WHOLE_BYTES
 from daemon.ollama import heard, said
 from daemon.ollama.heard import NotUnderstood, Piece
@@ -15,7 +16,6 @@ from daemon.ollama.said import MS, Called, CalledFunction, ChatLine, Figures, Ge
 from daemon.ollama.sse import Events, TooLong
 from daemon.ollama.wrong import INVALID_JSON
 
-JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
 DONE = b"[DONE]"
 

@@ -7,10 +7,11 @@ from time import monotonic_ns
 
 import msgspec
 
+from daemon.http.answers import JSON
 from daemon.limits import OLLAMA_ERROR_BYTES, OLLAMA_WHOLE_BYTES
 from daemon.ollama import heard, said
 from daemon.ollama.heard import NotUnderstood
-from daemon.ollama.replies import JSON, Clock, Whole, failed_status
+from daemon.ollama.replies import Clock, Whole, failed_status
 from daemon.ollama.wrong import INVALID_JSON
 
 

@@ -11,7 +11,7 @@ from daemon.ports import Dispatched
 from events.catalogue import CUT_OFF
 from tests.integration.front_door_world import Client, FakeTicket, chat, once, read_request, request, world
 from tests.integration.test_endpoints import ASKED, web_socket
-from tests.integration.test_relay import OK, SSE, Gated, chunk
+from tests.integration.test_relay import OK, SSE, Gated, asks, chunk
 
 
 async def test_cut_off_before_it_began(tmp_path: Path) -> None:
@@ -49,12 +49,7 @@ async def test_cut_off_since_its_runner_has_to_stop(tmp_path: Path, begun: bool)
     runner = Gated(SSE + chunk(b"one"))
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", runner), await here.runner("r2", once(OK)))
-        client = await here.client()
-        await client.send(chat(stream=True))
-        await runner.asked.wait()
-        if begun:
-            runner.go[0].set()
-            await client.until(chunk(b"one"))
+        client = await asks(here, runner, begun=begun)
         [ticket] = here.desk.tickets
         assert ticket.on_cut is not None
         ticket.on_cut(CUT_OFF)

@@ -17,6 +17,7 @@ from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
 from tests.integration.front_door_world import (
     OVERDUE,
     Client,
+    World,
     chat,
     echo,
     once,
@@ -55,6 +56,17 @@ class Gated:
         for go, piece in zip(self.go, self.pieces, strict=True):
             await go.wait()
             await peer.send(piece)
+
+
+async def asks(here: World, runner: Gated, *, begun: bool) -> Client:
+    """A client whose request a runner has got, and has begun to answer."""
+    client = await here.client()
+    await client.send(chat(stream=True))
+    await runner.asked.wait()
+    if begun:
+        runner.go[0].set()
+        await client.until(chunk(b"one"))
+    return client
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -371,12 +383,7 @@ async def test_gone_while_relayed(tmp_path: Path, how: str, begun: bool) -> None
     runner = Gated(SSE + chunk(b"one"), chunk(b"two"))
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", runner))
-        client = await here.client()
-        await client.send(chat(stream=True))
-        await runner.asked.wait()
-        if begun:
-            runner.go[0].set()
-            await client.until(chunk(b"one"))
+        client = await asks(here, runner, begun=begun)
         await leave(client, how)
         await here.desk.until(lambda: here.desk.facts)
         await runner.left.wait()
@@ -425,12 +432,7 @@ async def test_timed_out_while_relayed(tmp_path: Path, begun: bool) -> None:
     runner = Gated(SSE + chunk(b"one"))
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", runner))
-        client = await here.client()
-        await client.send(chat(stream=True))
-        await runner.asked.wait()
-        if begun:
-            runner.go[0].set()
-            await client.until(chunk(b"one"))
+        client = await asks(here, runner, begun=begun)
         here.desk.retry = [OVERDUE]
         [ticket] = here.desk.tickets
         assert ticket.on_end is not None

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from daemon.http.answers import JSON
 from daemon.ollama import replies, sse
 from daemon.ollama.loaded import Loaded
-from daemon.ollama.replies import JSON, NDJSON, TextReply
+from daemon.ollama.replies import NDJSON, TextReply
 from daemon.ollama.sse import Events, TooLong
 from daemon.ollama.vectors import VectorReply
 

@@ -18,8 +18,11 @@ from daemon.ports import Address
 from events.catalogue import Option
 
 _PARALLEL_FLAGS = ("--parallel", "-np", "--max-num-seqs")
-_ENGINES = ("docker", "podman", "nerdctl")
+_ENGINES = ("docker", "podman", "nerdctl", "docker-compose", "podman-compose")
 _BEFORE_ENGINES = ("sudo", "doas", "env")
+_SHELLS = ("sh", "bash", "dash", "zsh")
+_STARTS = ("run", "start", "exec", "up")
+_KINDS = ("container", "compose")
 _EMBEDDING_FLAGS = {"--embedding", "--embeddings", "--rerank", "--reranking"}
 
 
@@ -100,17 +103,35 @@ def embeds_only(argv: Sequence[str]) -> bool:
 
 
 def starts_container(argv: Sequence[str]) -> bool:
-    """Whether the command has a container engine run something, which is then no child of the command's."""
-    names = [word.rpartition("/")[2] for word in argv]
+    """Whether the command, or the script that it gives a shell, has a container engine run something, which
+    is then no child of the command's."""
+    script = _script(argv)
+    words = argv if script is None else script
+    names = [word.rpartition("/")[2] for word in words]
     engines = [i for i, name in enumerate(names) if name in _ENGINES]
-    if not engines or (engines[0] and names[0] not in _BEFORE_ENGINES):
-        return False
+    if script is None:
+        engines = engines[:1] if engines and (not engines[0] or names[0] in _BEFORE_ENGINES) else []
+    return any(_starts(words[i + 1 :]) for i in engines)
+
+
+def _script(argv: Sequence[str]) -> list[str] | None:
+    """The words of the script in `sh -c SCRIPT`; None: the command is another."""
+    if len(argv) < 3 or argv[0].rpartition("/")[2] not in _SHELLS or not re.fullmatch(r"-\w*c", argv[1]):
+        return None
+    try:
+        return list(shlex.shlex(argv[2], posix=True, punctuation_chars=True))
+    except ValueError:
+        return []
+
+
+def _starts(words: Sequence[str]) -> bool:
+    """Whether these words make a container engine, which is named before them, run something."""
     may_be_value = False
-    for word in argv[engines[0] + 1 :]:
-        if word == "run":
+    for word in words:
+        if word in _STARTS:
             return True
         option = word.startswith("-")
-        if not (option or may_be_value or word == "container"):
+        if not (option or may_be_value or word in _KINDS):
             return False
         may_be_value = option and "=" not in word
     return False

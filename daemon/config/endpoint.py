@@ -45,8 +45,12 @@ class Endpoint(msgspec.Struct, frozen=True):
     @property
     def fixed_port(self) -> int:
         """The port of this machine that the file fixes; 0: leased from the range, or none."""
-        local = self.host in _LOCAL_HOSTS or self.host.startswith("127.")
-        return self.port if local and not self.socket else 0
+        return self.port if self.is_here and not self.socket else 0
+
+    @property
+    def is_here(self) -> bool:
+        """It is this machine's, as far as its name says."""
+        return self.host in _LOCAL_HOSTS or self.host.startswith("127.")
 
 
 def parse_endpoint(text: str) -> Endpoint | None:

@@ -12,6 +12,14 @@ import msgspec
 from daemon.nearest import nearest as likeliest
 from events.limits import CONFIG_PROBLEMS, CONFIG_PROBLEMS_SHOWN, CONFIG_SHOWN_CHARS
 
+UNKNOWN_KEY = "unknown key"
+"""How the problem of a key begins that nobody knows."""
+
+ANY_KEYS = "`unknownKeys: warn` has unknown keys passed over, as llama-swap does; `metadata` takes any"
+"""What they can do who have such keys for a reason: keys that are like no other, hardly typing errors."""
+
+NEAREST = "; the nearest is "
+
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -37,6 +45,10 @@ class ConfigError(Exception):
         lines = [problem.show(file) for problem in self.problems[:CONFIG_PROBLEMS_SHOWN]]
         if len(self.problems) > CONFIG_PROBLEMS_SHOWN:
             lines.append(f"{file}: and {len(self.problems) - CONFIG_PROBLEMS_SHOWN} more problems")
+        if any(
+            problem.text.startswith(UNKNOWN_KEY) and NEAREST not in problem.text for problem in self.problems
+        ):
+            lines.append(f"{file}: {ANY_KEYS}")
         super().__init__("\n".join(lines))
 
 
@@ -54,6 +66,8 @@ class Problems:
     def __init__(self) -> None:
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
+        self.any_keys = False
+        """Unknown keys are passed over, with a warning."""
 
     def add(self, line: int, path: str, text: str) -> None:
         """An error; reading goes on, so that all of them are found at once. Raises Unusable where there are
@@ -64,10 +78,19 @@ class Problems:
         if len(self.errors) >= CONFIG_PROBLEMS:
             raise Unusable("too many problems")
 
-    def forget(self, path: str) -> None:
-        """What is below a key that means nothing here is no problem of its own."""
+    def unknown(self, line: int, path: str, text: str) -> None:
+        """A key that nobody knows, and so whatever is below it."""
+        self._forget(path)
+        if self.any_keys:
+            self.warn(line, path, f"{UNKNOWN_KEY} {text}")
+        else:
+            self.add(line, path, f"{UNKNOWN_KEY} {text}")
+
+    def _forget(self, path: str) -> None:
+        """What a key has that means nothing here is no problem of its own."""
+        below = (f"{path}.", f"{path}[")
         self.errors = [
-            problem for problem in self.errors if not problem.path.startswith((f"{path}.", f"{path}["))
+            problem for problem in self.errors if problem.path != path and not problem.path.startswith(below)
         ]
 
     def warn(self, line: int, path: str, text: str) -> None:
@@ -111,4 +134,4 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; the nearest is "ttl"`, or nothing."""
     near = nearest(word, choices)
-    return f"; the nearest is {shown(near)}" if near else ""
+    return f"{NEAREST}{shown(near)}" if near else ""

@@ -163,10 +163,8 @@ class Section:
         """Report the keys that nobody asked for. `extensions`: those that begin with `x-` may be there."""
         for key in self._node.items:
             if key not in self._known and not (extensions and key.startswith("x-")):
-                text = f"unknown key {shown(key)}{did_you_mean(key, self._known)}"
-                path = join_path(self.path, key)
-                self._problems.forget(path)
-                self._problems.add(self._line(key), path, text)
+                text = f"{shown(key)}{did_you_mean(key, self._known)}"
+                self._problems.unknown(self._line(key), join_path(self.path, key), text)
 
     def _line(self, key: str) -> int:
         return self._node.key_lines[key]

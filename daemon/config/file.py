@@ -106,6 +106,7 @@ class _Reader:
         root, macros = self._expanded(root)
         section = Section(root, "", self._problems)
         section.node("macros")
+        self._problems.any_keys = section.choice("unknownKeys", "error", ("error", "warn")) == "warn"
         section.ignore(HARMLESS)
         defaults = self._defaults(section)
         models = self._models(section, ModelReader(macros, defaults, self._expander, self._problems))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -100,7 +101,7 @@ class ModelReader:
             stop_argv=stop_argv,
             shards=shards,
             check_path=read_check_path(section),
-            trust_probe=section.flag("trustProbe"),
+            trust_probe=section.flag("trustProbe", _is_elsewhere(argv, shards, endpoint)),
             use_model_name=section.text("useModelName", max_chars=CONFIG_NAME_CHARS),
             options=options,
             slots=section.integer("slots", _slots(argv, limit), 1, SLOTS_MAX),
@@ -129,7 +130,7 @@ class ModelReader:
             description=section.text("description"),
             metadata={key: plain(value) for key, (value, _, _) in section.members("metadata").items()},
         )
-        _warn_of_container(section, model)
+        _warn_of_distrust(section, model)
         section.ignore(HARMLESS)
         section.finish()
         return model
@@ -317,13 +318,21 @@ def _slots(argv: tuple[str, ...], concurrency_limit: int) -> int:
     return min(parallel_flag(argv) or otherwise, SLOTS_MAX)
 
 
-def _warn_of_container(section: Section, model: Model) -> None:
-    """Who listens on a container's port is no process of ours, so that its answers are not believed."""
-    asked = [shard.argv for shard in model.shards if shard.check_path is not None]
-    if not model.endpoint.socket:
-        asked.append(model.argv)
-    if not model.trust_probe and any(map(starts_container, asked)):
-        section.warn("cmd", "starts a container, which does not become ready without `trustProbe: true`")
+def _is_elsewhere(argv: tuple[str, ...], shards: Iterable[Shard], endpoint: Endpoint) -> bool:
+    """Whether it cannot be a process of ours that listens: it is a container's, or another machine's."""
+    asked = [shard.argv for shard in shards if shard.check_path is not None]
+    if not endpoint.socket:
+        asked.append(argv)
+    return not endpoint.is_here or any(map(starts_container, asked))
+
+
+def _warn_of_distrust(section: Section, model: Model) -> None:
+    """Whose probe is not believed never becomes ready where nobody of ours listens."""
+    if not model.trust_probe and _is_elsewhere(model.argv, model.shards, model.endpoint):
+        text = (
+            "who listens is no process of the command's (a container, another host): it never becomes ready"
+        )
+        section.warn("trustProbe", text)
 
 
 def _names(id: str, section: Section, filters: FilterRules) -> tuple[str, ...]:

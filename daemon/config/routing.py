@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from daemon.config.errors import Problems, did_you_mean, shown
+from daemon.config.errors import Problems, did_you_mean, join_path, shown
 from daemon.config.expression import postfix
 from daemon.config.fields import Section, describe
 from daemon.config.yaml_source import Mapping as MappingNode
@@ -127,7 +127,9 @@ class RoutingReader:
     def _members(self, group: Section, name: str, owner: dict[str, str]) -> list[str]:
         members: list[str] = []
         if group.node("members") is None:
-            group.wrong("members", "the models of the group", None)
+            self._problems.warn(
+                group.line, join_path(group.path, "members"), "a group of no models has no effect"
+            )
         for item, path in group.texts("members"):
             if not self._is_model(item.text, item.line, path):
                 continue

@@ -134,7 +134,10 @@ _MODEL = _section(
         "cmdStop": (_TEXT, "A command that stops it; ${PID} is its process. Default: SIGTERM."),
         "proxy": (_TEXT, "Where it answers: http://HOST:PORT/PREFIX or unix:/PATH."),
         "checkEndpoint": (_TEXT, "What answers 200 when it is ready; none: it is ready when it listens."),
-        "trustProbe": (_FLAG, "Its port belongs to no process of runnerd's: a container's."),
+        "trustProbe": (
+            _FLAG,
+            "Its port belongs to no process of runnerd's. Default: of a container's and another host's.",
+        ),
         "env": (_TEXTS, "NAME=value, over the daemon's own environment."),
         "ttl": (
             {"anyOf": [_DURATION, {"const": -1}]},
@@ -304,6 +307,7 @@ _PEERS = _mapping(
 _TOP: dict[str, tuple[Schema, str]] = {
     "models": (_mapping(_MODEL, maxProperties=CONFIG_MODELS), "Model ids, and what they are."),
     "macros": (_MACROS, "Text for use as ${name}; a macro may use those above it."),
+    "unknownKeys": (_choice("error", "warn"), "What a key is that nobody knows. Default: error."),
     "listen": (_TEXT, "HOST:PORT of the HTTP front door. Default: 127.0.0.1:8080."),
     "insecureListen": (_FLAG, "`listen` may be wider than this machine without apiKeys."),
     "apiKeys": ({**_TEXTS, "maxItems": API_KEYS}, "One of these must come with a request."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -414,16 +415,36 @@ def test_every_documented_key_is_known(tmp_path: Path, title: str, frame: str) -
         ("sudo -n nerdctl run -p ${PORT}:8080 image", True),
         ("docker --context far container run -p ${PORT}:8080 image", True),
         ("env A=1 docker run -p ${PORT}:8080 image", True),
-        ("docker exec box server run ${PORT}", False),
+        ("docker exec box server --port ${PORT}", True),
+        ("docker start -a box-${PORT}", True),
+        ("docker compose --env-file e -f c.yml up box-${PORT}", True),
+        ("docker-compose up box-${PORT}", True),
+        ('/bin/sh -c "PORT=${PORT} docker compose up box"', True),
+        ('bash -lc "cd /srv && exec docker run -p ${PORT}:8080 image"', True),
+        ('bash -c "server --port ${PORT}; docker stop box"', False),
+        ('bash -c "server --port ${PORT} \\"docker run"', False),
+        ("bash docker run ${PORT}", False),
         ("server run docker ${PORT}", False),
+        ("docker stop ${PORT}", False),
         ("docker ${PORT}", False),
     ],
 )
-def test_a_container_takes_trust_probe(write: Write, cmd: str, starts: bool) -> None:
-    warnings = write(f"models: {{m: {{cmd: '{cmd}'}}}}").warnings
-    said = "models.m.cmd: starts a container, which does not become ready without `trustProbe: true`"
-    assert [warning.endswith(said) for warning in warnings] == [True] * starts
-    assert write(f"models: {{m: {{cmd: '{cmd}', trustProbe: true}}}}").warnings == ()
+def test_a_container_is_trusted(write: Write, cmd: str, starts: bool) -> None:
+    asked = f"models: {{m: {{cmd: {json.dumps(cmd)}"
+    model = write(asked + "}}").models["m"]
+    assert model.trust_probe == starts
+    distrusted = write(asked + ", trustProbe: false}}")
+    said = "models.m.trustProbe: who listens is no process of the command's (a container, another host)"
+    assert [said in warning for warning in distrusted.warnings] == [True] * starts
+    assert not distrusted.models["m"].trust_probe
+
+
+def test_another_host_is_trusted(write: Write) -> None:
+    def trusted(proxy: str) -> bool:
+        return write(f"models: {{m: {{cmd: 'ssh box server', proxy: '{proxy}'}}}}").models["m"].trust_probe
+
+    assert trusted("http://box:8000") and trusted("http://192.168.1.7:8000")
+    assert not trusted("http://127.0.0.2:8000") and not trusted("http://localhost:8000")
 
 
 @pytest.mark.parametrize(
@@ -450,9 +471,9 @@ def test_a_variable_may_have_any_name_that_a_program_can_get(write: Write) -> No
 
 
 def test_a_socket_and_shards_of_containers(write: Write) -> None:
-    assert write("models: {m: {cmd: 'docker run -v ${SOCKET}:/s i'}}").warnings == ()
+    assert not write("models: {m: {cmd: 'docker run -v ${SOCKET}:/s i'}}").models["m"].trust_probe
     shard = "docker run -p ${PORT}:1 i"
-    assert len(write(f"models: {{m: {{cmd: 's ${{PORT}}', shards: ['{shard}']}}}}").warnings) == 1
+    assert write(f"models: {{m: {{cmd: 's ${{PORT}}', shards: ['{shard}']}}}}").models["m"].trust_probe
 
 
 def test_check_doubts_what_can_hardly_be_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

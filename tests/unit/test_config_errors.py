@@ -51,6 +51,34 @@ def test_all_problems_are_told_together_with_line_and_path(tmp_path: Path) -> No
     ]
 
 
+def test_unknown_keys_may_be_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    text = """\
+        unknownKeys: %s
+        validation: {smoke: "${no_macro}"}
+        cors: {origin: []}
+        models:
+          m:
+            cmd: s ${PORT}
+            tll: 5
+            headers: [a]
+        groups: {none: {}, g: {members: [m], description: "both ${PORT}"}}
+    """
+    path.write_text(dedent(text % "warn"))
+    config = load(path, {})
+    assert list(config.models) == ["m"] and config.groups["none"].members == ()
+    assert [warning.removeprefix(f"{path}:") for warning in config.warnings] == [
+        '2: validation: unknown key "validation"',
+        '3: cors.origin: unknown key "origin"; the nearest is "origins"',
+        '7: models.m.tll: unknown key "tll"; the nearest is "ttl"',
+        '8: models.m.headers: unknown key "headers"',
+        "9: groups.none.members: a group of no models has no effect",
+        '9: groups.g.description: unknown key "description"',
+    ]
+    assert len(problems(tmp_path, text % "error")) == 5 + 1
+    assert "unknownKeys: expected" in problems(tmp_path, text % "pass")[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -167,7 +195,7 @@ def test_the_top(tmp_path: Path, text: str, message: str) -> None:
 def test_models(tmp_path: Path, model: str, message: str) -> None:
     found = problems(tmp_path, f"models:\n  m2: {{cmd: 's ${{PORT}}'}}\n  m: {model}\n")
     assert message in "\n".join(found)
-    assert all(line.startswith("3: models.m") for line in found)
+    assert all(line.startswith(("3: models.m", "`unknownKeys: warn`")) for line in found)
 
 
 @pytest.mark.parametrize("name", ["''", "'a\\tb '", "'${env.X}'", "x" * 300])
@@ -216,8 +244,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_very_many_problems_are_counted(tmp_path: Path) -> None:
     found = problems(tmp_path, "\n".join(f"key{i}: 1" for i in range(200)))
-    assert len(found) == CONFIG_PROBLEMS_SHOWN + 1
-    assert found[-1] == f"and {201 - CONFIG_PROBLEMS_SHOWN} more problems"
+    assert len(found) == CONFIG_PROBLEMS_SHOWN + 2
+    assert found[-2] == f"and {201 - CONFIG_PROBLEMS_SHOWN} more problems"
+    assert found[-1].startswith("`unknownKeys: warn` has unknown keys passed over")
 
 
 def test_a_thousand_names_and_as_many_typos_take_no_minutes(tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ def test_the_engine_that_is_not_used_is_named(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("groups: {g: {members: [x]}}", 'groups.g.members[0]: expected the id of a model, found "x"'),
-        ("groups: {g: {swap: true}}", "groups.g.members: expected the models of the group"),
         ("routing: {router: {use: matrix}}", "routing.router.use: expected `settings.matrix` beside it"),
         ("routing: {router: {use: matrix, settings: {matrix: {}}}}", "use: expected `settings.matrix`"),
         ("routing: {router: {use: matrix, settings: {groups: {g: {members: [a]}}}}}", "use: expected `sett"),

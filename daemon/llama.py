@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import msgspec
 
 from daemon import ggml
-from daemon.config.commands import option_text
+from daemon.config.commands import LLAMA_SLOTS, option_text
 from daemon.config.config import Model
 from daemon.config.macros import fill
 from daemon.gguf import Gguf
@@ -38,9 +38,6 @@ DRAFT = ("-md", "--model-draft", "--spec-draft-model"), "LLAMA_ARG_MODEL_DRAFT"
 
 ALL = 1 << 20
 """More layers than there are."""
-
-SLOTS_AUTO = 4
-"""llama-server's own choice of `--parallel`, for one cache that all slots share."""
 
 SPREAD = {
     "-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe", "-ncffn", "--n-cpu-ffn", "-ot", "--override-tensor",
@@ -213,7 +210,7 @@ def _cache_bytes(server: Server, model: Gguf) -> tuple[int, int]:
     """
     if model.architecture in CACHELESS:
         return 0, 0
-    slots = server.slots or SLOTS_AUTO
+    slots = server.slots or LLAMA_SLOTS
     whole = windows = states = 0
     for i, heads in enumerate(model.kv_heads):
         row = ggml.row_bytes(server.cache_k, heads * model.key_length)

@@ -23,6 +23,12 @@ _BEFORE_ENGINES = ("sudo", "doas", "env")
 _SHELLS = ("sh", "bash", "dash", "zsh")
 _STARTS = ("run", "start", "exec", "up")
 _KINDS = ("container", "compose")
+LLAMA_SLOTS = 4
+"""llama-server's own choice where nothing is said of `--parallel`: one cache that all slots share."""
+BATCHING_SLOTS = 10
+"""For servers that batch whatever comes, up to hundreds: as many as llama-swap passes on to any server."""
+_LLAMA = ("llama-server", "llama.cpp")
+_BATCHING = ("vllm", "sglang")
 _EMBEDDING_FLAGS = {"--embedding", "--embeddings", "--rerank", "--reranking"}
 
 
@@ -88,18 +94,26 @@ def split(text: str) -> tuple[str, ...]:
 def parallel_flag(argv: Sequence[str]) -> int:
     """How many requests the command says that it serves at once (the last such flag); 0: it does not say."""
     found = 0
-    for i, word in enumerate(argv):
+    words = _script(argv) or argv
+    for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag in _PARALLEL_FLAGS:
-            number = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+            number = value if equals else words[i + 1] if i + 1 < len(words) else ""
             if re.fullmatch(r"[1-9][0-9]{0,3}", number):
                 found = int(number)
     return found
 
 
+def usual_slots(argv: Sequence[str]) -> int:
+    """How many requests a server of this kind takes at once unless it is told otherwise."""
+    if any(name in word for word in argv for name in _LLAMA):
+        return LLAMA_SLOTS
+    return BATCHING_SLOTS if any(name in word for word in argv for name in _BATCHING) else 1
+
+
 def embeds_only(argv: Sequence[str]) -> bool:
     """Whether the command says, as llama-server has it, that it generates no text."""
-    return not _EMBEDDING_FLAGS.isdisjoint(argv)
+    return not _EMBEDDING_FLAGS.isdisjoint(_script(argv) or argv)
 
 
 def starts_container(argv: Sequence[str]) -> bool:

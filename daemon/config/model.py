@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from daemon.config.capabilities import read_capabilities
-from daemon.config.commands import embeds_only, parallel_flag, starts_container, strip_comments
+from daemon.config.commands import embeds_only, parallel_flag, starts_container, strip_comments, usual_slots
 from daemon.config.config import CONTEXT_OPTION, Model
 from daemon.config.endpoint import Endpoint, read_endpoint
 from daemon.config.errors import Problems, join_path, shown
@@ -313,8 +313,8 @@ def check_device(name: str, line: int, path: str, problems: Problems) -> None:
 
 def _slots(argv: tuple[str, ...], concurrency_limit: int) -> int:
     """What `slots` is where the file does not say: what the command says, else 1 for a server that generates
-    no text, else `concurrencyLimit`, else 1."""
-    otherwise = 1 if embeds_only(argv) else concurrency_limit or 1
+    no text, else `concurrencyLimit`, else what is usual for such a server."""
+    otherwise = 1 if embeds_only(argv) else concurrency_limit or usual_slots(argv)
     return min(parallel_flag(argv) or otherwise, SLOTS_MAX)
 
 

@@ -134,7 +134,7 @@ def test_what_has_no_effect_is_warned_of_once(config: Config) -> None:
     assert said == [
         "logLevel", "logTimeFormat", "logToStdout", "logRequests", "store", "metricsMaxInMemory",
         "captureBuffer", "ui", "performance", "models.big.proxy", "models.big.compat",
-        "models.docker.cmd", "routing.router.settings.matrix",
+        "routing.router.settings.matrix",
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from events.limits import (
 )
 from statemachines.groups import kept_from, protected
 from statemachines.leases import cut, end_all
-from statemachines.ledger import back
+from statemachines.ledger import back, footprint_of
 from statemachines.loading import grow, place
 from statemachines.policy import rank
 from statemachines.request import RequestState
@@ -318,7 +318,7 @@ def finish(s: Scheduler, runner: Runner) -> None:
         if not state.measuring and ("poll", runner.id) not in state.deadlines.due:
             s.emit(c.MemoryMeasure(f"reclaim {runner.id}"))
         return
-    footprint = dict(runner.peak_bytes) if runner.ready_t != NEVER else {}
+    footprint = footprint_of(state, runner)
     if runner.verdict == "unloaded":
         s.emit(c.RunnerUnloaded(runner.id, runner.reason, footprint))
     else:

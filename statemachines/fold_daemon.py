@@ -6,7 +6,15 @@ from typing import Any
 
 from events import catalogue as c
 from events.catalogue import LEASE, NEVER, Event
-from events.limits import MEASURE_NS, MEMORY_FRESH_NS, PROBE_NS, QUARANTINE_NS, RECLAIM_NS, STOP_NS
+from events.limits import (
+    MEASURE_NS,
+    MEMORY_FRESH_NS,
+    PROBE_NS,
+    QUARANTINE_NS,
+    RECLAIM_NS,
+    SAMPLE_STEP_BYTES,
+    STOP_NS,
+)
 from statemachines.groups import members_of
 from statemachines.invariants import check_claim
 from statemachines.moves import (
@@ -51,8 +59,21 @@ def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
     state.deadlines.disarm(("measure", ""))
     for id, runner in state.runners.items():
         used = f.runners.get(id, NOTHING)
+        if runner.free_bytes:
+            used = _taken(state, runner) | used
         if used != runner.used_bytes:
             _uses(state, runner, used)
+
+
+def _taken(state: State, runner: Runner) -> dict[str, int]:
+    """What GPUs have less free than when the only runner was loaded. It is the runner's where no process of
+    its is known to use any: a container's are not its own, and some drivers do not tell."""
+    taken = {}
+    for device, before in runner.free_bytes.items():
+        reading = state.readings.get(device)
+        if reading is not None and reading.reliable and before - reading.free_bytes >= SAMPLE_STEP_BYTES:
+            taken[device] = before - reading.free_bytes
+    return taken
 
 
 def _uses(state: State, runner: Runner, used: dict[str, int]) -> None:

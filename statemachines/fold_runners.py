@@ -18,6 +18,7 @@ from events.limits import (
     STOP_NS,
     UPSTREAM_CLOSE_NS,
 )
+from statemachines.estimate import HOST
 from statemachines.invariants import check_ended, check_lease, check_load, check_stop, require
 from statemachines.moves import Handlers, idle, loaded, loads_on, runner_to, serve, watched
 from statemachines.room import next_ports
@@ -37,6 +38,11 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
         d.port, d.socket, d.alone, event.t, d.shard_ports, d.stall_ns, larger=d.larger,
         less=d.less, wanted=d.reason in ("operator", "instances"),
     )  # fmt: skip
+    if not state.runners:
+        gpus = {name: reading for name, reading in state.readings.items() if name != HOST}
+        runner.free_bytes = {name: reading.free_bytes for name, reading in gpus.items() if reading.reliable}
+    elif len(state.runners) == 1:
+        next(iter(state.runners.values())).free_bytes = {}
     state.runners[runner.id] = runner
     state.models.setdefault(d.model, {})[runner.id] = runner
     loads_on(state, runner)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from events.catalogue import Estimate, ModelView, Option
+from events.catalogue import NEVER, Estimate, ModelView, Option
 from events.limits import GIB, MIB, RECLAIM_PERCENT
-from statemachines.estimate import ANY, estimated_bytes, gpu_layers, least_bytes, raised
+from statemachines.estimate import ANY, HOST, estimated_bytes, gpu_layers, least_bytes, raised
 from statemachines.runner import RunnerState
 from statemachines.state import Runner, State, spec_key
 
@@ -75,10 +75,22 @@ def needs(
     estimate = view.estimate
     learned = state.footprints.get(spec_key(view.digest, dict(options)))
     if learned:
-        return _placed(state, raised(learned, estimate) if estimate else learned, spoken, kept), "measured"
+        found = _that_fits(state, learned)
+        return _placed(state, raised(found, estimate) if estimate else found, spoken, kept), "measured"
     if estimate:
         return _estimated(state, estimate, options, spoken, kept), "estimated"
     return None, "unknown"
+
+
+def _that_fits(state: State, footprint: Mapping[str, int]) -> Mapping[str, int]:
+    """What was measured, but no more than all that may be used of a device for which nobody has set a budget:
+    it was there, and it will be again."""
+    found = dict(footprint)
+    for device, size in footprint.items():
+        view, budget = state.config.devices.get(device), budget_bytes(state, device)
+        if budget is not None and (view is None or view.budget_bytes is None):
+            found[device] = min(size, max(0, budget - state.config.headroom_bytes))
+    return found
 
 
 def _placed(
@@ -182,6 +194,16 @@ def back(state: State, runner: Runner) -> bool:
         if not grown and not there:
             return False
     return True
+
+
+def footprint_of(state: State, runner: Runner) -> dict[str, int]:
+    """What an ended incarnation used at its peak; {}: it was never ready. What was learned of a GPU before
+    stays where nothing could be seen now: no process of its is known there, and there were other runners."""
+    if runner.ready_t == NEVER:
+        return {}
+    before = state.footprints.get(spec_key(runner.digest, runner.options), {})
+    unseen = {} if runner.free_bytes else {d: size for d, size in before.items() if d != HOST}
+    return unseen | runner.peak_bytes
 
 
 def mib(size_bytes: int) -> str:

@@ -55,6 +55,8 @@ class Life(msgspec.Struct):
     sick_ns: int = NEVER
     """From the opened gate: from then on its probes say "unhealthy"."""
     used_bytes: dict[str, int] = {}
+    seen: bool = True
+    """Its processes are known to be what uses them: not so of a container's."""
     return_ns: int = 0
     """From its exit to its memory being seen free."""
     survives: bool = True
@@ -462,7 +464,8 @@ class World:
         runners = {}
         for id, sim in self.alive.items():
             if sim.opened_t != NEVER:
-                runners[id] = sim.life.used_bytes
+                if sim.life.seen:
+                    runners[id] = sim.life.used_bytes
                 for device, size in sim.life.used_bytes.items():
                     used[device] = used.get(device, 0) + size
         devices = {

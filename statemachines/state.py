@@ -84,6 +84,8 @@ class Runner(msgspec.Struct):
     lease_tries: int = 1
     used_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     peak_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    free_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    """What was free of the GPUs when it was loaded, if there was no other runner, nor has been one since."""
     output: str = ""
     """Its last lines, if it never became ready."""
 

@@ -255,6 +255,8 @@ class Play:
                 life[key] = value
             elif key == "used":
                 life["used_bytes"] = sizes(value)
+            elif key == "seen":
+                life["seen"] = value == "yes"
             elif key in LIFE_DURATIONS:
                 life["spawn_ns" if key == "spawns" else key + "_ns"] = duration(value)
             else:

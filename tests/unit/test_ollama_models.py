@@ -62,12 +62,14 @@ def test_tags(catalog: Catalog, tiny: gguf.Gguf) -> None:
     assert (first["name"], first["model"], first["size"]) == ("a:latest", "a:latest", tiny.weights_bytes)
     assert (first["modified_at"], first["digest"]) == ("2023-11-14T22:13:20Z", "d")
     assert first["details"] == {
-        "format": "gguf", "family": "llama", "families": ["llama"], "quantization_level": "F32",
-        "parameter_size": models.short_count(tiny.weights_bytes // 4),
+        "parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"],
+        "quantization_level": "F32", "parameter_size": models.short_count(tiny.weights_bytes // 4),
     }  # fmt: skip
     assert (second["name"], second["size"], second["details"]["family"]) == ("b:7b", 0, "")
     assert len(second["digest"]) >= 12, "Ollama's command line cuts twelve characters off"
     assert (alias["name"], alias["details"]) == ("alias:latest", first["details"])
+    shown = models.show(core.state, catalog, "b:7b", MADE_S)["details"]
+    assert second["details"] == shown and shown.keys() == first["details"].keys()
 
 
 def test_ps(catalog: Catalog) -> None:
@@ -139,7 +141,7 @@ def test_show(catalog: Catalog, tiny: gguf.Gguf) -> None:
     assert shown["parameters"].splitlines() == [
         "num_ctx                        4096",
         "flash                          true",
-        "adapter                        a b",
+        'adapter                        "a b"',
     ]
     assert shown["model_info"] == {
         "general.architecture": "llama", "general.file_type": 0,

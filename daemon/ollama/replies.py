@@ -271,6 +271,8 @@ class TextReply:
 
     def _done(self, line: ChatLine | GenerateLine) -> bytes:
         line.done, line.done_reason = True, self._finish
+        if isinstance(line, GenerateLine):
+            line.context = []  # nothing is kept here, but typed clients insist on the member
         self._times.fill(line, self._usage, self._timings, streamed=self._events is not None)
         encoded = self._encode(line)
         self._over = True
@@ -281,7 +283,7 @@ class TextReply:
         if self._form == "chat":
             message = Said("assistant", piece.text, piece.thinking, calls or [])
             return ChatLine(self._model, said.now(), message, False, logprobs)
-        return GenerateLine(self._model, said.now(), piece.text, False, piece.thinking, logprobs)
+        return GenerateLine(self._model, said.now(), piece.text, False, piece.thinking, logprobs=logprobs)
 
     def _encode(self, line: ChatLine | GenerateLine) -> bytes:
         return msgspec.json.encode(line) + (b"\n" if self._streamed else b"")

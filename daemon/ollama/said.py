@@ -75,6 +75,7 @@ class GenerateLine(Figures, gc=False):
     response: str
     done: bool
     thinking: str = ""
+    context: list[int] | None = None
     logprobs: list[Token] = []
 
 

@@ -177,6 +177,7 @@ def test_a_stream_without_figures_is_measured() -> None:
         event(choices=[{"text": "a"}]) + event(choices=[{"text": "b", "finish_reason": "stop"}]),
     )
     assert [line["response"] for line in lines] == ["a", "b", ""]
+    assert [line.get("context") for line in lines] == [None, None, []]
     # The clock: asked 1, began 2, first piece 3, last line 4.
     assert figures(lines[-1]) == {
         "total_duration": 3_000_000_000,
@@ -404,7 +405,7 @@ def test_a_whole_text(body: dict[str, Any]) -> None:
     [found] = said(
         reply("generate", streamed=False), json.dumps(body).encode(), content_type=b"application/json"
     )
-    assert (found["response"], found["done_reason"]) == ("all", "length")
+    assert (found["response"], found["done_reason"], found["context"]) == ("all", "length", [])
     assert figures(found).keys() == {"total_duration", "load_duration"}  # nothing else is known
 
 

@@ -118,10 +118,11 @@ class Times:
     def fill(
         self, line: Figures, usage: heard.Usage | None, timings: heard.Timings | None, *, streamed: bool
     ) -> None:
-        """The figures: the server's own, where it has any; else, of a stream, what was seen from here."""
+        """The figures: the server's own, where it has any; else what was seen from here."""
         now = self._clock()
         line.total_duration = now - self.asked_ns
         line.load_duration = self.began_ns - self.asked_ns
+        line.eval_duration = now - self.began_ns  # typed clients insist on it
         if streamed:
             line.prompt_eval_duration = self.first_ns - self.began_ns
             line.eval_duration = now - self.first_ns

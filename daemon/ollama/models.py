@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from daemon.gguf import Gguf
-from daemon.ollama import names
+from daemon.ollama import names, said
 from daemon.ports import Card, Catalog
 from events.catalogue import NEVER, Option
 from events.limits import S
@@ -183,5 +183,4 @@ def short_count(count: int) -> str:
 
 def moment(unix_ns: int) -> str:
     """A time of day in RFC 3339."""
-    whole = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=unix_ns // 1000)
-    return whole.isoformat().replace("+00:00", "Z")
+    return said.written(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=unix_ns // 1000))

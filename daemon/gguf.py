@@ -65,6 +65,15 @@ TOOL_WORDS = (b"tools", b"tool_call")
 THINKING_WORDS = (b"<think>", b"</think>")
 """What a chat template names, all of it, whose model thinks before it answers."""
 
+DROPS_THOUGHTS = (b"content.split('</think>')", b'content.split("</think>")')
+"""How others, as of DeepSeek R1, drop what was thought earlier, without naming where that begins."""
+
+NO_THOUGHTS = (b"reasoning_content", b"<SPECIAL_12>")
+"""What those of them name whose model does not think, for all that."""
+
+THINKING = ("gpt-oss", "gptoss")
+"""Architectures that think, but not between such words."""
+
 SPLIT = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)")
 
 EMBEDDING_ONLY = {
@@ -239,7 +248,7 @@ class _Reader:
             return
         text = self._take(length)
         found.values["tools"] = int(any(word in text for word in TOOL_WORDS))
-        found.values["thinking"] = int(all(word in text for word in THINKING_WORDS))
+        found.values["thinking"] = int(_thinks(text))
 
     def _tensor(self, found: _Part) -> None:
         name = self._name("a tensor")
@@ -386,8 +395,16 @@ def _model(values: dict[str, Value], tensor_bytes: dict[str, int]) -> Gguf:
         vision=architecture == "clip" or vision > 0,
         file_type=_whole(values.get("file_type"), -1),
         tools=bool(values.get("tools")),
-        thinking=bool(values.get("thinking")),
+        thinking=bool(values.get("thinking")) or architecture in THINKING,
     )
+
+
+def _thinks(template: bytes) -> bool:
+    """Whether a chat template is of a model that thinks, as Ollama tells it."""
+    if all(word in template for word in THINKING_WORDS):
+        return True
+    drops = any(word in template for word in DROPS_THOUGHTS)
+    return drops and not any(word in template for word in NO_THOUGHTS)
 
 
 def _windowed(pattern: Value | None, layers: int) -> tuple[bool, ...]:

@@ -38,6 +38,9 @@ _TYPE = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 
+EMBEDDING_BATCH_TOKENS = 2048
+"""What Ollama starts models with that embed, where nothing is said."""
+
 FLAGS = {
     "num_keep": "--keep",
     "num_predict": "--predict",
@@ -318,7 +321,9 @@ def _judge(entry: Entry, line: Line | None) -> str:
     if line.gguf is None:
         return f"its weights are no GGUF file that can be read: {line.error}"
     if line.gguf.embedding_only:
-        entry.flags.append("--embeddings")
+        # llama-server refuses a longer text than fits into one batch of computation, 512 tokens by default.
+        given = [flag.split()[1] for flag in entry.flags if flag.startswith("--batch-size ")]
+        entry.flags += ["--embeddings", f"--ubatch-size {given[0] if given else EMBEDDING_BATCH_TOKENS}"]
     return ""
 
 

@@ -71,7 +71,8 @@ OLLAMA: dict[str, tuple[tuple[bytes, ...], Handler]] = {
     "generate": (POST, ollama.generate),
     "embed": (POST, ollama.embed),
     "embeddings": (POST, ollama.embeddings),
-    **dict.fromkeys(("pull", "push", "create", "copy", "delete"), ((), ollama.instead)),
+    "pull": (POST, ollama.pull),
+    **dict.fromkeys(("push", "create", "copy", "delete"), ((), ollama.instead)),
 }
 """Ollama's, below /api."""
 

@@ -81,6 +81,12 @@ class Show(msgspec.Struct, gc=False):
     name: str | None = None
 
 
+class Pull(Show, gc=False):
+    """POST /api/pull."""
+
+    stream: bool | None = None
+
+
 def read(body: Any, shape: type[T]) -> T:
     """A request's body. Raises Refused."""
     if not len(body):

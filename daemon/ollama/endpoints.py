@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from daemon.http.answers import Answer, json
+from daemon.http.answers import JSON, Answer, json
 from daemon.http.asked import keep_alive_ns, launch_options
 from daemon.http.calls import Ask, Call, Translation
 from daemon.http.refusals import Refused
 from daemon.limits import OLLAMA_KEEP_ALIVE_NS
 from daemon.ollama import models, names, options, requests, said
-from daemon.ollama.asked import Chat, Common, Embed, Embeddings, Generate, Show, read
+from daemon.ollama.asked import Chat, Common, Embed, Embeddings, Generate, Pull, Show, read
 from daemon.ollama.loaded import Loaded
-from daemon.ollama.replies import TextReply
+from daemon.ollama.replies import NDJSON, TextReply
 from daemon.ollama.requests import Work
 from daemon.ollama.vectors import VectorReply
 from daemon.ollama.wrong import elsewhere, no_model, wrong
@@ -38,6 +38,9 @@ INSTEAD = {
     "blobs": "Nothing can be uploaded here: put the file on the machine and the model into the configuration",
 }
 """What to do instead of what a server does whose models come from a library."""
+
+PULLED = (b'{"status":"pulling manifest"}', b'{"status":"success"}')
+"""What Ollama says of a pull with nothing to fetch."""
 
 R = TypeVar("R", bound=Common)
 
@@ -90,6 +93,20 @@ async def embed(call: Call) -> Answer | Ask:
 async def embeddings(call: Call) -> Answer | Ask:
     """POST /api/embeddings."""
     return await _work(call, Embeddings, requests.embeddings)
+
+
+async def pull(call: Call) -> Answer:
+    """POST /api/pull. Many programs pull what they want before they use it: what there is, is there."""
+    asked = await call.look(partial(read, shape=Pull))
+    try:
+        _resolve(call, asked.model or asked.name or "")
+    except Refused as refused:
+        if refused.refusal.status == 404:
+            return await instead(call)
+        raise
+    if asked.stream is False:
+        return Answer(200, PULLED[-1], JSON.decode())
+    return Answer(200, b"\n".join(PULLED) + b"\n", NDJSON.decode())
 
 
 async def instead(call: Call) -> Answer:

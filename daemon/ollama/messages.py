@@ -48,7 +48,8 @@ def translate(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages for /v1/chat/completions. Raises Refused.
 
     Ollama matches a tool's result to its call by name or by place, OpenAI by an id. So a call without one is
-    given one, and a result without one is that of the oldest unanswered call of its name, or of all.
+    given one, and a result without one is that of the oldest unanswered call of its name, or of all; a result
+    whose id no call has is that of one whose id was left out (some clients keep only the result's).
     """
     calls = _Calls()
     return [_message(message, calls) for message in messages]
@@ -59,23 +60,29 @@ class _Calls:
 
     def __init__(self) -> None:
         self._open: list[tuple[str, str]] = []
+        self._made_up: set[str] = set()
         self._count = 0
 
     def made(self, id: str, name: str) -> str:
         """The id of a call, made up where it has none."""
         self._count += 1
-        id = id or f"call_{self._count}"
+        if not id:
+            id = f"call{self._count:05}"  # nine letters and digits: the templates of Mistral's models insist
+            self._made_up.add(id)
         self._open.append((id, name))
         return id
 
     def answered(self, id: str, name: str) -> str:
         """The id of the call that a result belongs to."""
-        fits = [call for call in self._open if id in ("", call[0]) and name in ("", call[1])]
-        found = fits or ([] if id else self._open[:1])
+        found = [call for call in self._open if call[0] == id]
+        if not found:
+            could = [call for call in self._open if call[0] in self._made_up] if id else self._open
+            found = [call for call in could if name in ("", call[1])] or could
         if not found:
             return id
-        self._open.remove(found[0])
-        return found[0][0]
+        oldest = found[0]
+        self._open.remove(oldest)
+        return oldest[0]
 
 
 def _message(message: Message, calls: _Calls) -> dict[str, Any]:

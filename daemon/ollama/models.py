@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from daemon.gguf import Gguf
-from daemon.ollama import names
+from daemon.ollama import names, said
 from daemon.ports import Card, Catalog
 from events.catalogue import NEVER, Option
 from events.limits import S
@@ -80,7 +82,7 @@ def show(state: State, catalog: Catalog, id: str, made_s: int) -> dict[str, Any]
         "modelfile": "",
         "parameters": parameters(catalog.launch_options(id)),
         "template": "",
-        "details": {**details(card.file), "parent_model": ""},
+        "details": details(card.file),
         "model_info": model_info(card.file),
         "capabilities": capabilities(card),
         "modified_at": moment(made_s * S),
@@ -118,14 +120,13 @@ def digest(state: State, id: str) -> str:
 
 def details(file: Gguf | None) -> dict[str, Any]:
     """What a model's file says of it, in short."""
-    if file is None:
-        return {"format": "", "family": "", "families": [], "parameter_size": "", "quantization_level": ""}
     return {
-        "format": "gguf",
-        "family": file.architecture,
-        "families": [file.architecture],
-        "parameter_size": short_count(file.parameters),
-        "quantization_level": FILE_TYPES.get(file.file_type, ""),
+        "parent_model": "",  # always there in Ollama: typed clients insist
+        "format": "gguf" if file else "",
+        "family": file.architecture if file else "",
+        "families": [file.architecture] if file else [],
+        "parameter_size": short_count(file.parameters) if file else "",
+        "quantization_level": FILE_TYPES.get(file.file_type, "") if file else "",
     }
 
 
@@ -168,7 +169,8 @@ def parameters(options: Any) -> str:
 
 
 def _plain(value: Option) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """As JSON: Ollama quotes texts, and clients read a line by its two words."""
+    return msgspec.json.encode(value).decode()
 
 
 def short_count(count: int) -> str:
@@ -181,5 +183,4 @@ def short_count(count: int) -> str:
 
 def moment(unix_ns: int) -> str:
     """A time of day in RFC 3339."""
-    whole = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=unix_ns // 1000)
-    return whole.isoformat().replace("+00:00", "Z")
+    return said.written(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=unix_ns // 1000))

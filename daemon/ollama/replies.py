@@ -118,10 +118,11 @@ class Times:
     def fill(
         self, line: Figures, usage: heard.Usage | None, timings: heard.Timings | None, *, streamed: bool
     ) -> None:
-        """The figures: the server's own, where it has any; else, of a stream, what was seen from here."""
+        """The figures: the server's own, where it has any; else what was seen from here."""
         now = self._clock()
         line.total_duration = now - self.asked_ns
         line.load_duration = self.began_ns - self.asked_ns
+        line.eval_duration = now - self.began_ns  # typed clients insist on it
         if streamed:
             line.prompt_eval_duration = self.first_ns - self.began_ns
             line.eval_duration = now - self.first_ns
@@ -271,6 +272,8 @@ class TextReply:
 
     def _done(self, line: ChatLine | GenerateLine) -> bytes:
         line.done, line.done_reason = True, self._finish
+        if isinstance(line, GenerateLine):
+            line.context = []  # nothing is kept here, but typed clients insist on the member
         self._times.fill(line, self._usage, self._timings, streamed=self._events is not None)
         encoded = self._encode(line)
         self._over = True
@@ -281,7 +284,7 @@ class TextReply:
         if self._form == "chat":
             message = Said("assistant", piece.text, piece.thinking, calls or [])
             return ChatLine(self._model, said.now(), message, False, logprobs)
-        return GenerateLine(self._model, said.now(), piece.text, False, piece.thinking, logprobs)
+        return GenerateLine(self._model, said.now(), piece.text, False, piece.thinking, logprobs=logprobs)
 
     def _encode(self, line: ChatLine | GenerateLine) -> bytes:
         return msgspec.json.encode(line) + (b"\n" if self._streamed else b"")

@@ -75,12 +75,18 @@ class GenerateLine(Figures, gc=False):
     response: str
     done: bool
     thinking: str = ""
+    context: list[int] | None = None
     logprobs: list[Token] = []
 
 
 def now() -> str:
     """The time as Ollama writes it."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return written(datetime.now(UTC))
+
+
+def written(moment: datetime) -> str:
+    """A time of UTC with a fraction of a second, also if that is 0: some clients read no others."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def tokens(likely: list[Likely], *, alternatives: bool) -> list[Token]:

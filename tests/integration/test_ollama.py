@@ -233,13 +233,26 @@ def test_errors(live: Live, client: ollama.Client) -> None:
 
 def test_what_has_no_library(live: Live, client: ollama.Client) -> None:
     calls = (
-        lambda: client.pull("small"), lambda: client.push("small"), lambda: client.delete("small"),
+        lambda: client.pull("nobody"), lambda: client.push("small"), lambda: client.delete("small"),
         lambda: client.copy("small", "big"), lambda: client.create("big", from_="small"),
     )  # fmt: skip
     for call in calls:
         status, message = refused(call)
         assert status == 501 and "GET /api/tags" in message
     assert live.post("/api/blobs/sha256:abc", {})[0] == 501
+
+
+def test_a_model_that_there_is_can_be_pulled(live: Live, client: ollama.Client) -> None:
+    assert client.pull("small").status == "success"
+    assert [step.status for step in client.pull("small:latest", stream=True)] == [
+        "pulling manifest",
+        "success",
+    ]
+    assert live.post("/api/pull", {"name": "small", "stream": False})[:2] == (200, {"status": "success"})
+    with pytest.raises(ollama.ResponseError) as error:
+        list(client.pull("nobody", stream=True))
+    assert error.value.status_code == 501
+    assert live.post("/api/pull", {})[:2] == (400, {"error": "model is required"})
 
 
 def test_a_runner_that_breaks_off(client: ollama.Client) -> None:

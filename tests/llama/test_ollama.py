@@ -21,16 +21,30 @@ FORMAT = {
 }
 
 
+STRICT = """\
+{% macro check(id) %}
+{%- if id is not defined or id | length != 9 %}{{ raise_exception("9!") }}{% endif %}{{ id }}{% endmacro %}
+{%- for m in messages %}{{ m.role }}: {{ m.content }}
+{%- for call in m.tool_calls or [] %}{{ check(call.id) }}{{ call.function | tojson }}{% endfor %}
+{%- if m.role == "tool" %}{{ check(m.tool_call_id) }}{% endif %}
+{% endfor %}{{ tools | tojson if tools else "" }}assistant:"""
+"""As Mistral's templates are: ids of tool calls have nine characters."""
+
+
 @pytest.fixture(scope="module")
 def live(
     tmp_path_factory: pytest.TempPathFactory, llama_server: str, weights: dict[str, Path]
 ) -> Iterator[Live]:
+    template = tmp_path_factory.mktemp("templates") / "strict.jinja"
+    template.write_text(STRICT)
     serve = f"{llama_server} --host 127.0.0.1 --port ${{PORT}} -t 1 -np 2 --jinja"
     config = f"""
 devices: {{host: {{budget: 700MiB}}}}
 memoryHeadroom: 0
 models:
   red: {{cmd: "{serve} -c ${{num_ctx}} -m {weights["red"]}", options: {{num_ctx: 8192}}, memory: 200MiB}}
+  strict:
+    {{cmd: "{serve} -c 4096 -m {weights["red"]} --chat-template-file {template}", unlisted: true}}
   vectors: {{cmd: "{serve} -c 4096 -m {weights["blue"]} --embeddings --pooling mean", memory: 200MiB}}
 """
     with daemon(tmp_path_factory.mktemp("ollama"), config) as running:
@@ -120,6 +134,17 @@ def test_conversations_with_tools_and_thoughts(client: ollama.Client) -> None:
         answer = client.chat("red", conversation, tools=[weather], think=think, options=told())
         assert answer.done and answer.eval_count
     assert list(client.chat("red", conversation, tools=[weather], options=told(), stream=True))[-1].done
+
+
+def test_a_template_that_is_strict_about_ids(client: ollama.Client) -> None:
+    """Ollama's client sends none."""
+    call = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    conversation: list[dict[str, Any]] = [
+        *MESSAGES,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "cold"},
+    ]
+    assert client.chat("strict", conversation, options=told()).eval_count == 8
 
 
 def test_embeddings(client: ollama.Client) -> None:

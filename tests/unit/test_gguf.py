@@ -112,6 +112,22 @@ def test_what_its_chat_template_knows_of(tiny: Path, tmp_path: Path) -> None:
     assert not gguf.read(file.write(tmp_path / "long.gguf")).tools
 
 
+@pytest.mark.parametrize(
+    ("architecture", "template", "thinking"),
+    [
+        ("llama", "{{ content.split('</think>')[-1] }}", True),
+        ("llama", '{{ content.split("</think>")[-1] }}', True),
+        ("llama", "{{ content.split('</think>')[-1] }}{{ reasoning_content }}", False),
+        ("llama", "{{ content.split('</think>')[-1] }}<SPECIAL_12>", False),
+        ("llama", "</think>", False),
+        ("gpt-oss", "<|channel|>analysis", True),
+    ],
+)
+def test_models_that_think(tmp_path: Path, architecture: str, template: str, thinking: bool) -> None:
+    file = File().key("general.architecture", architecture).key("tokenizer.chat_template", template)
+    assert gguf.read(file.write(tmp_path / "m.gguf")).thinking is thinking
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("version", [2, 3])
 def test_both_byte_orders_and_versions(tmp_path: Path, order: str, version: int) -> None:

@@ -126,8 +126,11 @@ def test_what_only_embeds_is_started_so(ollama: Ollama, tmp_path: Path) -> None:
     bert = File().key("general.architecture", "bert").key("bert.block_count", 2)
     bert.key("bert.context_length", 512).key("bert.embedding_length", 64).key("bert.attention.head_count", 4)
     ollama.model("embedder/latest", model=bert)
+    ollama.model("batched/latest", model=bert, params={"num_batch": 4096})
     config, _ = ollama.read(tmp_path)
-    assert argv(config, "embedder:latest")[-1] == "--embeddings"
+    assert argv(config, "embedder:latest")[-3:] == ["--embeddings", "--ubatch-size", "2048"]
+    assert argv(config, "batched:latest")[-5:-3] == ["--batch-size", "4096"]
+    assert argv(config, "batched:latest")[-2:] == ["--ubatch-size", "4096"]
 
 
 def test_no_byte_is_copied_and_nothing_is_changed(ollama: Ollama) -> None:

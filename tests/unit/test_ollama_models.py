@@ -60,14 +60,16 @@ def test_tags(catalog: Catalog, tiny: gguf.Gguf) -> None:
     core = Core({"a": model()})
     first, second, alias = models.tags(core.state, catalog, MADE_S)
     assert (first["name"], first["model"], first["size"]) == ("a:latest", "a:latest", tiny.weights_bytes)
-    assert (first["modified_at"], first["digest"]) == ("2023-11-14T22:13:20Z", "d")
+    assert (first["modified_at"], first["digest"]) == ("2023-11-14T22:13:20.000000Z", "d")
     assert first["details"] == {
-        "format": "gguf", "family": "llama", "families": ["llama"], "quantization_level": "F32",
-        "parameter_size": models.short_count(tiny.weights_bytes // 4),
+        "parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"],
+        "quantization_level": "F32", "parameter_size": models.short_count(tiny.weights_bytes // 4),
     }  # fmt: skip
     assert (second["name"], second["size"], second["details"]["family"]) == ("b:7b", 0, "")
     assert len(second["digest"]) >= 12, "Ollama's command line cuts twelve characters off"
     assert (alias["name"], alias["details"]) == ("alias:latest", first["details"])
+    shown = models.show(core.state, catalog, "b:7b", MADE_S)["details"]
+    assert second["details"] == shown and shown.keys() == first["details"].keys()
 
 
 def test_ps(catalog: Catalog) -> None:
@@ -85,10 +87,10 @@ def test_ps(catalog: Catalog) -> None:
     core.take(c.ProbeAnswered(runner, True), S)
     [row] = rows()
     assert (row["name"], row["size"], row["size_vram"]) == ("a:latest", 2 * GIB, 0)
-    assert row["expires_at"] == "2023-11-14T22:14:20Z", "busy: as long as it would stay from now on"
+    assert row["expires_at"] == "2023-11-14T22:14:20.000000Z", "busy: as long as it would stay from now on"
     core.ended(next(iter(core.state.requests)))
     core.passes(20 * S)
-    assert rows()[0]["expires_at"] == "2023-11-14T22:14:00Z"
+    assert rows()[0]["expires_at"] == "2023-11-14T22:14:00.000000Z"
     core.load("b:7b")
     first, second = rows()
     assert (first["name"], second["name"]) == ("b:7b", "a:latest"), "what stays longest comes first"
@@ -139,7 +141,7 @@ def test_show(catalog: Catalog, tiny: gguf.Gguf) -> None:
     assert shown["parameters"].splitlines() == [
         "num_ctx                        4096",
         "flash                          true",
-        "adapter                        a b",
+        'adapter                        "a b"',
     ]
     assert shown["model_info"] == {
         "general.architecture": "llama", "general.file_type": 0,

@@ -177,6 +177,7 @@ def test_a_stream_without_figures_is_measured() -> None:
         event(choices=[{"text": "a"}]) + event(choices=[{"text": "b", "finish_reason": "stop"}]),
     )
     assert [line["response"] for line in lines] == ["a", "b", ""]
+    assert [line.get("context") for line in lines] == [None, None, []]
     # The clock: asked 1, began 2, first piece 3, last line 4.
     assert figures(lines[-1]) == {
         "total_duration": 3_000_000_000,
@@ -404,8 +405,13 @@ def test_a_whole_text(body: dict[str, Any]) -> None:
     [found] = said(
         reply("generate", streamed=False), json.dumps(body).encode(), content_type=b"application/json"
     )
-    assert (found["response"], found["done_reason"]) == ("all", "length")
-    assert figures(found).keys() == {"total_duration", "load_duration"}  # nothing else is known
+    assert (found["response"], found["done_reason"], found["context"]) == ("all", "length", [])
+    # The clock: asked 1, began 2, the piece 3, all of it 4. Nothing else is known.
+    assert figures(found) == {
+        "total_duration": 3_000_000_000,
+        "load_duration": 1_000_000_000,
+        "eval_duration": 2_000_000_000,
+    }
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"choices": []}', b"data: x\n\n"])

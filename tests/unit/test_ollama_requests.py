@@ -296,11 +296,11 @@ def test_calls_and_results_get_ids() -> None:
         {"role": "tool", "content": "?"},
     )
     calls = made[1]["tool_calls"]
-    assert [each["id"] for each in calls] == ["call_1", "call_2", "call_3"]
+    assert [each["id"] for each in calls] == ["call00001", "call00002", "call00003"]
     assert calls[0]["function"] == {"name": "f", "arguments": '{"a":1}'} and calls[0]["type"] == "function"
     assert json.loads(calls[2]["function"]["arguments"]) == {"b": [None]}
     results = [message.get("tool_call_id") for message in made[2:]]
-    assert results == ["call_2", "call_1", "call_3", None]
+    assert results == ["call00002", "call00001", "call00003", None]
     assert made[2]["name"] == "g"
 
 
@@ -319,7 +319,26 @@ def test_a_result_of_another_name_is_that_of_the_oldest_call() -> None:
     made = conversation(
         {"role": "assistant", "tool_calls": [call("f")]}, {"role": "tool", "tool_name": "functions.f"}
     )
-    assert made[1]["tool_call_id"] == "call_1"
+    assert made[1]["tool_call_id"] == "call00001"
+
+
+def test_a_result_whose_call_has_lost_its_id() -> None:
+    """As LiteLLM sends a conversation: ids only in the results."""
+    made = conversation(
+        {"role": "assistant", "tool_calls": [call("f"), call("g"), call("h", "x")]},
+        {"role": "tool", "tool_call_id": "b", "tool_name": "g"},
+        {"role": "tool", "tool_call_id": "a"},
+        {"role": "tool", "tool_call_id": "c"},
+        {"role": "tool", "tool_call_id": "x", "tool_name": "functions.h"},
+    )
+    assert [each["id"] for each in made[0]["tool_calls"]] == ["call00001", "call00002", "x"]
+    assert [message["tool_call_id"] for message in made[1:]] == ["call00002", "call00001", "c", "x"]
+
+
+def test_ids_that_are_made_up_are_such_as_mistral_s_templates_take() -> None:
+    [made] = conversation({"role": "assistant", "tool_calls": [call("f")] * 100})
+    ids = [each["id"] for each in made["tool_calls"]]
+    assert len(set(ids)) == 100 and all(len(id) == 9 and id.isalnum() for id in ids)
 
 
 def test_thoughts_are_kept() -> None:

@@ -213,13 +213,20 @@ class Exchange:
             reply.bodiless = self._request.method == b"HEAD"
             reply.upgrading = self._ask.upgrade
         try:
-            if isinstance(payload, bytes):
-                await upstream.send(self._head(len(payload)) + payload)
+            try:
+                if isinstance(payload, bytes):
+                    await upstream.send(self._head(len(payload)) + payload)
+                else:
+                    await upstream.send(self._head(len(payload)))
+                    await upstream.send(memoryview(payload))
+                reach("dispatch.sent")
+            except OSError:
+                # It may have answered without the rest of the body, and closed: too large, or no such key.
+                data = await upstream.recv()
+                if not data:
+                    raise
             else:
-                await upstream.send(self._head(len(payload)))
-                await upstream.send(memoryview(payload))
-            reach("dispatch.sent")
-            data = await upstream.recv()
+                data = await upstream.recv()
         except FAILURES as failure:
             if upstream.reused and not (self._aborted or self._given_up):
                 return b""

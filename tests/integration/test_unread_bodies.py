@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 
-from tests.integration.front_door_world import Client, read_request, world
+from tests.integration.front_door_world import Client, echo, read_request, world
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -32,3 +33,23 @@ async def test_an_answer_to_a_body_that_is_not_read_is_the_answer(tmp_path: Path
         answer = await client.chat(input="x" * 16_000_000)
         assert (answer.status, answer.body) == (413, b"large")
         assert [fact.complete for fact in here.desk.facts] == [True] * (1 + reused)
+
+
+async def test_a_compressed_body_is_refused_by_its_name(tmp_path: Path) -> None:
+    """It would be called bad JSON otherwise, of which no byte is wrong."""
+    body = gzip.compress(b'{"model": "tiny"}')
+    async with world(tmp_path) as here:
+        for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/v1/audio/transcriptions"):
+            answer = await (await here.client()).ask("POST", path, body, "Content-Encoding: gzip")
+            assert answer.status == 415 and b"Content-Encoding" in answer.body
+        assert not here.desk.tickets
+
+
+async def test_a_coding_that_is_none_and_one_that_is_the_runners(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        client = await here.client()
+        assert (await client.chat("Content-Encoding: identity")).status == 200
+        sent = gzip.compress(b"{}")
+        answer = await client.ask("POST", "/upstream/tiny/any", sent, "Content-Encoding: gzip")
+        assert b"\r\nContent-Encoding: gzip\r\n" in answer.body and answer.body.endswith(sent)

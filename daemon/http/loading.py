@@ -5,7 +5,6 @@ programs show as the model's thoughts, where it does not become a part of the an
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import msgspec
 import trio
@@ -75,10 +74,9 @@ class Words:
         return f"{self._model} is loading{last}"
 
     async def _say(self, words: str) -> None:
-        delta: dict[str, Any] = {"reasoning_content": words}
-        if not self.begun:
-            delta = {"role": "assistant", **delta}
-            self.begun = True
+        self.begun = True
+        # No role: the runner's first chunk has one, and clients that add up deltas add text to text.
+        delta = {"reasoning_content": words}
         chunk = {
             "id": f"chatcmpl-{self._ticket.request}",
             "object": "chat.completion.chunk",

@@ -49,6 +49,9 @@ async def waiting(here: World) -> Client:
     chunk = msgspec.json.decode(first.partition(b"data: ")[2])
     assert chunk["object"] == "chat.completion.chunk" and chunk["model"] == "small"
     assert chunk["choices"][0]["delta"]["reasoning_content"].strip()
+    assert (
+        "role" not in chunk["choices"][0]["delta"]
+    )  # OpenAI's stream helper would make it assistantassistant
     return client
 
 

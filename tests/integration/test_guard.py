@@ -194,7 +194,7 @@ async def test_pages_that_are_configured(tmp_path: Path, monkeypatch: pytest.Mon
 
     def told(headers: dict[str, str]) -> None:
         assert headers["access-control-allow-origin"] == ("*" if star else PAGE)
-        exposed = "X-Runnerd-Request, X-Runnerd-Queue-Position, Retry-After"
+        exposed = "X-Runnerd-Request, X-Runnerd-Queue-Position, Retry-After, X-Should-Retry"
         assert headers["access-control-expose-headers"] == exposed
         assert star or headers["vary"] == "Origin"
         assert "access-control-allow-credentials" not in headers

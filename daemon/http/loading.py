@@ -9,7 +9,7 @@ import time
 import msgspec
 import trio
 
-from daemon.http.answers import Answer
+from daemon.http.answers import EVENT_STREAM, Answer
 from daemon.http.framed import Framed
 from daemon.http.wire import FAILURES
 from daemon.limits import LOADING_BEAT_S, LOADING_FIRST_S
@@ -17,8 +17,6 @@ from daemon.ports import Dispatched, Ended, Ticket
 from events.limits import S
 from statemachines.state import State
 from statemachines.waiting import cause
-
-EVENT_STREAM = b"text/event-stream"
 
 
 def event(data: bytes) -> bytes:

@@ -12,7 +12,7 @@ import mmap
 import re
 from time import monotonic_ns
 
-from daemon.http.answers import JSON, PHRASES
+from daemon.http.answers import EVENT_STREAM, JSON, PHRASES, UNBUFFERED
 from daemon.http.calls import Ask, Translation
 from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
@@ -36,6 +36,9 @@ AS_COMES = Ask("", "")
 """The client's request and the runner's answer pass unchanged."""
 
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+
+AT_ONCE = f"{UNBUFFERED}: no\r\n".encode()
+TOLD = f"{UNBUFFERED}:".lower().encode()
 
 BODILESS = (b"GET", b"HEAD", b"OPTIONS")
 """Methods whose requests mostly have no body, so that an empty one is not announced."""
@@ -296,6 +299,8 @@ class Exchange:
         elif self._request.version == "1.0":
             reply.lines.append(b"Connection: keep-alive\r\n")
         status_line = STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d Unknown\r\n" % reply.status
+        if not reply.sized and is_held_back(reply):
+            reply.lines.append(AT_ONCE)
         if self._id:  # a peer's answer is not in the log
             reply.lines.append(b"X-Runnerd-Request: %b\r\n" % self._id.encode())
         return b"%b%b%b\r\n" % (status_line, b"".join(reply.lines), self._request.cors)
@@ -448,3 +453,9 @@ def content_type_of(reply: Reply) -> bytes:
         if line[:13].lower() == b"content-type:":
             return line[13:].strip()
     return b""
+
+
+def is_held_back(reply: Reply) -> bool:
+    """A stream of events whose runner says nothing of how an nginx in front is to treat it."""
+    told = any(line.lower().startswith(TOLD) for line in reply.lines)
+    return not told and content_type_of(reply).lower().startswith(EVENT_STREAM)

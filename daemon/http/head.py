@@ -50,7 +50,9 @@ PRIORITY = b"x-priority"
 """A whole number, added to the model's priority. It is passed on, too: the runner may be a scheduler."""
 
 CODING = b"content-encoding"
-"""A body that is compressed: nobody here, and hardly a model server, reads one."""
+
+COMPRESSED = frozenset((b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress"))
+"""Codings of a body that nobody here reads, and hardly a model server. (Some clients write `utf-8` there.)"""
 
 PRIORITY_VALUE = re.compile(rb"[+-]?[0-9]{1,9}")
 
@@ -225,7 +227,8 @@ class RequestReader:
             self._named += connection_names(value)
         elif name == CODING:
             self.lines.append(b"Content-Encoding: %b\r\n" % value)
-            if value.lower() != b"identity" and not self.url.startswith(UPGRADABLE):
+            codings = {coding.strip() for coding in value.lower().split(b",")}
+            if codings & COMPRESSED and not self.url.startswith(UPGRADABLE):
                 text = "The body is compressed (Content-Encoding), which is not read here: send it as it is."
                 self._refuse(415, "unsupported_content_encoding", text)
         elif name in CREDENTIALS:

@@ -49,7 +49,8 @@ async def test_a_coding_that_is_none_and_one_that_is_the_runners(tmp_path: Path)
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", echo()))
         client = await here.client()
-        assert (await client.chat("Content-Encoding: identity")).status == 200
+        for none in ("identity", "UTF-8", ""):
+            assert (await client.chat(f"Content-Encoding: {none}")).status == 200
         sent = gzip.compress(b"{}")
         answer = await client.ask("POST", "/upstream/tiny/any", sent, "Content-Encoding: gzip")
         assert b"\r\nContent-Encoding: gzip\r\n" in answer.body and answer.body.endswith(sent)

@@ -60,8 +60,8 @@ class Exchange:
 
     __slots__ = (
         "_aborted", "_ask", "_began_ns", "_client", "_first_byte_due", "_framed", "_given_up", "_id", "_pool",
-        "_prefix", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
-        "first_byte_ns", "keep_alive", "sent", "started", "status",
+        "_prefix", "_request", "_unframed", "_upstream", "bytes_to_client", "client_lost", "complete",
+        "error", "first_byte_ns", "keep_alive", "sent", "started", "status",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +89,8 @@ class Exchange:
         self._prefix = prefix
         self._upstream: Upstream | None = None
         self._aborted = False
+        self._unframed = False
+        """Only the end of the client's connection says where the answer ends."""
         self._began_ns = 0
         self.sent = False
         """Something was done for the dispatch: it is not that the request had ended before."""
@@ -127,6 +129,8 @@ class Exchange:
             if reply is not None and reply.excess:
                 self.keep_alive = False
             reach("answer.after")
+            if self._unframed:
+                self._client.reset_at_close(False)
             self.complete = True
             self.client_lost = False
         except UpstreamFailed as failure:
@@ -292,6 +296,9 @@ class Exchange:
             reply.plain = False
         if reply.ends_with_connection or reply.excess:
             self.keep_alive = False
+        if reply.plain or (reply.ends_with_connection and not reply.switched):
+            self._unframed = True
+            self._client.reset_at_close(True)  # until the answer is complete
         if reply.switched:
             reply.lines.append(UPGRADE)
         elif not self.keep_alive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
@@ -89,6 +90,12 @@ class Wire:
             except BlockingIOError:
                 continue
         self.waiting_since = None
+
+    def reset_at_close(self, wanted: bool) -> None:
+        """Whether closing it (or the end of this process) resets the connection, so that its peer knows that
+        what it got is not all."""
+        if not self.closed:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", wanted, 0))
 
     def close(self) -> None:
         """Close it, and wake the task that waits on it with ClosedResourceError. Idempotent."""

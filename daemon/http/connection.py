@@ -260,10 +260,14 @@ class Connection:
         request = self._request
         route = routes.find(request.url)
         self._dialect = route.dialect if route is not None else routes.dialect_of(request.url)
+        guard, any_host = self._shared.guard, self._caller == UNIX
         if request.refusal is not None:
+            if request.headed:
+                with suppress(Refused):  # it notes which page may read the refusal
+                    guard.admit(request, self._access, any_host=any_host, public=True)
             raise Refused.of(request.refusal)
         public = route is not None and route.public
-        self._shared.guard.admit(request, self._access, any_host=self._caller == UNIX, public=public)
+        guard.admit(request, self._access, any_host=any_host, public=public)
         if request.preflight:
             return routes.PREFLIGHT
         if route is None:

@@ -370,6 +370,11 @@ HTTP_BODY_TOTAL_S = 900
 HTTP_IDLE_S = 300
 """A client connection without a request is closed after this; common clients reuse one for 90 s or less."""
 
+HTTP_VANISHED_IDLE_S = 15
+HTTP_VANISHED_PROBES = 9
+"""A client, or a peer, that says nothing is asked for a sign of life (TCP keep-alive) after so long, and gone
+when it has not answered so many times, as far apart: 150 s, as all of Go has it (Ollama, llama-swap)."""
+
 HTTP_STALL_S = 60
 """A peer that is being written to (or connected to) must take a byte within this: nginx's `send_timeout`."""
 

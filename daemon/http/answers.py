@@ -11,6 +11,11 @@ import msgspec
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
+EVENT_STREAM = b"text/event-stream"
+
+UNBUFFERED = "X-Accel-Buffering"
+"""Where it says "no", an nginx in front passes a stream on as it comes; otherwise it collects it first."""
+
 JSON = b"application/json; charset=utf-8"
 """The content type of what a translation says whole, as Ollama has it."""
 

@@ -27,6 +27,8 @@ class ToPeer(msgspec.Struct, frozen=True):
 
 async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived, Ask] | ToPeer:
     """The fact, and how the request is relayed. Raises Refused."""
+    if route.names == "query" and call.method == "POST":
+        route = msgspec.structs.replace(route, names="body")
     is_json = route.names == "body"
     if is_json:
         look = asked.model_and_keep_alive

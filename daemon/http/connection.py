@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from daemon.http import arrivals, refusals, routes
-from daemon.http.answers import Answer, Stream
+from daemon.http.answers import EVENT_STREAM, UNBUFFERED, Answer, Stream
 from daemon.http.arrivals import ToPeer
 from daemon.http.body import Body, Held
 from daemon.http.calls import Ask, Call, Local
@@ -22,7 +22,7 @@ from daemon.http.framed import Framed
 from daemon.http.guard import Guard
 from daemon.http.head import CREDENTIALS, RequestReader, without
 from daemon.http.limits import Limits
-from daemon.http.loading import EVENT_STREAM, Words
+from daemon.http.loading import Words
 from daemon.http.reaper import HangUps
 from daemon.http.refusals import Refusal, Refused
 from daemon.http.relay import AS_COMES, Exchange
@@ -260,10 +260,14 @@ class Connection:
         request = self._request
         route = routes.find(request.url)
         self._dialect = route.dialect if route is not None else routes.dialect_of(request.url)
+        guard, any_host = self._shared.guard, self._caller == UNIX
         if request.refusal is not None:
+            if request.headed:
+                with suppress(Refused):  # it notes which page may read the refusal
+                    guard.admit(request, self._access, any_host=any_host, public=True)
             raise Refused.of(request.refusal)
         public = route is not None and route.public
-        self._shared.guard.admit(request, self._access, any_host=self._caller == UNIX, public=public)
+        guard.admit(request, self._access, any_host=any_host, public=public)
         if request.preflight:
             return routes.PREFLIGHT
         if route is None:
@@ -324,7 +328,7 @@ class Connection:
             keep_alive=request.keep_alive and not request.excess,
             status=200,
             content_type=EVENT_STREAM.decode(),
-            lines=[f"{refusals.REQUEST}: {ticket.request}", "Cache-Control: no-cache"],
+            lines=[f"{refusals.REQUEST}: {ticket.request}", "Cache-Control: no-cache", f"{UNBUFFERED}: no"],
             cors=request.cors,
         )
         return Words(framed, ticket, model, self._shared.desk.state)

@@ -34,7 +34,10 @@ PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 PREFLIGHT_S = 7200
 """How long a browser may remember a preflight's answer: the most that Chrome does."""
 
-EXPOSED = b"Access-Control-Expose-Headers: X-Runnerd-Request, X-Runnerd-Queue-Position, Retry-After\r\n"
+SHOWN = b"X-Runnerd-Request, X-Runnerd-Queue-Position, Retry-After, X-Should-Retry"
+"""Headers that a page may read: OpenAI's client heeds the last two in a browser, too."""
+
+EXPOSED = b"Access-Control-Expose-Headers: %b\r\n" % SHOWN
 
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="runnerd", Basic realm="runnerd"'}
 

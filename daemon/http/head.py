@@ -29,7 +29,8 @@ REPLACED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect
 """Headers that the relay writes anew, or answers itself."""
 
 UPGRADABLE = b"/upstream/"
-"""The beginning of the paths where a client may change to a WebSocket: elsewhere its offer is ignored."""
+"""The beginning of the paths where a client may change to a WebSocket: elsewhere its offer is ignored. Bodies
+are not looked at there, so that they may be in any coding."""
 
 LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))
 """WSGI and CGI give both spellings one name. They are dropped, as nginx does."""
@@ -48,9 +49,14 @@ BROWSERS = {
 PRIORITY = b"x-priority"
 """A whole number, added to the model's priority. It is passed on, too: the runner may be a scheduler."""
 
+CODING = b"content-encoding"
+
+COMPRESSED = frozenset((b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress"))
+"""Codings of a body that nobody here reads, and hardly a model server. (Some clients write `utf-8` there.)"""
+
 PRIORITY_VALUE = re.compile(rb"[+-]?[0-9]{1,9}")
 
-NOTED = HOP_BY_HOP | REPLACED | LOOKALIKES | {*BROWSERS, *CREDENTIALS, PRIORITY}
+NOTED = HOP_BY_HOP | REPLACED | LOOKALIKES | {*BROWSERS, *CREDENTIALS, PRIORITY, CODING}
 
 PERSISTENCE = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 """What Connection mostly says; the headers of these names are dropped anyway."""
@@ -219,6 +225,12 @@ class RequestReader:
             self._offered = value.lower() == b"websocket"
         elif name == b"connection":
             self._named += connection_names(value)
+        elif name == CODING:
+            self.lines.append(b"Content-Encoding: %b\r\n" % value)
+            codings = {coding.strip() for coding in value.lower().split(b",")}
+            if codings & COMPRESSED and not self.url.startswith(UPGRADABLE):
+                text = "The body is compressed (Content-Encoding), which is not read here: send it as it is."
+                self._refuse(415, "unsupported_content_encoding", text)
         elif name in CREDENTIALS:
             self.credentials += ((name, value),)
             self.lines.append(CREDENTIALS[name] % value)

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
-from daemon.http.answers import Answer, Stream, json
+from daemon.http.answers import UNBUFFERED, Answer, Stream, json
 from daemon.http.calls import Ask, Call
 from daemon.http.refusals import Refused, unknown_model
 from daemon.limits import EVENTS_BEAT_S, UPSTREAM_NAME_PARTS
@@ -176,7 +176,7 @@ async def follow_logs(call: Call) -> Stream:
         if model is None:
             raise unknown_model(source, call.local.catalog)
         source = model
-    headers = {"X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
+    headers = {"X-Content-Type-Options": "nosniff", UNBUFFERED: "no"}
     history = "no-history" not in call.query
     return Stream(call.local.logs.follow(source, history=history), headers=headers)
 
@@ -201,7 +201,7 @@ async def events(call: Call) -> Stream:
         first = await anext(records, None)
     except CursorPruned as pruned:
         raise Refused(410, "cursor_pruned", f"{pruned}.") from None
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"Cache-Control": "no-store", UNBUFFERED: "no"}
     return Stream(_events(desk, first, records, after), "text/event-stream", headers)
 
 

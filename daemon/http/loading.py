@@ -5,12 +5,11 @@ programs show as the model's thoughts, where it does not become a part of the an
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import msgspec
 import trio
 
-from daemon.http.answers import Answer
+from daemon.http.answers import EVENT_STREAM, Answer
 from daemon.http.framed import Framed
 from daemon.http.wire import FAILURES
 from daemon.limits import LOADING_BEAT_S, LOADING_FIRST_S
@@ -18,8 +17,6 @@ from daemon.ports import Dispatched, Ended, Ticket
 from events.limits import S
 from statemachines.state import State
 from statemachines.waiting import cause
-
-EVENT_STREAM = b"text/event-stream"
 
 
 def event(data: bytes) -> bytes:
@@ -75,10 +72,9 @@ class Words:
         return f"{self._model} is loading{last}"
 
     async def _say(self, words: str) -> None:
-        delta: dict[str, Any] = {"reasoning_content": words}
-        if not self.begun:
-            delta = {"role": "assistant", **delta}
-            self.begun = True
+        self.begun = True
+        # No role: the runner's first chunk has one, and clients that add up deltas add text to text.
+        delta = {"reasoning_content": words}
         chunk = {
             "id": f"chatcmpl-{self._ticket.request}",
             "object": "chat.completion.chunk",

@@ -12,7 +12,7 @@ import mmap
 import re
 from time import monotonic_ns
 
-from daemon.http.answers import JSON, PHRASES
+from daemon.http.answers import EVENT_STREAM, JSON, PHRASES, UNBUFFERED
 from daemon.http.calls import Ask, Translation
 from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
@@ -37,6 +37,9 @@ AS_COMES = Ask("", "")
 
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 
+AT_ONCE = f"{UNBUFFERED}: no\r\n".encode()
+TOLD = f"{UNBUFFERED}:".lower().encode()
+
 BODILESS = (b"GET", b"HEAD", b"OPTIONS")
 """Methods whose requests mostly have no body, so that an empty one is not announced."""
 
@@ -57,8 +60,8 @@ class Exchange:
 
     __slots__ = (
         "_aborted", "_ask", "_began_ns", "_client", "_first_byte_due", "_framed", "_given_up", "_id", "_pool",
-        "_prefix", "_request", "_upstream", "bytes_to_client", "client_lost", "complete", "error",
-        "first_byte_ns", "keep_alive", "sent", "started", "status",
+        "_prefix", "_request", "_unframed", "_upstream", "bytes_to_client", "client_lost", "complete",
+        "error", "first_byte_ns", "keep_alive", "sent", "started", "status",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +89,8 @@ class Exchange:
         self._prefix = prefix
         self._upstream: Upstream | None = None
         self._aborted = False
+        self._unframed = False
+        """Only the end of the client's connection says where the answer ends."""
         self._began_ns = 0
         self.sent = False
         """Something was done for the dispatch: it is not that the request had ended before."""
@@ -124,6 +129,8 @@ class Exchange:
             if reply is not None and reply.excess:
                 self.keep_alive = False
             reach("answer.after")
+            if self._unframed:
+                self._client.reset_at_close(False)
             self.complete = True
             self.client_lost = False
         except UpstreamFailed as failure:
@@ -213,13 +220,20 @@ class Exchange:
             reply.bodiless = self._request.method == b"HEAD"
             reply.upgrading = self._ask.upgrade
         try:
-            if isinstance(payload, bytes):
-                await upstream.send(self._head(len(payload)) + payload)
+            try:
+                if isinstance(payload, bytes):
+                    await upstream.send(self._head(len(payload)) + payload)
+                else:
+                    await upstream.send(self._head(len(payload)))
+                    await upstream.send(memoryview(payload))
+                reach("dispatch.sent")
+            except OSError:
+                # It may have answered without the rest of the body, and closed: too large, or no such key.
+                data = await upstream.recv()
+                if not data:
+                    raise
             else:
-                await upstream.send(self._head(len(payload)))
-                await upstream.send(memoryview(payload))
-            reach("dispatch.sent")
-            data = await upstream.recv()
+                data = await upstream.recv()
         except FAILURES as failure:
             if upstream.reused and not (self._aborted or self._given_up):
                 return b""
@@ -282,6 +296,9 @@ class Exchange:
             reply.plain = False
         if reply.ends_with_connection or reply.excess:
             self.keep_alive = False
+        if reply.plain or (reply.ends_with_connection and not reply.switched):
+            self._unframed = True
+            self._client.reset_at_close(True)  # until the answer is complete
         if reply.switched:
             reply.lines.append(UPGRADE)
         elif not self.keep_alive:
@@ -289,6 +306,8 @@ class Exchange:
         elif self._request.version == "1.0":
             reply.lines.append(b"Connection: keep-alive\r\n")
         status_line = STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d Unknown\r\n" % reply.status
+        if not reply.sized and is_held_back(reply):
+            reply.lines.append(AT_ONCE)
         if self._id:  # a peer's answer is not in the log
             reply.lines.append(b"X-Runnerd-Request: %b\r\n" % self._id.encode())
         return b"%b%b%b\r\n" % (status_line, b"".join(reply.lines), self._request.cors)
@@ -441,3 +460,9 @@ def content_type_of(reply: Reply) -> bytes:
         if line[:13].lower() == b"content-type:":
             return line[13:].strip()
     return b""
+
+
+def is_held_back(reply: Reply) -> bool:
+    """A stream of events whose runner says nothing of how an nginx in front is to treat it."""
+    told = any(line.lower().startswith(TOLD) for line in reply.lines)
+    return not told and content_type_of(reply).lower().startswith(EVENT_STREAM)

@@ -31,7 +31,8 @@ class Route(msgspec.Struct, frozen=True):
     kind: str = ""
     """Of a relayed request: what the log calls it."""
     names: Literal["body", "form", "query"] = "body"
-    """Of a relayed request: where it names its model: JSON, a form's field, a parameter."""
+    """Of a relayed request: where it names its model: JSON (also what is posted to "query"), a form's field,
+    a parameter."""
     strip: bytes = b""
     """Of a relayed request: the beginning of its path that is not passed on."""
     dialect: Dialect = dialects.openai
@@ -47,18 +48,21 @@ RELAYED = {
     "embedding": ("/v1/embeddings", "/embedding", "/embeddings"),
     "rerank": ("/v1/rerank", "/v1/reranking", "/rerank", "/reranking"),
     "infill": ("/infill",),
-    "tokenize": ("/tokenize", "/detokenize", "/apply-template"),
+    "tokenize": (
+        "/tokenize", "/detokenize", "/apply-template", "/v1/responses/input_tokens",
+        "/v1/chat/completions/input_tokens",
+    ),
     "speech": ("/v1/audio/speech",),
     "image": ("/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"),
-}
+}  # fmt: skip
 """Endpoints whose JSON body names the model, by what the log calls their requests."""
 
 VERSIONLESS = {
-    "chat": "/v/chat/completions",
-    "completion": "/v/completions",
-    "response": "/v/responses",
-    "embedding": "/v/embeddings",
-    "rerank": "/v/rerank",
+    "chat": ("/v/chat/completions",),
+    "completion": ("/v/completions",),
+    "response": ("/v/responses",),
+    "embedding": ("/v/embeddings",),
+    "rerank": ("/v/rerank", "/v/reranking"),
 }
 """llama-swap's paths for runners whose API has no version in its path: what goes on is without the /v."""
 
@@ -78,15 +82,20 @@ OLLAMA: dict[str, tuple[tuple[bytes, ...], Handler]] = {
 
 ROUTES: dict[bytes, Route] = {
     **{path.encode(): Route(POST, kind=kind) for kind, paths in RELAYED.items() for path in paths},
-    **{path.encode(): Route(POST, kind=kind, strip=b"/v") for kind, path in VERSIONLESS.items()},
+    **{
+        path.encode(): Route(POST, kind=kind, strip=b"/v")
+        for kind, paths in VERSIONLESS.items()
+        for path in paths
+    },
     b"/v/messages": Route(POST, kind="message", strip=b"/v", dialect=dialects.anthropic),
+    b"/v/messages/count_tokens": Route(POST, kind="message", strip=b"/v", dialect=dialects.anthropic),
     b"/v1/messages": Route(POST, kind="message", dialect=dialects.anthropic),
     b"/v1/messages/count_tokens": Route(POST, kind="message", dialect=dialects.anthropic),
     b"/v1/audio/transcriptions": Route(POST, kind="transcription", names="form"),
     b"/v1/audio/translations": Route(POST, kind="transcription", names="form"),
     b"/v1/images/edits": Route(POST, kind="image", names="form"),
     b"/v1/images/variations": Route(POST, kind="image", names="form"),
-    b"/v1/audio/voices": Route(GET, kind="props", names="query"),
+    b"/v1/audio/voices": Route((*GET, *POST), kind="props", names="query"),
     b"/sdapi/v1/loras": Route(GET, kind="props", names="query"),
     b"/props": Route(GET, kind="props", names="query"),
     b"/v1/models": Route(GET, openai.models),

@@ -19,7 +19,7 @@ from daemon.http.limits import Limits
 from daemon.http.reaper import HangUps, reap
 from daemon.http.refusals import Refusal
 from daemon.http.upstream import Pools
-from daemon.http.wire import Clock
+from daemon.http.wire import Clock, notice_vanished
 from daemon.logs import Logs
 from daemon.ports import Catalog, Control
 from events.limits import HTTP_ACCEPT_PAUSE_S, HTTP_ACCEPTS
@@ -70,6 +70,7 @@ class FrontDoor:
                     async with trio.open_nursery() as accepting:
                         for listener in listeners:
                             listener.setblocking(False)
+                            notice_vanished(listener)
                             accepting.start_soon(self._accept, listener, nursery)
         finally:
             shared.pools.close()

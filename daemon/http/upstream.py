@@ -11,7 +11,7 @@ import httptools
 import trio
 
 from daemon.http.head import connection_names, without
-from daemon.http.wire import Clock, Wire
+from daemon.http.wire import Clock, Wire, notice_vanished
 from daemon.ports import Address
 from events.limits import HTTP_REPLY_HEAD_BYTES, UPSTREAM_IDLE_CONNECTIONS
 
@@ -267,6 +267,7 @@ class Pool:
         found = await trio.socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         sock = socket.socket(family, kind, protocol)
+        notice_vanished(sock)  # a peer's machine, or its network
         if self._tls:
             from daemon.http.tls import TlsUpstream  # ssl takes some MiB, and few have peers
 

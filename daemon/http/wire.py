@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
-from events.limits import HTTP_READ_BYTES
+from events.limits import HTTP_READ_BYTES, HTTP_VANISHED_IDLE_S, HTTP_VANISHED_PROBES
 
 FAILURES = (OSError, trio.ClosedResourceError, trio.BusyResourceError)
 """What using a wire can raise: the peer's end of it, or ours (it was closed while a task waited on it)."""
@@ -90,9 +91,25 @@ class Wire:
                 continue
         self.waiting_since = None
 
+    def reset_at_close(self, wanted: bool) -> None:
+        """Whether closing it (or the end of this process) resets the connection, so that its peer knows that
+        what it got is not all."""
+        if not self.closed:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", wanted, 0))
+
     def close(self) -> None:
         """Close it, and wake the task that waits on it with ClosedResourceError. Idempotent."""
         if not self.closed:
             self.closed = True
             notify_closing(self.sock)
             self.sock.close()
+
+
+def notice_vanished(sock: socket.socket) -> None:
+    """Have the kernel ask a peer that says nothing whether it is there: one whose machine or network is gone
+    never closes, and what waits for it would wait for ever. What a listener accepts inherits it."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, HTTP_VANISHED_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, HTTP_VANISHED_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, HTTP_VANISHED_PROBES)

@@ -78,3 +78,23 @@ async def test_a_web_socket_that_is_cut_off_has_not_come_to_its_end(tmp_path: Pa
         await here.desk.until(lambda: here.desk.facts)
         [fact] = here.desk.facts
         assert (fact.complete, fact.status, fact.error) == (False, 101, CUT_OFF)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_an_answer_without_framing_that_breaks_off_does_not_look_whole(
+    tmp_path: Path, whole: bool
+) -> None:
+    """nginx asks with HTTP/1.0 unless it is told otherwise: where the connection ends, so does the answer."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", once(head + (b"0\r\n\r\n" if whole else b""))))
+        client = await here.client()
+        await client.send(chat().replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await client.until(b"\r\n\r\none")
+        if whole:
+            assert await client.to_the_end() == b""
+        else:
+            with pytest.raises(trio.BrokenResourceError):
+                await client.to_the_end()
+        await here.desk.until(lambda: here.desk.facts)
+        assert here.desk.facts[0].complete is whole

@@ -119,6 +119,29 @@ async def test_a_query_names_its_model(tmp_path: Path) -> None:
         assert (await client.ask("GET", "/props")).json()["error"]["code"] == "missing_model"
 
 
+async def test_a_path_that_takes_a_query_and_a_body(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await echoing(here, model_name="other")
+        answer = await client.ask("POST", "/v1/audio/voices?x=1", b'{"model": "mini", "name": "me"}')
+        assert answer.body.startswith(b"POST /v1/audio/voices?x=1 HTTP/1.1\r\n")
+        assert answer.body.endswith(b'{"model":"other","name":"me"}')
+        answer = await client.ask("GET", "/v1/audio/voices?model=mini")
+        assert answer.body.startswith(b"GET /v1/audio/voices?model=mini HTTP/1.1\r\n")
+        assert [ticket.arrival.model for ticket in here.desk.tickets] == ["small", "small"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v/reranking", "/v/messages/count_tokens", "/v1/responses/input_tokens",
+        "/v1/chat/completions/input_tokens",
+    ],
+)  # fmt: skip
+def test_these_endpoints_of_others_are_there(path: str) -> None:
+    route = routes.find(f"{path}?beta=true".encode())
+    assert route is not None and route.methods == (b"POST",) and route.names == "body"
+
+
 # --- one model ----------------------------------------------------------------------------------------------
 
 

@@ -494,3 +494,17 @@ async def test_too_many_connections(tmp_path: Path) -> None:
         while here.door.connections == 2:
             await trio.lowlevel.checkpoint()
         assert (await (await here.client()).ask("GET", "/health")).status == 200
+
+
+async def test_who_says_nothing_is_asked_for_a_sign_of_life(tmp_path: Path) -> None:
+    """One whose machine is gone never closes its connection: only the kernel can find out."""
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", echo()))
+        await (await here.client()).chat()
+        [connection] = here.door._connections
+        [upstream] = here.door._shared.pools._pools["r1"]._idle
+        for sock in (connection._wire.sock, upstream.sock):
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            probes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+            apart_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) + probes * apart_s == 150

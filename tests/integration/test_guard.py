@@ -194,7 +194,7 @@ async def test_pages_that_are_configured(tmp_path: Path, monkeypatch: pytest.Mon
 
     def told(headers: dict[str, str]) -> None:
         assert headers["access-control-allow-origin"] == ("*" if star else PAGE)
-        exposed = "X-Runnerd-Request, X-Runnerd-Queue-Position, Retry-After"
+        exposed = "X-Runnerd-Request, X-Runnerd-Queue-Position, Retry-After, X-Should-Retry"
         assert headers["access-control-expose-headers"] == exposed
         assert star or headers["vary"] == "Origin"
         assert "access-control-allow-credentials" not in headers
@@ -212,9 +212,13 @@ async def test_pages_that_are_configured(tmp_path: Path, monkeypatch: pytest.Mon
             request("GET", "/nothing", None, page, key),
             request("GET", "/stream", None, page, key),
             chat(page, key, model="unknown"),
+            chat(page, key, "X-Priority: high"),
+            request("POST", "/v1/embeddings", None, page, key, "Content-Length: 99999999999"),
         ):
+            client = await here.client()
             await client.send(asked)
             told((await client.answer()).headers)
+        client = await here.client()
         here.desk.on_arrive = lambda ticket: ticket.give(FAILED)
         told((await client.chat(page, key)).headers)
         answer = await client.ask("GET", "/v1/models", None, key)

@@ -44,11 +44,14 @@ async def waiting(here: World) -> Client:
     await client.send(chat("Accept-Encoding: gzip", model="mini", stream=True))
     head = await client.head()
     assert (head.status, head.headers["content-type"]) == (200, "text/event-stream")
-    assert head.headers["x-runnerd-request"] == "q1"
+    assert head.headers["x-runnerd-request"] == "q1" and head.headers["x-accel-buffering"] == "no"
     first = await client.until(b"\n\n")
     chunk = msgspec.json.decode(first.partition(b"data: ")[2])
     assert chunk["object"] == "chat.completion.chunk" and chunk["model"] == "small"
     assert chunk["choices"][0]["delta"]["reasoning_content"].strip()
+    assert (
+        "role" not in chunk["choices"][0]["delta"]
+    )  # OpenAI's stream helper would make it assistantassistant
     return client
 
 

@@ -126,6 +126,20 @@ async def test_connections_to_runners_are_reused(tmp_path: Path) -> None:
         assert len(connections) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "own", "told"),
+    [("text/event-stream; a=b", "", "no"), ("text/event-stream", "yes", "yes"), ("text/plain", "", None)],
+)
+async def test_a_stream_of_events_is_not_for_nginx_to_collect(
+    tmp_path: Path, kind: str, own: str, told: str | None
+) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n" + (f"X-Accel-Buffering: {own}\r\n" if own else "")
+    async with world(tmp_path) as here:
+        answer = f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()
+        here.desk.dispatch_to(await here.runner("r1", once(answer)))
+        assert (await (await here.client()).chat()).headers.get("x-accel-buffering") == told
+
+
 async def test_unix_socket_prefix_and_model_name(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         where = await here.runner("r1", echo(), unix=True)

@@ -11,7 +11,7 @@ import trio
 
 from daemon.cli.runnerd import EXIT_REFUSED, EXIT_USAGE
 from daemon.config.config import Config, Model
-from daemon.config.errors import ConfigError, Problem, Unreadable
+from daemon.config.errors import ConfigError, Unreadable, join_path
 from daemon.config.file import load
 from daemon.config.macros import fill
 from daemon.config.units import show_duration, show_size
@@ -46,12 +46,12 @@ def doubts(config: Config) -> list[str]:
     """What can hardly be meant, or cannot work on this machine as it is."""
     found: list[tuple[str, str]] = []
     for id, model in config.models.items():
-        path = f"models.{id}"
+        path = join_path("models", id)
         program = fill(model.argv[0], {name: str(value) for name, value in model.options.items()})
-        if "${" not in program and shutil.which(program) is None:
-            found.append((f"{path}.cmd", f"there is no program {program!r} here"))
         if "=" in program.partition("/")[0]:
             found.append((f"{path}.cmd", "no shell runs: variables belong into `env`"))
+        elif "${" not in program and shutil.which(program) is None:
+            found.append((f"{path}.cmd", f"there is no program {program!r} here"))
         for device, size in model.memory_bytes.items():
             budgets = [b for name, b in config.devices.items() if device in ("", name) and b is not None]
             if budgets and size > max(budgets) - config.headroom_bytes:
@@ -62,7 +62,7 @@ def doubts(config: Config) -> list[str]:
         swaps = any(id in group.members and group.swap for group in config.groups.values())
         if swaps and model.instances_max > 1:
             found.append((f"{path}.instances", "its group has `swap`: one runner at a time"))
-    return [Problem(0, path, text).show(config.file) for path, text in found]
+    return [config.problem(path, text).show(config.file) for path, text in found]
 
 
 def preload_warnings(config: Config) -> list[str]:
@@ -73,7 +73,7 @@ def preload_warnings(config: Config) -> list[str]:
     state = State()
     apply(state, Event(1, 0, 0, "", ConfigChanged(view, "check")))
     where = "hooks.on_startup.preload"
-    return [Problem(0, where, text).show(config.file) for text in obstacles(state, config.preload)]
+    return [config.problem(where, text).show(config.file) for text in obstacles(state, config.preload)]
 
 
 def summary(config: Config) -> list[str]:

@@ -217,17 +217,23 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     profiles: dict[str, Profile] = {}
     peers: dict[str, Peer] = {}
     problems: tuple[Problem, ...] = ()
+    lines: dict[str, int] = {}
+    """Where in the file the keys of the top and of the models are, by their paths."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know, one line each."""
         return tuple(problem.show(self.file) for problem in self.problems)
 
+    def problem(self, path: str, text: str) -> Problem:
+        """What is wrong with a key (`models.m.cmd`), or with something below one of the top."""
+        return Problem(self.lines.get(path, self.lines.get(path.partition(".")[0], 0)), path, text)
+
     def check_exposure(self, host: str, *, insecure: bool) -> None:
         """Raises ConfigError where listening at a host would let in anybody, and nobody says that it may."""
         text = self.exposed(host)
         if text and not insecure:
-            raise ConfigError(self.file, [Problem(0, "listen", text)])
+            raise ConfigError(self.file, [self.problem("listen", text)])
 
     def exposed(self, host: str) -> str:
         """Why listening at a host would let in anybody, where the file does not say that it may; else ""."""

@@ -89,6 +89,17 @@ def _read(path: Path, problems: Problems) -> str:
         raise problems.give_up(line, "", "expected UTF-8, found bytes that are not") from None
 
 
+def _lines(root: MappingNode) -> dict[str, int]:
+    """Where the keys of the top and of the models are, by their paths."""
+    lines = dict(root.key_lines)
+    models = root.items.get("models")
+    for id, model in models.items.items() if isinstance(models, MappingNode) else ():
+        path = join_path("models", id)
+        if isinstance(model, MappingNode):
+            lines |= {join_path(path, key): line for key, line in model.key_lines.items()}
+    return lines
+
+
 class _Reader:
     """Reads the top of the tree."""
 
@@ -147,7 +158,7 @@ class _Reader:
         if self._guarded and (text := config.exposed(config.listen.rpartition(":")[0])):
             section.report("listen", text)
         section.finish(extensions=True)
-        return msgspec.structs.replace(config, problems=self._problems.sorted_warnings())
+        return msgspec.structs.replace(config, problems=self._problems.sorted_warnings(), lines=_lines(root))
 
     def _expanded(self, root: MappingNode) -> tuple[MappingNode, Scope]:
         """The tree with the environment and, but for the models, the global macros put in; those macros."""

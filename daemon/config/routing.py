@@ -88,7 +88,7 @@ class RoutingReader:
         priorities: dict[str, int] = {}
         settings = scheduler.below("settings")
         fifo = settings.below("fifo") if settings is not None else None
-        if settings is not None and fifo is not None:
+        if fifo is not None:
             for model, (node, line, path) in fifo.members("priority").items():
                 value = node.value if isinstance(node, Scalar) else None
                 id = self._aliases.get(model, model)
@@ -100,6 +100,7 @@ class RoutingReader:
                 else:
                     priorities[id] = value
             fifo.finish()
+        if settings is not None:
             settings.finish()
         scheduler.finish()
         return priorities

@@ -12,8 +12,10 @@ from daemon.config.capabilities import MODALITIES
 from daemon.config.selectors import STRATEGIES
 from events.limits import (
     API_KEYS,
+    CONFIG_DURATION_MAX_S,
     CONFIG_INTEGER_MAX,
     CONFIG_MODELS,
+    CONFIG_SIZE_MAX_BYTES,
     EVICT_COST_MAX,
     INSTANCES_MAX,
     PRIORITY_MAX,
@@ -30,23 +32,25 @@ Schema = dict[str, Any]
 
 _NULL: Schema = {"type": "null"}
 _MACRO: Schema = {"type": "string", "pattern": r"\$\{[^}]+\}"}
-_TEXT: Schema = {"type": ["string", "number", "boolean", "null"]}
+_GIVEN: Schema = {"type": ["string", "number", "boolean"]}
+_TEXT: Schema = {"type": [*_GIVEN["type"], "null"]}
 _FLAG: Schema = {"anyOf": [{"type": ["boolean", "null"]}, {"enum": ["yes", "no", "on", "off"]}, _MACRO]}
 _DURATION: Schema = {
     "anyOf": [
-        {"type": ["integer", "null"], "minimum": 0},
+        {"type": ["integer", "null"], "minimum": 0, "maximum": CONFIG_DURATION_MAX_S},
         {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h|d))+$"},
         _MACRO,
     ]
 }
 _SIZE: Schema = {
     "anyOf": [
-        {"type": ["integer", "null"], "minimum": 0},
+        {"type": ["integer", "null"], "minimum": 0, "maximum": CONFIG_SIZE_MAX_BYTES},
         {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?([KMGT]i?)?B$"},
         _MACRO,
     ]
 }
-_TEXTS: Schema = {"type": ["array", "null"], "items": _TEXT}
+_TEXTS: Schema = {"type": ["array", "null"], "items": _GIVEN}
+_LIST: Schema = {"type": "array", "items": _GIVEN}
 _ANY: Schema = {}
 
 _IGNORED = "Has no effect here."
@@ -60,17 +64,23 @@ def _choice(*words: str) -> Schema:
     return {"anyOf": [{"enum": [*words, None]}, _MACRO]}
 
 
+def _like(pattern: str) -> Schema:
+    """Text of a form; a macro somewhere in it may stand for what is not seen."""
+    return {"anyOf": [{"type": "string", "pattern": pattern}, _MACRO]}
+
+
 def _mapping(of: Schema, **more: Any) -> Schema:
     """Names that the user chooses, each with such a value."""
     return {"type": ["object", "null"], "additionalProperties": of, **more}
 
 
 def _section(keys: dict[str, tuple[Schema, str]], **more: Any) -> Schema:
-    """These keys and no others, each with a sentence about it."""
+    """These keys and no others, each with a sentence about it. Where one is required, it is no null."""
     properties = {
         key: {**schema, "description": text} if text else schema for key, (schema, text) in keys.items()
     }
-    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False, **more}
+    kind = "object" if "required" in more else ["object", "null"]
+    return {"type": kind, "properties": properties, "additionalProperties": False, **more}
 
 
 _FILTERS = _section(
@@ -82,7 +92,7 @@ _FILTERS = _section(
         "strip_params": ({"anyOf": [_TEXT, _TEXTS]}, "An older name of stripParams."),
         "setParams": (_mapping(_ANY), "What is put into a request's JSON, whatever the client said."),
         "setParamsByID": (
-            _mapping(_mapping(_ANY)),
+            _mapping(_mapping(_ANY, type="object")),
             "The same for those who ask by that name, which is another alias.",
         ),
     }
@@ -113,32 +123,38 @@ _LIMITS: dict[str, tuple[Schema, str]] = {
     "maxLease": (_DURATION, "How long a client may hold a slot by itself; 0: until others wait for it."),
     "sendLoadingState": (_FLAG, "Tell who waits for a load so, in the reasoning of a streamed chat."),
 }
+_ENV: Schema = {"type": ["array", "null"], "items": _like("^[^=]+=")}
+_ENDPOINT: Schema = {"anyOf": [_NULL, _like("^(/|none$)")]}
+_DEVICE: Schema = {"pattern": "^(host|gpu(0|[1-9][0-9]{0,2}))$"}
 _SHARD = _section(
     {
-        "cmd": (_TEXT, "The command of this process; ${PORT} is its own leased port."),
-        "env": (_TEXTS, "NAME=value, over the model's."),
-        "checkEndpoint": (_TEXT, "What answers 200 when it is up; none: it is up when it listens."),
+        "cmd": (_GIVEN, "The command of this process; ${PORT} is its own leased port."),
+        "env": (_ENV, "NAME=value, over the model's."),
+        "checkEndpoint": (_ENDPOINT, "What answers 200 when it is up; none: it is up when it listens."),
     },
     required=["cmd"],
 )
 _MODEL = _section(
     {
         "cmd": (
-            _TEXT,
+            _GIVEN,
             "The command that starts the runner. ${PORT} is a leased port, ${SOCKET} a leased socket.",
         ),
         "shards": (
-            {"type": ["array", "null"], "maxItems": SHARDS_MAX, "items": {"anyOf": [_TEXT, _SHARD]}},
+            {"type": ["array", "null"], "maxItems": SHARDS_MAX, "items": {"anyOf": [_GIVEN, _SHARD]}},
             "Further commands that, with cmd, form one runner.",
         ),
         "cmdStop": (_TEXT, "A command that stops it; ${PID} is its process. Default: SIGTERM."),
-        "proxy": (_TEXT, "Where it answers: http://HOST:PORT/PREFIX or unix:/PATH."),
-        "checkEndpoint": (_TEXT, "What answers 200 when it is ready; none: it is ready when it listens."),
+        "proxy": (
+            {"anyOf": [_NULL, _like("^(http://[^/]|unix:/)")]},
+            "Where it answers: http://HOST:PORT/PREFIX or unix:/PATH.",
+        ),
+        "checkEndpoint": (_ENDPOINT, "What answers 200 when it is ready; none: it is ready when it listens."),
         "trustProbe": (
             _FLAG,
             "Its port belongs to no process of runnerd's. Default: of a container's and another host's.",
         ),
-        "env": (_TEXTS, "NAME=value, over the daemon's own environment."),
+        "env": (_ENV, "NAME=value, over the daemon's own environment."),
         "ttl": (
             {"anyOf": [_DURATION, {"const": -1}]},
             "Idle time until it is unloaded; 0: never; -1: globalTTL.",
@@ -149,7 +165,7 @@ _MODEL = _section(
             "Requests above which the next gets 429; 0: no such limit.",
         ),
         "memory": (
-            {"anyOf": [_SIZE, _mapping(_SIZE, propertyNames={"pattern": "^(host|gpu[0-9]{1,3})$"})]},
+            {"anyOf": [_SIZE, _mapping(_SIZE, propertyNames=_DEVICE)]},
             "What a runner takes: a size, or sizes by device. Default: learned, or as its file says.",
         ),
         "options": (
@@ -212,13 +228,13 @@ _GROUPS = _mapping(
             "exclusive": (_FLAG, "Other groups go when a member is loaded. Default: true."),
             "persistent": (_FLAG, "Loads of other groups evict none of its members."),
         },
-        required=["members"],
+        type="object",
     )
 )
 _MATRIX = _section(
     {
-        "sets": (_mapping(_TEXT), 'Expressions of what may be loaded together: "(a | b) & c", "+other".'),
-        "vars": (_mapping(_TEXT), "Short names for ids."),
+        "sets": (_mapping(_GIVEN), 'Expressions of what may be loaded together: "(a | b) & c", "+other".'),
+        "vars": (_mapping(_GIVEN), "Short names for ids."),
         "evict_costs": (_mapping(_integer(1, EVICT_COST_MAX)), "What it costs to lose a model. Default: 1."),
     }
 )
@@ -269,8 +285,8 @@ _ROUTING = _section(
 _SELECTORS = _mapping(
     _section(
         {
-            "strategy": (_choice(*STRATEGIES), "How the target is chosen."),
-            "targets": (_TEXTS, "Ids, aliases, or models of peers."),
+            "strategy": ({"anyOf": [{"enum": list(STRATEGIES)}, _MACRO]}, "How the target is chosen."),
+            "targets": (_LIST, "Ids, aliases, or models of peers."),
             "settings": (
                 _section({"spillover": (_integer(1, REQUESTS_MAX), "Requests of a target before the next.")}),
                 "",
@@ -287,7 +303,7 @@ _PROFILES = _mapping(
     _section(
         {
             "description": (_TEXT, ""),
-            "pins": (_mapping(_TEXT), "Names, and what they stand for; nothing: 404."),
+            "pins": (_mapping(_TEXT, type="object"), "Names, and what they stand for; nothing: 404."),
         },
         required=["pins"],
     )
@@ -295,25 +311,27 @@ _PROFILES = _mapping(
 _PEERS = _mapping(
     _section(
         {
-            "proxy": (_TEXT, "Its address, which a request's path goes behind."),
+            "proxy": (_like("^https?://[^/]"), "Its address, which a request's path goes behind."),
             "apiKey": (_TEXT, "Sent to it; shown nowhere."),
-            "models": (_TEXTS, "The models that it has."),
+            "models": (_LIST, "The models that it has."),
             "filters": (_FILTERS, "As a model's."),
             "timeouts": (_TIMEOUTS, "connect and responseHeader count."),
         },
         required=["proxy", "models"],
     )
 )
+_LISTEN: Schema = {"anyOf": [_NULL, _like(":[0-9]{1,5}$")]}
+_ORIGINS: Schema = {"type": ["array", "null"], "items": _like(r"^(\*$|[a-z][a-z0-9+.-]*://)")}
 _TOP: dict[str, tuple[Schema, str]] = {
-    "models": (_mapping(_MODEL, maxProperties=CONFIG_MODELS), "Model ids, and what they are."),
+    "models": (_mapping(_MODEL, maxProperties=CONFIG_MODELS, type="object"), "Model ids, and what they are."),
     "macros": (_MACROS, "Text for use as ${name}; a macro may use those above it."),
     "unknownKeys": (_choice("error", "warn"), "What a key is that nobody knows. Default: error."),
-    "listen": (_TEXT, "HOST:PORT of the HTTP front door. Default: 127.0.0.1:8080."),
+    "listen": (_LISTEN, "HOST:PORT of the HTTP front door. Default: 127.0.0.1:8080."),
     "insecureListen": (_FLAG, "`listen` may be wider than this machine without apiKeys."),
     "apiKeys": ({**_TEXTS, "maxItems": API_KEYS}, "One of these must come with a request."),
     "allowedHosts": (_TEXTS, "Names that a Host header may have beside loopback's."),
     "cors": (
-        _section({"origins": (_TEXTS, 'Origins such as https://chat.example.org, or "*".')}),
+        _section({"origins": (_ORIGINS, 'Origins such as https://chat.example.org, or "*".')}),
         "Which pages may ask and read answers. Default: none.",
     ),
     "maxBody": (_SIZE, "The largest body of a request. Default: 64MiB."),
@@ -348,7 +366,7 @@ _TOP: dict[str, tuple[Schema, str]] = {
     "devices": (
         _mapping(
             _section({"budget": (_SIZE, "What runners may use of it.")}),
-            propertyNames={"pattern": "^(host|gpu(0|[1-9][0-9]{0,2}))$"},
+            propertyNames=_DEVICE,
         ),
         "host, gpu0, gpu1 …. Default: what the machine reports.",
     ),

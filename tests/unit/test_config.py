@@ -496,16 +496,18 @@ def test_check_doubts_what_can_hardly_be_meant(tmp_path: Path, capsys: pytest.Ca
         "  b: {cmd: 'CUDA_VISIBLE_DEVICES=0 sh ${PORT}'}\n"
         "  c: {cmd: 'sh ${PORT}', memory: 5GiB}\n"
         "  d: {cmd: 'sh ${PORT}', memory: 6}\n"
-        "  e: {cmd: 'sh ${PORT}', memory: 1GiB, instances: 2}\n"
-        "groups: {g: {members: [e]}}\n"
+        "  e.f: {cmd: 'sh ${PORT}', memory: 1GiB, instances: 2}\n"
+        "groups: {g: {members: [e.f]}}\n"
+        "hooks: {on_startup: {preload: [c]}}\n"
     )
     assert check_main(path) == 0
     err = capsys.readouterr().err
     for words in (
-        "models.a.cmd: there is no program 'no-such-server' here",
-        "models.b.cmd: no shell runs: variables belong into `env`",
-        "models.c.memory: 5 GiB can never fit: the budget is 2 GiB",
-        "models.d.memory: 6 B is little: is the unit missing?",
-        "models.e.instances: its group has `swap`",
+        f"{path}:3: models.a.cmd: there is no program 'no-such-server' here",
+        f"{path}:4: models.b.cmd: no shell runs: variables belong into `env`",
+        f"{path}:5: models.c.memory: 5 GiB can never fit: the budget is 2 GiB",
+        f"{path}:6: models.d.memory: 6 B is little: is the unit missing?",
+        f'{path}:7: models."e.f".instances: its group has `swap`',
+        f"{path}:9: hooks.on_startup.preload: c can never fit",
     ):
         assert words in err

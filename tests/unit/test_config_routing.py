@@ -102,6 +102,7 @@ def test_the_engine_that_is_not_used_is_named(tmp_path: Path) -> None:
         ('matrix: {sets: {s: a}, vars: {"x y": a}}', "expected a name of 1 to 32 letters"),
         ("routing: {router: {use: magic}}", 'routing.router.use: expected "group" or "matrix"'),
         ("routing: {scheduler: {settings: {fifo: {priority: {a: x}}}}}", "a whole number from -1000"),
+        ("routing: {scheduler: {settings: {lifo: {}}}}", "routing.scheduler.settings.lifo: unknown key"),
         (
             "groups: {g: {members: [a]}}\nrouting: {router: {settings: {groups: {h: {members: [b]}}}}}",
             "here or at the top level, not both",

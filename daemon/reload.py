@@ -153,7 +153,7 @@ class Reloader:
     def _at_start(self, config: Config) -> list[str]:
         """What differs from what this daemon was started with, and stays as it is until the next start."""
         return [
-            f"{config.file}: {SETTINGS[name]}: takes effect at the next start"
+            config.problem(SETTINGS[name], "takes effect at the next start").show(config.file)
             for name in AT_START
             if _differ(config, self._started_with, name)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ LEAST_MODEL_BYTES = 1 << 20
 def check_main(path: Path, *, insecure: bool = False) -> int:
     """Print a summary (0), or the problems (1; 2: the file cannot be read). Warnings and problems go to
     standard error."""
+    logging.basicConfig(format="warning: %(message)s")  # what the estimates meet
     try:
         config = load(path, guarded=not insecure)
         config = trio.run(with_estimates, config)

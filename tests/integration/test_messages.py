@@ -127,6 +127,13 @@ def test_check_says_what_a_good_configuration_means(config: Path) -> None:
     assert "memory 1 MiB" in done.stdout
 
 
+def test_check_warns_of_a_file_that_is_not_there(config: Path) -> None:
+    config.write_text("models: {red: {cmd: 'llama-server --port ${PORT} -m /no/red.gguf'}}")
+    done = run("runnerd", "check", "--config", config)
+    words = "red: no estimate of its memory from /no/red.gguf: No such file or directory"
+    assert done.stderr.splitlines()[0] == f"warning: {words}"
+
+
 @pytest.mark.parametrize(
     "listen", ["", "8080", "localhost", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "::1:80", "[::1:80"]
 )

@@ -278,7 +278,7 @@ async def test_a_runner_stays_as_it_was_loaded_and_that_is_said(tmp_path: Path) 
 
 
 def test_every_setting_of_a_configuration_has_its_key() -> None:
-    others = {"file", "models", "aliases", "problems", "port_last"}
+    others = {"file", "models", "aliases", "problems", "lines", "port_last"}
     assert set(SETTINGS) == set(Config.__struct_fields__) - others
     assert set(AT_START) <= set(SETTINGS)
 
@@ -351,7 +351,7 @@ def test_a_bad_file_is_told_by_line_and_nothing_changes(tmp_path: Path) -> None:
         assert done.stdout.splitlines()[:2] == ["added    blue", "removed  red"]
         assert "settings listen" in done.stdout
         assert "going    r" in done.stdout
-        assert done.stderr == f"warning: {live.config}: listen: takes effect at the next start\n"
+        assert done.stderr == f"warning: {live.config}:2: listen: takes effect at the next start\n"
         assert live.runnerctl("--no-json", "reload").stdout == "nothing has changed\n"
 
 

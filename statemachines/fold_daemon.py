@@ -253,6 +253,11 @@ def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
     state.crowded = {
         name: None for name in state.crowded if name in old and old[name] == f.view.models.get(name)
     }
+    for name in list(state.cooling):
+        now = f.view.models.get(name)
+        if now is None or (name in old and old[name].digest != now.digest):  # not what failed
+            del state.cooling[name]
+            state.deadlines.disarm(("cool", name))
     state.group_of = members_of(f.view)
     state.scaled = {name: None for name, view in f.view.models.items() if view.instances_max > 1}
     state.refused_ports = {}

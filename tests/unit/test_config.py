@@ -393,13 +393,14 @@ def test_the_example_loads_and_check_shows_it(capsys: pytest.CaptureFixture[str]
 
 
 def test_what_the_documentation_shows_loads(tmp_path: Path) -> None:
-    text = (ROOT / "docs/configuration.md").read_text()
-    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert examples
-    for example in examples:
-        path = tmp_path / "c.yaml"
-        path.write_text(example)
-        assert load(path, {"HOME": "/home/u", "BOX_KEY": "k"}).warnings == ()
+    environ = {"HOME": "/home/u", "BOX_KEY": "k", "RUNNERD_KEY": "k" * 16}
+    for page in ("README.md", "docs/configuration.md", "docs/recipes.md"):
+        examples = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        assert examples
+        for example in examples:
+            path = tmp_path / "c.yaml"
+            path.write_text(example)
+            assert load(path, environ, guarded=True).warnings == ()
 
 
 @pytest.mark.parametrize(("title", "frame"), [("Top level", "{%s}"), ("Models", "{models: {m: {%s}}}")])

@@ -76,8 +76,9 @@ def recorded(state: State) -> Sequence[tuple[Process, Launch]]:
     ]
 
 
-async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Path) -> None:
-    """The first facts of a start, in their order; nothing is dispatched before them."""
+async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Path, profile: str = "") -> None:
+    """The first facts of a start, in their order; nothing is dispatched before them. `profile`: the one that
+    the configuration wants used."""
     state = driver.state
     survivors = await driver.machinery.identify(recorded(state))
     if state.seq:
@@ -92,6 +93,8 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     _report_breach(driver, path)
     if driver.state.config != view:
         driver.submit(c.ConfigChanged(view, "start"))
+    if profile and driver.state.profile != profile:
+        driver.submit(c.ProfileRequested(profile, "start"))
     driver.submit(await driver.meter.measure({}))
     for runner in list(driver.state.runners.values()):  # a signal that may not have been sent: once more
         if runner.state is RunnerState.stopping and runner.processes:

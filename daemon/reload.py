@@ -137,6 +137,8 @@ class Reloader:
         reach("reload.before")
         events = driver.submit(c.ConfigChanged(view, by)) if view != before else ()
         self._catalog.config = config
+        if config.profile and driver.state.profile != config.profile:
+            driver.submit(c.ProfileRequested(config.profile, by))
         driver.forget_addresses()
         reach("reload.after")
         both = [id for id in config.models if id in old.models]
@@ -144,7 +146,9 @@ class Reloader:
             added=tuple(id for id in config.models if id not in old.models),
             changed=tuple(id for id in both if old.models[id] != config.models[id]),
             removed=tuple(id for id in old.models if id not in config.models),
-            settings=tuple(key for name, key in SETTINGS.items() if _differ(old, config, name)),
+            settings=tuple(
+                dict.fromkeys(key for name, key in SETTINGS.items() if _differ(old, config, name))
+            ),
             going=_going(driver.state, events),
             warnings=(*config.warnings, *self._at_start(config), *kept),
             seq=driver.state.seq,

@@ -115,7 +115,7 @@ async def _recover_and_run(
         catalog, key = Catalog(config, recovered.state), digest_key(places.state_dir)
         async with _machinery(driver, partial(command, catalog, key), places, store):
             notifier.status("looking for the runners of the last start")
-            await begin(driver, store, config.view(key), places.log)
+            await begin(driver, store, config.view(key), places.log, config.profile)
             reloader = Reloader(driver, catalog, key, host=places.host, insecure=options.insecure)
             reloader.around = notifier.reloading
             keeping = Keeping(

@@ -9,7 +9,7 @@ from daemon.config.fields import Section
 from daemon.config.values import Json
 from events.limits import CONFIG_INTEGER_MAX
 
-MODALITIES = ("text", "audio", "image")
+MODALITIES = ("text", "audio", "image", "video")
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ def _modalities(section: Section, key: str, problems: Problems) -> tuple[str, ..
     for item, path in section.texts(key):
         if item.text not in MODALITIES:
             hint = did_you_mean(item.text, MODALITIES)
-            text = f'expected "text", "audio" or "image", found {shown(item.text)}{hint}'
+            text = f'expected "text", "audio", "image" or "video", found {shown(item.text)}{hint}'
             problems.add(item.line, path, text)
         given[item.text] = None
     return tuple(given)

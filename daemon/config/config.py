@@ -52,6 +52,7 @@ SETTINGS = {
     "age_step_ns": "ageStep",
     "prefetch": "prefetch",
     "preload": "hooks",
+    "profile": "hooks",
     "groups": "groups",
     "matrix": "matrix",
     "devices": "devices",
@@ -205,6 +206,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_wait_ns: int = 0
     preload: tuple[str, ...] = ()
     """The ids of the models that are loaded at start, in their order."""
+    profile: str = ""
+    """The profile that a start and a reload use; "": whichever was in use."""
     groups: dict[str, GroupView] = {}
     matrix: MatrixView | None = None
     devices: dict[str, int | None] = {}

@@ -13,7 +13,7 @@ from daemon.config.config import Config, Model
 from daemon.config.door import read_door
 from daemon.config.errors import ConfigError, Problem, Problems, Unreadable, Unusable, join_path, shown
 from daemon.config.fields import Section, describe
-from daemon.config.hooks import read_preload
+from daemon.config.hooks import read_hooks
 from daemon.config.macros import Expander, Scope
 from daemon.config.model import Defaults, ModelReader, check_device, read_stall_ns
 from daemon.config.peers import find as find_peer
@@ -126,12 +126,15 @@ class _Reader:
         for id, priority in routing.priorities.items():
             if not models[id].priority:
                 models[id] = msgspec.structs.replace(models[id], priority=priority)
+        names = self._names(section, models, aliases, routing)
+        preload, profile = read_hooks(section, models, aliases, names["profiles"], self._problems)
         port = section.integer("startPort", PORT_FIRST, 1, 65535)
         config = Config(
             file=self._path,
             models=models,
             aliases=aliases,
-            preload=read_preload(section, models, aliases, self._problems),
+            preload=preload,
+            profile=profile,
             control_socket=self._socket(section),
             control_group=section.text("controlGroup"),
             event_log=self._place(section, "eventLog"),
@@ -153,7 +156,7 @@ class _Reader:
             unload_ns=defaults.unload_ns,
             include_aliases=section.flag("includeAliasesInList"),
             **read_door(section, self._problems),
-            **self._names(section, models, aliases, routing),
+            **names,
         )
         if self._guarded and (text := config.exposed(config.listen.rpartition(":")[0])):
             section.report("listen", text)

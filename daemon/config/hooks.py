@@ -1,4 +1,4 @@
-"""What happens around the daemon's life: `hooks.on_startup.preload`, the models that are loaded at start."""
+"""What happens at start: `hooks.on_startup`, the models that are loaded and the profile that is used."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from daemon.config.errors import Problems, did_you_mean, shown
 from daemon.config.fields import Section
 
 
-def read_preload(
-    top: Section, models: Mapping[str, object], aliases: Mapping[str, str], problems: Problems
-) -> tuple[str, ...]:
-    """The ids of the models to preload, in the file's order, each once; ids and aliases may be given."""
+def read_hooks(
+    top: Section,
+    models: Mapping[str, object],
+    aliases: Mapping[str, str],
+    profiles: Mapping[str, object],
+    problems: Problems,
+) -> tuple[tuple[str, ...], str]:
+    """The ids of the models to preload, in the file's order, each once (ids and aliases may be given), and
+    the profile to use; "": whichever is in use."""
     hooks = top.below("hooks")
     started = hooks.below("on_startup") if hooks is not None else None
     found: dict[str, None] = {}
+    profile = ""
     if hooks is not None and started is not None:
         for item, path in started.texts("preload"):
             id = item.text if item.text in models else aliases.get(item.text)
@@ -24,7 +30,11 @@ def read_preload(
                 problems.add(item.line, path, text)
             else:
                 found[id] = None
+        profile = started.text("profile")
+        if profile and profile not in profiles:
+            expected = f"the name of one of `profiles`{did_you_mean(profile, profiles)}"
+            started.wrong("profile", expected, started.node("profile"))
         started.finish()
     if hooks is not None:
         hooks.finish()
-    return tuple(found)
+    return tuple(found), profile

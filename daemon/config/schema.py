@@ -377,7 +377,12 @@ _TOP: dict[str, tuple[Schema, str]] = {
         _section(
             {
                 "on_startup": (
-                    _section({"preload": (_TEXTS, "Ids or aliases of models that are loaded at start.")}),
+                    _section(
+                        {
+                            "preload": (_TEXTS, "Ids or aliases of models that are loaded at start."),
+                            "profile": (_TEXT, "The profile that a start and a reload use."),
+                        }
+                    ),
                     "",
                 )
             }

@@ -488,3 +488,21 @@ def test_a_profile_stays_in_use(tmp_path: Path) -> None:
         assert [body.name for body in chosen] == ["day", "", "day", "night"]
         assert chosen[-1].by == "http 127.0.0.1"
         assert pids(live).keys() >= {"red"}
+
+
+def test_the_profile_of_the_file_holds_after_each_start_and_reload(tmp_path: Path) -> None:
+    at_start = "hooks: {on_startup: {profile: night}}"
+    wanted = f"{at_start}\nprofiles: {{day: {{pins: {{m: red}}}}, night: {{pins: {{m: red}}}}}}\n"
+    with daemon(tmp_path, wanted + TOP + RED) as live:
+        assert live.get("/api/profiles")["active"] == "night"
+        live.runnerctl("profile", "day")
+        live.kill()
+        live.start()
+        assert live.get("/api/profiles")["active"] == "night"
+        live.runnerctl("profile", "day")
+        change(live, wanted.replace("profile: night", "profile: day") + TOP + RED)
+        assert live.runnerctl("--no-json", "reload").stdout == "settings hooks\n"
+        assert live.get("/api/profiles")["active"] == "day"
+        live.runnerctl("profile", "--none")
+        assert live.runnerctl("--no-json", "reload").stdout == "nothing has changed\n"
+        assert live.get("/api/profiles")["active"] == "day"

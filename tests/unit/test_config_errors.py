@@ -89,6 +89,7 @@ def test_unknown_keys_may_be_passed_over(tmp_path: Path) -> None:
         ("hooks: [preload]", "hooks: expected a mapping, found a list"),
         ("hooks: {on_startup: {preload: rad}}", "hooks.on_startup.preload: expected a list of text"),
         ("hooks: {on_startup: {preload: [[x]]}}", "hooks.on_startup.preload[0]: expected text"),
+        ("hooks: {on_startup: {profile: day}}", "hooks.on_startup.profile: expected the name of one of `pro"),
         ("hooks: {on_startup: {preloads: []}}", 'unknown key "preloads"; the nearest is "preload"'),
         ("hooks: {on_stop: {}}", 'hooks.on_stop: unknown key "on_stop"'),
         ("maxQueue: 0", "maxQueue: expected a whole number from 1"),

@@ -479,7 +479,7 @@ def test_capabilities_and_how_they_are_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("capabilities: {in: [video]}", 'capabilities.in[0]: expected "text", "audio" or "image", found'),
+        ("capabilities: {in: [smell]}", 'capabilities.in[0]: expected "text", "audio", "image" or "video"'),
         ("capabilities: {context: -1}", "capabilities.context: expected a whole number"),
         ("capabilities: {tool: true}", 'the nearest is "tools"'),
         ("capabilities: [text]", "capabilities: expected a mapping"),

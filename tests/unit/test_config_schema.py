@@ -154,7 +154,7 @@ def test_what_loads_is_valid() -> None:
         ("models: {m: {cmd: s, tll: 5}}", ".models.m: tll is unknown"),
         ("models: {m: {cmd: s, ttl: soon}}", ".models.m.ttl"),
         ("models: {m: {cmd: s, memory: {cpu: 1}}}", ".models.m.memory"),
-        ("models: {m: {cmd: s, capabilities: {in: [video]}}}", ".models.m.capabilities.in[0]"),
+        ("models: {m: {cmd: s, capabilities: {in: [smell]}}}", ".models.m.capabilities.in[0]"),
         ("models: {}\npolicy: lifo", ".policy"),
         ("models: {}\nmaxQueue: 0", ".maxQueue"),
         ("models: {}\nmacros: {a: [1]}", ".macros.a"),

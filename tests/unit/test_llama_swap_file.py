@@ -94,7 +94,7 @@ models:
       image:server --model '/models/x y.gguf'
     cmdStop: docker stop ${MODEL_ID} ${PID}
     ttl: 0
-hooks: {on_startup: {preload: [small, "gpt-4o-mini"]}}
+hooks: {on_startup: {profile: coding, preload: [small, "gpt-4o-mini"]}}
 routing:
   router:
     use: group

@@ -43,7 +43,7 @@ from statemachines.claims import (
 )
 from statemachines.estimate import HOST
 from statemachines.groups import kept_from, preload_only
-from statemachines.ledger import NONE, gpu_names
+from statemachines.ledger import NONE, gpu_names, unreadable
 from statemachines.policy import POLICIES, Cost, costs_to_lose
 from statemachines.room import Need, Room, in_use, lease, need_of, never_fits, short
 from statemachines.runner import RunnerState
@@ -241,6 +241,8 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
     """Find the room: wait for what is leaving anyway, else choose victims, else wait for those ahead, else
     for other programs."""
     state = s.state
+    if any(unreadable(state, device) for device in need.bytes):
+        return _wait_for_memory(s, demand, need)  # whoever goes, it does not become readable by that
     idle: list[Runner] = []
     lingering: list[Runner] = []
     busy: list[Runner] = []

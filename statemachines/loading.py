@@ -154,6 +154,10 @@ def _possible(
     if need is None:
         s.dismiss(demand.model, "unknown_model")
         return None
+    unknown = ", ".join(name for name in demand.options if name not in need.view.options)
+    if unknown:  # a reload has taken it away
+        s.dismiss(demand.model, "unknown_option", detail=unknown, demand=demand.key)
+        return None
     never = never_fits(s.state, need)
     if never:
         s.dismiss(demand.model, "never_fits", detail=never, demand=demand.key)

@@ -248,10 +248,11 @@ def awaited(state: State, runner: Runner) -> bool:
     return runner.suspect and any(satisfies(runner, demand) for demand in waiting_for(state, runner.model))
 
 
-def hasten(state: State, runner: Runner) -> None:
-    """A drain that may last no longer."""
-    runner.drain_due = state.t
-    state.deadlines.arm(("drain", runner.id), state.t)
+def hasten(state: State, runner: Runner, due_t: int) -> None:
+    """A runner is to go by then: if it drains already, for another reason, it has no longer than that."""
+    if runner.state is RunnerState.draining and not 0 < runner.drain_due <= due_t:
+        runner.drain_due = due_t
+        state.deadlines.arm(("drain", runner.id), due_t)
 
 
 def watched(state: State, runner: Runner, alive: bool) -> None:

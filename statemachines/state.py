@@ -312,6 +312,11 @@ def where_of(view: ModelView | None) -> tuple[str, ...]:
     return tuple(sorted(view.memory_bytes))
 
 
+def unload_due(state: State, runner: Runner) -> int:
+    """Until when a drain for an unload, a reload or a stop may last that begins now (`unloadTimeout`)."""
+    return state.t + (state.model(runner.model) or state.config).unload_ns
+
+
 def head_seq(demand: Demand) -> int:
     """The age of a demand: the number of its oldest request or operator's load."""
     return int(oldest(demand)[1:])

@@ -409,7 +409,7 @@ def grow_all(s: Scheduler, model: str, like: Runner | None = None) -> None:
 
 
 def silent(s: Scheduler, runner: Runner) -> None:
-    """A busy runner that has moved nothing and failed its probes for too long is hung."""
+    """A runner that has answered nothing and failed its probes for too long is hung."""
     if runner.state not in (RunnerState.ready, RunnerState.draining) or runner.silent_t == NEVER:
         return
     if s.state.t - runner.silent_t >= RESPONSE_NS:

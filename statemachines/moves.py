@@ -185,8 +185,6 @@ def idle(state: State, runner: Runner) -> None:
     runner.idle_t = state.t
     if runner.served:
         state.idle[runner.model] = (state.t, runner.options)
-    runner.silent_t = NEVER
-    state.deadlines.disarm(("watch", runner.id))
     keep_alive(state, runner)
     if state.starving and runner.state is RunnerState.ready and (pause_ns := linger_ns(state, runner)):
         state.deadlines.arm(("linger", runner.id), state.t + pause_ns)
@@ -256,8 +254,13 @@ def hasten(state: State, runner: Runner, due_t: int) -> None:
 
 
 def watched(state: State, runner: Runner, alive: bool) -> None:
+    """A runner has answered, or has not: it is watched while it is busy, and on until it has answered, though
+    who asked it has not waited for that."""
     if alive:
         runner.silent_t = NEVER
     elif runner.silent_t == NEVER:
         runner.silent_t = state.t
-    state.deadlines.arm(("watch", runner.id), state.t + WATCH_NS)
+    if runner.held or not alive:
+        state.deadlines.arm(("watch", runner.id), state.t + WATCH_NS)
+    else:
+        state.deadlines.disarm(("watch", runner.id))

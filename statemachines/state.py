@@ -66,7 +66,7 @@ class Runner(msgspec.Struct):
     probe_due: int = 0
     """When a suspicion, unless it is lifted, becomes a failure."""
     silent_t: int = NEVER
-    """Since when it has been busy, moved no byte and failed its probes."""
+    """Since when it has left requests unanswered, moved no byte and failed its probes."""
     stuck: bool = False
     processes: dict[int, Process] = msgspec.field(default_factory=dict)
     """Those that are there, by shard."""

@@ -39,6 +39,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "operator": (503, "the request was cancelled by an operator"),
     "request_not_found": (404, "no such request"),
     "unknown_runner": (404, "no such runner"),
+    "stuck": (503, "{detail} cannot be ended: a process of it sits in the kernel, with its memory"),
     "not_loaded": (200, "nothing was loaded"),
 }
 RETRY_S = {"stopping": 5, "no_memory": 30, "no_port": 5, "unloaded": 1, "cut_off": 1, "upstream_failed": 1}

@@ -336,10 +336,17 @@ def finish(s: Scheduler, runner: Runner) -> None:
     else:
         s.emit(c.RunnerFailed(runner.id, runner.reason, footprint))
         _after_failure(s, runner)
-    for operation in list(state.operations.values()):
-        if operation.kind == "unload" and not operation.runners:
-            s.emit(c.OperationEnded(operation.id, True))
+    answer_unloads(s)
     place(s)
+
+
+def answer_unloads(s: Scheduler) -> None:
+    """Answer the unloads whose runners are gone, or of which only what cannot be ended is left."""
+    state = s.state
+    for operation in list(state.operations.values()):
+        if operation.kind == "unload" and all(state.runners[id].stuck for id in operation.runners):
+            left = ", ".join(operation.runners)
+            s.emit(c.OperationEnded(operation.id, not left, "stuck" if left else "", detail=left))
 
 
 def _after_failure(s: Scheduler, runner: Runner) -> None:
@@ -471,11 +478,9 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
             s.dismiss(model, "unloaded")
     if not targets:
         known = not f.runner and (not f.model or state.model(f.model) is not None)
-        s.emit(
-            c.OperationEnded(
-                id, known, "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"
-            )
-        )
+        why = "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"
+        s.emit(c.OperationEnded(id, known, why))
+    answer_unloads(s)
     place(s)
 
 

@@ -256,7 +256,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
     due = POLICIES[state.config.policy]
     spoken = {device: None for device in ahead.devices if device != HOST}.keys()
     preload = preload_only(state, demand)
-    guarded = state.pinned or state.group_of or preload
+    guarded = state.pinned or state.group_of or preload or demand.excluded
     for runner in state.runners.values():
         if guarded and runner.live and kept_from(state, runner, demand):
             kept.append(runner)
@@ -339,8 +339,12 @@ def _blocked(s: Scheduler, demand: Demand, need: Need, kept: list[Runner]) -> bo
         return False
     why = {runner.id: kept_from(state, runner, demand) for runner in helpful}
     names = ", ".join(f"{runner.id} ({runner.model}, {why[runner.id]})" for runner in helpful)
-    reason = "preloaded" if "preloaded" in why.values() else "pinned"
-    s.dismiss(demand.model, reason, detail=names, demand=demand.key)
+    if "well" in why.values():
+        detail = "it broke off, though it is healthy"
+        s.dismiss(demand.model, "upstream_failed", demand.excluded, detail, demand.key)
+    else:
+        reason = "preloaded" if "preloaded" in why.values() else "pinned"
+        s.dismiss(demand.model, reason, detail=names, demand=demand.key)
     return True
 
 

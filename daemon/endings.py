@@ -27,7 +27,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "revoked": (503, "the lease of model '{model}' was revoked, and not let go of in time: {detail}"),
     "taken_over": (409, "the lease of model '{model}' is held by another connection, which has its token"),
     "never_fits": (507, "model '{model}' can never fit: it {detail}"),
-    "no_memory": (503, "no memory for model '{model}', which other programs hold: it {detail}"),
+    "no_memory": (503, "no memory for model '{model}' ({detail})"),
     "no_port": (503, "no port for model '{model}': {detail}"),
     "pinned": (503, "no room for model '{model}': {detail} would have to go; runnerctl unpin or unload it"),
     "preloaded": (503, "no room for model '{model}' beside what is preloaded: {detail} would have to go"),
@@ -39,6 +39,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "operator": (503, "the request was cancelled by an operator"),
     "request_not_found": (404, "no such request"),
     "unknown_runner": (404, "no such runner"),
+    "stuck": (503, "{detail} cannot be ended: a process of it sits in the kernel, with its memory"),
     "not_loaded": (200, "nothing was loaded"),
 }
 RETRY_S = {"stopping": 5, "no_memory": 30, "no_port": 5, "unloaded": 1, "cut_off": 1, "upstream_failed": 1}

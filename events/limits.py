@@ -108,10 +108,10 @@ REPROBE_NS = 500 * MS
 """Between two probes of a suspect runner that answered "not healthy"."""
 
 WATCH_NS = 60 * S
-"""Between two looks at a busy runner: five of them fit into RESPONSE_NS."""
+"""Between two looks at a runner that has not answered yet: five of them fit into RESPONSE_NS."""
 
 RESPONSE_NS = 300 * S
-"""A busy runner that moved no byte and failed its probes for this long is hung (`responseTimeout`)."""
+"""A runner that left requests unanswered and failed its probes for this long is hung (`responseTimeout`)."""
 
 UPSTREAM_CLOSE_NS = 5 * S
 """From the end of a request, or of its runner, to its slot being taken back without the relay's word."""

@@ -78,12 +78,12 @@ def longest_round_ns(state: State, t: int) -> int:
     load_ns = max((state.load_cost_ns.get(name, LOAD_GUESS_NS) for name in models), default=LOAD_GUESS_NS)
     drains = [t - runner.drain_t for runner in state.runners.values() if runner.drain_t != NEVER]
     drain_ns = max([0, *drains, *state.drain_cost_ns.values()])
-    return _turn_ns(state, load_ns, drain_ns) + drain_ns + END_NS + limit_ns
+    return _turn_ns(state, 2 * load_ns, drain_ns) + drain_ns + END_NS + limit_ns
 
 
-def _turn_ns(state: State, load_ns: int, drain_ns: int) -> int:
+def _turn_ns(state: State, reload_ns: int, drain_ns: int) -> int:
     """How long a busy runner may keep its place: see `policy.quantum_ns`."""
     if state.config.policy == "fifo":
         return 0
-    quantum_ns = state.config.swap_patience * (2 * load_ns + drain_ns)
+    quantum_ns = state.config.swap_patience * (reload_ns + min(drain_ns, reload_ns))
     return min(quantum_ns, state.config.max_wait_ns) if state.config.max_wait_ns else quantum_ns

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from events import catalogue as c
 from events.catalogue import NEVER
-from statemachines.decide import dismiss_waiting, dispatch_waiting, finish, grow_all, left, silent, slot_freed
+from statemachines.decide import (
+    answer_unloads,
+    dismiss_waiting,
+    dispatch_waiting,
+    finish,
+    grow_all,
+    left,
+    silent,
+    slot_freed,
+)
 from statemachines.leases import cut, due
 from statemachines.loading import place
 from statemachines.request import RequestState
@@ -70,6 +79,7 @@ def _stop_late(s: Scheduler, id: str) -> None:
 
 def _kill_late(s: Scheduler, id: str) -> None:
     s.emit(c.RunnerStuck(id))
+    answer_unloads(s)
     place(s)
 
 

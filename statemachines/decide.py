@@ -25,8 +25,18 @@ from statemachines.loading import grow, place
 from statemachines.policy import rank
 from statemachines.request import RequestState
 from statemachines.room import next_ports
-from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, dismissed, fits, head_seq, satisfies, waiting_for
+from statemachines.runner import RunnerState, last_words
+from statemachines.state import (
+    Demand,
+    Request,
+    Runner,
+    dismissed,
+    fits,
+    head_seq,
+    satisfies,
+    unload_due,
+    waiting_for,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -45,7 +55,7 @@ def arrived(s: Scheduler, f: c.RequestArrived, id: str) -> None:
             return
     view = state.config.models[f.model]
     runners = state.models.get(f.model)
-    if view.concurrency_limit and _in_flight(s, f.model) > view.concurrency_limit:
+    if view.concurrency_limit and _in_flight(s, f.model) >= view.concurrency_limit:
         s.emit(c.RequestRejected(id, "concurrency_limit", 1_000_000_000))
         return
     if runners:
@@ -95,7 +105,9 @@ def _cooling_ns(s: Scheduler, f: c.RequestArrived) -> int:
 
 
 def _in_flight(s: Scheduler, model: str) -> int:
-    return sum(request.model == model for request in s.state.requests.values())
+    """How many of a model's requests there are, beside one that has just arrived."""
+    queued = sum(len(demand.waiting) for demand in waiting_for(s.state, model))
+    return queued + sum(len(runner.held) for runner in s.state.models.get(model, {}).values())
 
 
 def _turnover_ns(s: Scheduler) -> int:
@@ -324,10 +336,17 @@ def finish(s: Scheduler, runner: Runner) -> None:
     else:
         s.emit(c.RunnerFailed(runner.id, runner.reason, footprint))
         _after_failure(s, runner)
-    for operation in list(state.operations.values()):
-        if operation.kind == "unload" and not operation.runners:
-            s.emit(c.OperationEnded(operation.id, True))
+    answer_unloads(s)
     place(s)
+
+
+def answer_unloads(s: Scheduler) -> None:
+    """Answer the unloads whose runners are gone, or of which only what cannot be ended is left."""
+    state = s.state
+    for operation in list(state.operations.values()):
+        if operation.kind == "unload" and all(state.runners[id].stuck for id in operation.runners):
+            left = ", ".join(operation.runners)
+            s.emit(c.OperationEnded(operation.id, not left, "stuck" if left else "", detail=left))
 
 
 def _after_failure(s: Scheduler, runner: Runner) -> None:
@@ -350,26 +369,6 @@ def _after_failure(s: Scheduler, runner: Runner) -> None:
         s.dismiss(runner.model, "load_failed", runner.id)
 
 
-def last_words(runner: Runner) -> str:
-    """Why a runner failed, for people: what ended it, and what it said last."""
-    late = LATE.get(runner.reason)
-    if late is not None:
-        return f"{late}: {runner.output}" if runner.output else late
-    if runner.output:
-        return runner.output
-    if runner.reason != "exited" or runner.status is None:
-        return runner.reason
-    status = runner.status
-    ended = f"it was killed by signal {-status}" if status < 0 else f"it exited with status {status}"
-    return f"{ended} when it was ready" if runner.ready_t != NEVER else ended
-
-
-LATE = {
-    "load_timeout": "it was not ready in time (healthCheckTimeout)",
-    "load_stalled": "its load came to a halt (loadStallTimeout)",
-}
-
-
 def _may_be_alone(s: Scheduler, runner: Runner) -> bool:
     """Whether there is something beside this runner's model, and all of it can make room for that."""
     state = s.state
@@ -388,16 +387,21 @@ def probe_answered(s: Scheduler, f: c.ProbeAnswered, id: str) -> None:
     if runner is None:
         return
     if runner.state is RunnerState.ready and f.healthy:
-        demands = waiting_for(s.state, runner.model)
-        for demand in [d for d in demands if d.operations and satisfies(runner, d)]:
-            for operation in list(demand.operations):
-                s.emit(c.OperationEnded(operation, True, runner=runner.id))
+        answer_operators(s, runner)
         dispatch_waiting(s, runner)
         place(s)
         if runner.model in s.state.scaled:
             grow_all(s, runner.model, runner)
     elif not f.healthy:
         silent(s, runner)
+
+
+def answer_operators(s: Scheduler, runner: Runner) -> None:
+    """A runner is what operators wanted loaded."""
+    demands = waiting_for(s.state, runner.model)
+    for demand in [d for d in demands if d.operations and satisfies(runner, d)]:
+        for operation in list(demand.operations):
+            s.emit(c.OperationEnded(operation, True, runner=runner.id))
 
 
 def grow_all(s: Scheduler, model: str, like: Runner | None = None) -> None:
@@ -412,7 +416,7 @@ def grow_all(s: Scheduler, model: str, like: Runner | None = None) -> None:
 
 
 def silent(s: Scheduler, runner: Runner) -> None:
-    """A busy runner that has moved nothing and failed its probes for too long is hung."""
+    """A runner that has answered nothing and failed its probes for too long is hung."""
     if runner.state not in (RunnerState.ready, RunnerState.draining) or runner.silent_t == NEVER:
         return
     if s.state.t - runner.silent_t >= RESPONSE_NS:
@@ -466,20 +470,17 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
     state = s.state
     targets = [state.runners[runner] for runner in state.operations[id].runners]
     for runner in targets:
-        view = state.model(runner.model)
-        due = state.t if f.now or view is None else state.t + view.unload_ns
+        due = state.t if f.now else unload_due(state, runner)
         s.retire(runner, "operator", 0 if f.gently else due)
     if f.cancel:
-        models = [f.model] if f.model else list(state.wanted)
-        for model in models:
+        models = dict.fromkeys(runner.model for runner in targets) if f.runner else state.wanted
+        for model in [f.model] if f.model else list(models):
             s.dismiss(model, "unloaded")
     if not targets:
         known = not f.runner and (not f.model or state.model(f.model) is not None)
-        s.emit(
-            c.OperationEnded(
-                id, known, "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"
-            )
-        )
+        why = "not_loaded" if known else "unknown_runner" if f.runner else "unknown_model"
+        s.emit(c.OperationEnded(id, known, why))
+    answer_unloads(s)
     place(s)
 
 
@@ -525,13 +526,14 @@ def config_changed(s: Scheduler, f: c.ConfigChanged, id: str) -> None:
     for runner in list(state.runners.values()):
         view = state.model(runner.model)
         if view is None or view.digest != runner.digest:
-            s.retire(runner, "configuration", state.t + (view.unload_ns if view else f.view.unload_ns))
+            s.retire(runner, "configuration", unload_due(state, runner))
     for model in list(state.models):
         _reduce(s, model)
     for model in [model for model in state.wanted if state.model(model) is None]:
         s.dismiss(model, "unknown_model")
     for runner in list(state.runners.values()):  # it may suit more than before
         if runner.state is RunnerState.ready and not runner.suspect and runner.model in state.wanted:
+            answer_operators(s, runner)
             dispatch_waiting(s, runner)
     place(s)
 
@@ -560,8 +562,7 @@ def stop_requested(s: Scheduler, f: c.StopRequested, id: str) -> None:
     if f.how == "leave":
         return
     for runner in list(state.runners.values()):
-        view = state.model(runner.model)
-        s.retire(runner, "stopping", state.t if f.how == "now" or view is None else state.t + view.unload_ns)
+        s.retire(runner, "stopping", state.t if f.how == "now" else unload_due(state, runner))
 
 
 def noted(s: Scheduler, f: c.Fact, id: str) -> None:

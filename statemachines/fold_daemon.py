@@ -47,6 +47,7 @@ from statemachines.state import (
     dismissal_key,
     dismissed,
     less_than_default,
+    unload_due,
 )
 
 
@@ -161,8 +162,8 @@ def _unload_requested(state: State, event: Event, f: c.UnloadRequested) -> None:
         if f.runner == runner.id or (not f.runner and f.model in ("", runner.model)):
             operation.runners[runner.id] = None
             runner.cancelled = runner.cancelled or f.cancel
-            if f.now and runner.state is RunnerState.draining:
-                hasten(state, runner)
+            if not f.gently:
+                hasten(state, runner, state.t if f.now else unload_due(state, runner))
     state.operations[operation.id] = operation
 
 
@@ -271,6 +272,8 @@ def _config_changed(state: State, event: Event, f: c.ConfigChanged) -> None:
         if runner.model in given and not runner.kept:
             runner.keep_alive_ns = given[runner.model]
         now = f.view.models.get(runner.model)
+        if now is None or now.digest != runner.digest:
+            hasten(state, runner, unload_due(state, runner))
         if now and runner.less and not less_than_default(now, runner.options):
             _suits_all(state, runner)
         keep_alive(state, runner)  # one that was kept as the least of instances may be above it now
@@ -292,10 +295,8 @@ def _suits_all(state: State, runner: Runner) -> None:
 
 def _stop_requested(state: State, event: Event, f: c.StopRequested) -> None:
     state.stopping = f.how
-    if f.how == "now":
-        for runner in state.runners.values():
-            if runner.state is RunnerState.draining:
-                hasten(state, runner)
+    for runner in state.runners.values() if f.how != "leave" else ():
+        hasten(state, runner, state.t if f.how == "now" else unload_due(state, runner))
 
 
 def _breach_recorded(state: State, event: Event, f: c.BreachRecorded) -> None:

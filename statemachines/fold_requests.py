@@ -18,6 +18,7 @@ from statemachines.moves import (
     request_to,
     rerank,
     unqueue,
+    watched,
 )
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
@@ -83,7 +84,8 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
         runner.idle_t = NEVER
         state.deadlines.disarm(("keep_alive", runner.id))
         state.deadlines.disarm(("linger", runner.id))
-        state.deadlines.arm(("watch", runner.id), event.t + WATCH_NS)
+        if ("watch", runner.id) not in state.deadlines.due:
+            state.deadlines.arm(("watch", runner.id), event.t + WATCH_NS)
     runner.held[request.id] = event.t
     if request.kind == LEASE:
         look_at_lease(state, request)
@@ -130,6 +132,8 @@ def _upstream_ended(state: State, event: Event, f: c.UpstreamEnded) -> None:
     if not f.complete and f.sent and request.state is RequestState.dispatched:
         runner.suspect = runner.state in (RunnerState.ready, RunnerState.draining)
     release(state, request)
+    if (f.complete or f.bytes_to_client) and not runner.held:
+        watched(state, runner, True)
 
 
 def _lease_resumed(state: State, event: Event, f: c.LeaseResumed) -> None:

@@ -198,7 +198,7 @@ def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
         if not f.healthy:
             due.arm(("reprobe", runner.id), t + REPROBE_NS)
             due.arm(("probe", runner.id), max(t, runner.probe_due))
-    if runner.held:
+    if runner.held or not runner.suspect:
         watched(state, runner, f.healthy or f.moved)
 
 

@@ -72,7 +72,10 @@ def preload_only(state: State, demand: Demand) -> bool:
 
 def kept_from(state: State, runner: Runner, demand: Demand) -> str:
     """Why a runner must not be evicted for a demand: "preloaded" (so is this, and neither makes room for the
-    other), or as `protected` says."""
+    other), "well" (what it broke off is to be tried elsewhere, and it is not suspected any more), or as
+    `protected` says."""
+    if runner.id == demand.excluded and not runner.suspect:
+        return "well"
     if runner.model in state.preloads and preload_only(state, demand):
         return "preloaded"
     return protected(state, runner, demand.model)

@@ -20,7 +20,7 @@ from events import catalogue as c
 from events.catalogue import LEASE
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Request, Runner, State, satisfies, waiting_for
+from statemachines.state import Request, Runner, State, satisfies, unload_due, waiting_for
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -62,8 +62,7 @@ def revoke_all(s: Scheduler, runner: Runner, reason: str, deadline_ns: int) -> N
 def _revoke(s: Scheduler, request: Request, runner: Runner, reason: str, deadline_ns: int) -> None:
     """Give notice: as long as a drain may last (`unloadTimeout`), and not beyond the runner's own end."""
     state = s.state
-    view = state.model(runner.model)
-    until = state.t + (view.unload_ns if view is not None else state.config.unload_ns)
+    until = unload_due(state, runner)
     until = min(until, deadline_ns) if deadline_ns else until
     s.emit(c.LeaseRevoked(request.id, runner.id, reason, until))
 

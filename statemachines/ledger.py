@@ -54,6 +54,12 @@ def reported_bytes(state: State, device: str) -> int | None:
     return reading.free_bytes - state.coming.get(device, 0) - state.config.headroom_bytes
 
 
+def unreadable(state: State, device: str) -> bool:
+    """Whether a device cannot be read now, so that nothing of it counts as free, whatever is unloaded."""
+    reading = state.readings.get(device)
+    return reading is not None and not (reading.reliable or reading.free_bytes)
+
+
 def free_bytes(state: State, device: str) -> int | None:
     """What a new load may reserve on a device. None: unknown device."""
     predicted, reported = predicted_bytes(state, device), reported_bytes(state, device)
@@ -139,10 +145,11 @@ def roomiest(
     spoken: Mapping[str, object] = NONE,
     kept: Mapping[str, object] = NONE,
 ) -> str:
-    """The GPU for a load: among those that could ever hold it, and that are not spoken for, one where it
-    fits, else one where it would if idle runners went, else the one for which it waits already, else the one
-    with the largest free room by the ledger; ties by name. The host where there is no GPU."""
-    best, best_key = "host", (False, False, False, False, -1 << 62)
+    """The GPU for a load: among those that could ever hold it, that can be read now, and that are not spoken
+    for, one where it fits, else one where it would if idle runners went, else the one for which it waits
+    already, else the one with the largest free room by the ledger; ties by name. The host where there is no
+    GPU."""
+    best, best_key = "host", (False, False, False, False, False, -1 << 62)
     idle: dict[str, int] | None = None
     headroom, held, coming = state.config.headroom_bytes, state.held, state.coming
     for name in gpu_names(state):
@@ -157,7 +164,8 @@ def roomiest(
                 idle = _idle_bytes(state) if idle is None else idle
                 enough = size_bytes <= free + idle.get(name, 0)
         possible = budget is None or size_bytes <= budget - headroom
-        key = (possible, name not in spoken, enough, name in kept, free)
+        readable = not unreadable(state, name)
+        key = (possible, readable, name not in spoken, enough, name in kept, free)
         if key > best_key:
             best, best_key = name, key
     return best

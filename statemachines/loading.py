@@ -43,7 +43,7 @@ from statemachines.claims import (
 )
 from statemachines.estimate import HOST
 from statemachines.groups import kept_from, preload_only
-from statemachines.ledger import NONE, gpu_names
+from statemachines.ledger import NONE, gpu_names, unreadable
 from statemachines.policy import POLICIES, Cost, costs_to_lose
 from statemachines.room import Need, Room, in_use, lease, need_of, never_fits, short
 from statemachines.runner import RunnerState
@@ -154,6 +154,10 @@ def _possible(
     if need is None:
         s.dismiss(demand.model, "unknown_model")
         return None
+    unknown = ", ".join(name for name in demand.options if name not in need.view.options)
+    if unknown:  # a reload has taken it away
+        s.dismiss(demand.model, "unknown_option", detail=unknown, demand=demand.key)
+        return None
     never = never_fits(s.state, need)
     if never:
         s.dismiss(demand.model, "never_fits", detail=never, demand=demand.key)
@@ -241,6 +245,8 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
     """Find the room: wait for what is leaving anyway, else choose victims, else wait for those ahead, else
     for other programs."""
     state = s.state
+    if any(unreadable(state, device) for device in need.bytes):
+        return _wait_for_memory(s, demand, need)  # whoever goes, it does not become readable by that
     idle: list[Runner] = []
     lingering: list[Runner] = []
     busy: list[Runner] = []
@@ -250,7 +256,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
     due = POLICIES[state.config.policy]
     spoken = {device: None for device in ahead.devices if device != HOST}.keys()
     preload = preload_only(state, demand)
-    guarded = state.pinned or state.group_of or preload
+    guarded = state.pinned or state.group_of or preload or demand.excluded
     for runner in state.runners.values():
         if guarded and runner.live and kept_from(state, runner, demand):
             kept.append(runner)
@@ -333,8 +339,12 @@ def _blocked(s: Scheduler, demand: Demand, need: Need, kept: list[Runner]) -> bo
         return False
     why = {runner.id: kept_from(state, runner, demand) for runner in helpful}
     names = ", ".join(f"{runner.id} ({runner.model}, {why[runner.id]})" for runner in helpful)
-    reason = "preloaded" if "preloaded" in why.values() else "pinned"
-    s.dismiss(demand.model, reason, detail=names, demand=demand.key)
+    if "well" in why.values():
+        detail = "it broke off, though it is healthy"
+        s.dismiss(demand.model, "upstream_failed", demand.excluded, detail, demand.key)
+    else:
+        reason = "preloaded" if "preloaded" in why.values() else "pinned"
+        s.dismiss(demand.model, reason, detail=names, demand=demand.key)
     return True
 
 

@@ -185,8 +185,6 @@ def idle(state: State, runner: Runner) -> None:
     runner.idle_t = state.t
     if runner.served:
         state.idle[runner.model] = (state.t, runner.options)
-    runner.silent_t = NEVER
-    state.deadlines.disarm(("watch", runner.id))
     keep_alive(state, runner)
     if state.starving and runner.state is RunnerState.ready and (pause_ns := linger_ns(state, runner)):
         state.deadlines.arm(("linger", runner.id), state.t + pause_ns)
@@ -248,15 +246,21 @@ def awaited(state: State, runner: Runner) -> bool:
     return runner.suspect and any(satisfies(runner, demand) for demand in waiting_for(state, runner.model))
 
 
-def hasten(state: State, runner: Runner) -> None:
-    """A drain that may last no longer."""
-    runner.drain_due = state.t
-    state.deadlines.arm(("drain", runner.id), state.t)
+def hasten(state: State, runner: Runner, due_t: int) -> None:
+    """A runner is to go by then: if it drains already, for another reason, it has no longer than that."""
+    if runner.state is RunnerState.draining and not 0 < runner.drain_due <= due_t:
+        runner.drain_due = due_t
+        state.deadlines.arm(("drain", runner.id), due_t)
 
 
 def watched(state: State, runner: Runner, alive: bool) -> None:
+    """A runner has answered, or has not: it is watched while it is busy, and on until it has answered, though
+    who asked it has not waited for that."""
     if alive:
         runner.silent_t = NEVER
     elif runner.silent_t == NEVER:
         runner.silent_t = state.t
-    state.deadlines.arm(("watch", runner.id), state.t + WATCH_NS)
+    if runner.held or not alive:
+        state.deadlines.arm(("watch", runner.id), state.t + WATCH_NS)
+    else:
+        state.deadlines.disarm(("watch", runner.id))

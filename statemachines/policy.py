@@ -47,15 +47,20 @@ def quantum_ns(state: State, runner: Runner, rival: Demand) -> int:
     rival in, and it in again."""
     loads = state.load_cost_ns
     reload = loads.get(rival.model, LOAD_GUESS_NS) + loads.get(runner.model, LOAD_GUESS_NS)
-    return state.config.swap_patience * (reload + state.drain_cost_ns.get(runner.model, 0))
+    return state.config.swap_patience * _with_drain(state, runner, reload)
+
+
+def _with_drain(state: State, runner: Runner, reload_ns: int) -> int:
+    """What a swap costs. What was learned of the drain is how long the last one took: it counts for no more
+    than the loads, or one request of an hour would keep a runner's place for many hours afterwards."""
+    return reload_ns + min(state.drain_cost_ns.get(runner.model, 0), reload_ns)
 
 
 def lease_turn_ns(state: State, runner: Runner) -> int:
     """How long a lease may keep its slot while others of its model wait: as a busy runner its place, and a
     minute. If it is not let go then, its runner is loaded again."""
     reload = 2 * state.load_cost_ns.get(runner.model, LOAD_GUESS_NS)
-    cost = reload + state.drain_cost_ns.get(runner.model, 0)
-    return max(WATCH_NS, state.config.swap_patience * cost)
+    return max(WATCH_NS, state.config.swap_patience * _with_drain(state, runner, reload))
 
 
 def linger_ns(state: State, runner: Runner) -> int:

@@ -19,6 +19,7 @@ from statemachines.ledger import (
     needs,
     predicted_bytes,
     reported_bytes,
+    unreadable,
 )
 from statemachines.state import Demand, Runner, State, instances
 
@@ -160,8 +161,9 @@ def max_loaded(state: State) -> int:
         return state.config.max_loaded
     if ruled(state.config):
         return CONFIG_MODELS
-    gpus = [reading for name, reading in state.readings.items() if name != "host"]
-    if gpus and not all(reading.reliable for reading in gpus):
+    gpus = [name for name in state.readings if name != "host"]
+    # One that cannot be read just now is not one whose figures are never to be trusted.
+    if not all(state.readings[name].reliable or unreadable(state, name) for name in gpus):
         return len(gpus)
     return MODELS_PER_GPU * max(1, len(gpus))
 
@@ -196,6 +198,8 @@ def in_use(state: State, need: Need) -> str:
     if stuck:
         return f"{', '.join(stuck)} cannot be ended"
     device = short(state, need)
+    if device and unreadable(state, device):
+        return f"needs {mib(need.bytes[device])} on {device}, which cannot be read"
     if device:
         left = max(0, free_bytes(state, device) or 0)
         return f"needs {mib(need.bytes[device])} on {device}; other programs leave {mib(left)}"

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from events.catalogue import CUT_OFF, RunnerStop
+from events.catalogue import CUT_OFF, NEVER, RunnerStop
 from statemachines.machine import compile_table, declare
+
+if TYPE_CHECKING:
+    from statemachines.state import Runner
 
 
 class RunnerState(StrEnum):
@@ -54,3 +57,23 @@ TERMINAL: Final = (_R.unloaded, _R.failed, _R.lost)
 def why_cut(stop: RunnerStop) -> str:
     """The `error` of the exchanges with a runner that is told to stop: CUT_OFF, unless it has failed."""
     return CUT_OFF if stop.verdict == "unloaded" else f"it was ended ({stop.reason})"
+
+
+def last_words(runner: Runner) -> str:
+    """Why a runner failed, for people: what ended it, and what it said last."""
+    late = LATE.get(runner.reason)
+    if late is not None:
+        return f"{late}: {runner.output}" if runner.output else late
+    if runner.output:
+        return runner.output
+    if runner.reason != "exited" or runner.status is None:
+        return runner.reason
+    status = runner.status
+    ended = f"it was killed by signal {-status}" if status < 0 else f"it exited with status {status}"
+    return f"{ended} when it was ready" if runner.ready_t != NEVER else ended
+
+
+LATE = {
+    "load_timeout": "it was not ready in time (healthCheckTimeout)",
+    "load_stalled": "its load came to a halt (loadStallTimeout)",
+}

@@ -66,7 +66,7 @@ class Runner(msgspec.Struct):
     probe_due: int = 0
     """When a suspicion, unless it is lifted, becomes a failure."""
     silent_t: int = NEVER
-    """Since when it has been busy, moved no byte and failed its probes."""
+    """Since when it has left requests unanswered, moved no byte and failed its probes."""
     stuck: bool = False
     processes: dict[int, Process] = msgspec.field(default_factory=dict)
     """Those that are there, by shard."""
@@ -310,6 +310,11 @@ def where_of(view: ModelView | None) -> tuple[str, ...]:
     if view is None or "" in view.memory_bytes:
         return ()
     return tuple(sorted(view.memory_bytes))
+
+
+def unload_due(state: State, runner: Runner) -> int:
+    """Until when a drain for an unload, a reload or a stop may last that begins now (`unloadTimeout`)."""
+    return state.t + (state.model(runner.model) or state.config).unload_ns
 
 
 def head_seq(demand: Demand) -> int:

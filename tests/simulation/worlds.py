@@ -40,6 +40,7 @@ CALM_FAILURES = {
     "no_port",
     "unloaded",
     "unknown_model",
+    "unknown_option",
     "stopping",
 }
 """Why a request may fail where no process misbehaves."""

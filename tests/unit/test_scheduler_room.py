@@ -116,6 +116,68 @@ def test_who_goes_ahead_on_another_device_does_not_take_the_port_of_the_first(
     assert bool(of(core.take(c.RequestArrived("c", "chat")), c.RunnerLoad)) == goes_ahead
 
 
+def on_gpu0(name: str, size: int) -> c.ModelView:
+    return c.ModelView(digest=name, memory_bytes={"gpu0": size * GIB})
+
+
+def unread(core: Core, *sizes: int) -> list[c.Event]:
+    """The GPUs are there, but cannot be read."""
+    gone = {f"gpu{i}": Reading(size * GIB, 0, reliable=False) for i, size in enumerate(sizes)}
+    return core.take(c.MemoryMeasured({"host": Reading(10 * GIB, 10 * GIB), **gone}))
+
+
+def test_nobody_goes_for_a_gpu_that_cannot_be_read() -> None:
+    core = Core({"a": on_gpu0("a", 6), "b": on_gpu0("b", 20)})
+    gpus(core, 24)
+    idle = core.load("a")
+    core.passes(10 * S)
+    unread(core, 24)
+    events = core.take(c.RequestArrived("b", "chat"))
+    assert not of(events, c.ClaimMade)
+    assert of(events, c.TurnWaits)[0].reason == "memory"
+    core.passes(2 * S)
+    gpus(core, 24)
+    assert core.state.runners[idle].reason == "evicted"
+
+
+def test_what_waits_for_a_gpu_that_stays_unreadable_is_told_so() -> None:
+    core = Core({"a": on_gpu0("a", 6)})
+    unread(core, 24)
+    core.arrive("a")
+    told: list[c.ModelDismissed] = []
+    for _ in range(40):
+        told += of(core.passes(S), c.ModelDismissed)
+        told += of(unread(core, 24), c.ModelDismissed)
+    assert [(each.reason, each.detail) for each in told] == [
+        ("no_memory", "needs 6 GiB on gpu0, which cannot be read")
+    ]
+
+
+def test_an_open_device_is_one_that_can_be_read() -> None:
+    """Of two, one of which is busy: the other is no way out while it cannot be read."""
+    core = Core({"a": on_gpu0("a", 20), "b": c.ModelView(digest="b", memory_bytes={"": 14 * GIB})})
+    gpus(core, 24, 24)
+    core.load("a")
+    core.passes(10 * S)
+    core.take(
+        c.MemoryMeasured(
+            {"host": Reading(10 * GIB, 10 * GIB), "gpu0": Reading(24 * GIB, 4 * GIB),
+             "gpu1": Reading(24 * GIB, 0, reliable=False)}
+        )
+    )  # fmt: skip
+    claims = of(core.take(c.RequestArrived("b", "chat")), c.ClaimMade)
+    assert [claim.devices for claim in claims] == [("gpu0",)]
+
+
+def test_a_gpu_that_cannot_be_read_lowers_no_limit() -> None:
+    core = Core({})
+    core.take(c.ConfigChanged(c.ConfigView()))
+    gpus(core, 8, 8)
+    assert max_loaded(core.state) == 6
+    unread(core, 8, 8)
+    assert max_loaded(core.state) == 6
+
+
 def test_how_many_runners_there_may_be_follows_the_gpus() -> None:
     core = Core({})
     core.take(c.ConfigChanged(c.ConfigView()))

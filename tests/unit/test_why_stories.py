@@ -51,6 +51,8 @@ STORIES: dict[str, list[str]] = {
     "lease_revoked_for_an_eviction": ["q1", "r1", "q2"],
     "lease_revoked_for_who_waits": ["q1", "q3"],
     "lease_that_is_not_let_go": ["q1", "r1"],
+    "memory_never_back": ["r1"],
+    "restart_with_survivors": ["r1"],
 }
 """What is asked about: by the scenario's ids."""
 

@@ -56,6 +56,7 @@ from events.limits import (
     STOP_COMMAND_S,
     S,
 )
+from events.words import refused
 
 log = logging.getLogger("runnerd")
 
@@ -221,7 +222,8 @@ class Supervisor:
             for part in charge.parts.values():
                 _drop(part)
             charge.parts.clear()
-            self._submit(SpawnFailed(launch.runner, f"{error}"))
+            why = refused(error) if isinstance(error, OSError) else str(error)
+            self._submit(SpawnFailed(launch.runner, why))
             return
         for part in list(charge.parts.values()):
             self._nursery.start_soon(self._watch, charge, part)

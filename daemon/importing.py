@@ -135,7 +135,8 @@ def import_main(directory: Path | None, output: Path | None, server: str) -> int
         except OSError as error:
             _say(f"cannot write {output}: {error.strerror}")
             return 1
-    _say(f"{found.models} models; runnerd check says what the file means")
+    count = "1 model" if found.models == 1 else f"{found.models} models"
+    _say(f"{count}; runnerd check --config {output or 'FILE'} says what the file means")
     return 0
 
 

@@ -96,6 +96,8 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     if profile and driver.state.profile != profile:
         driver.submit(c.ProfileRequested(profile, "start"))
     driver.submit(await driver.meter.measure({}))
+    for words in unlimited(driver.state):
+        log.warning("%s", words)
     for runner in list(driver.state.runners.values()):  # a signal that may not have been sent: once more
         if runner.state is RunnerState.stopping and runner.processes:
             driver.machinery.stop(runner.id)
@@ -136,3 +138,19 @@ def digest_key(directory: Path) -> bytes:
         with open(descriptor, "wb") as file:
             file.write(key)
     return key
+
+
+def unlimited(state: State) -> list[str]:
+    """Devices that models are configured for, and of which neither the machine nor the file says how large
+    they are: mostly a slip of the pen."""
+    models: dict[str, list[str]] = {}
+    for id, view in state.config.models.items():
+        for device in view.memory_bytes:
+            if device and device not in state.readings and device not in state.config.devices:
+                models.setdefault(device, []).append(id)
+    there = ", ".join(sorted(state.readings))
+    return [
+        f"there is no {device} here (only {there}), nor a budget for it in `devices`: nothing limits what is "
+        f"loaded on it (memory of {', '.join(ids)})"
+        for device, ids in models.items()
+    ]

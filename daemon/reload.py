@@ -24,6 +24,7 @@ from daemon.config.errors import ConfigError
 from daemon.config.file import load
 from daemon.driver import Driver
 from daemon.estimates import with_estimates
+from daemon.recovery import unlimited
 from events import catalogue as c
 from events.failpoints import reach
 from statemachines.state import Runner, State
@@ -150,7 +151,7 @@ class Reloader:
                 dict.fromkeys(key for name, key in SETTINGS.items() if _differ(old, config, name))
             ),
             going=_going(driver.state, events),
-            warnings=(*config.warnings, *self._at_start(config), *kept),
+            warnings=(*config.warnings, *unlimited(driver.state), *self._at_start(config), *kept),
             seq=driver.state.seq,
         )
 

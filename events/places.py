@@ -13,6 +13,7 @@ from pathlib import Path
 
 from events.envelope import LogError
 from events.lock import hold_lock, lock_path, sign_lock
+from events.words import refused
 
 SUFFIXES = ("", "-wal", "-shm")
 """The database, its write-ahead log, and the index of that, by which readers and writers meet."""
@@ -72,6 +73,7 @@ class Places:
             with closing(sqlite3.connect(copy)) as target:
                 connection.backup(target)
         except (OSError, sqlite3.Error) as error:
-            return f"it could not be saved: {error}"
+            why = refused(error) if isinstance(error, OSError) else error
+            return f"it could not be saved: {why}"
         where = f"put that in the place of {self._log}, remove {self._log}-wal and -shm"
         return f"all of it, up to event {seq}, is in {copy}: {where}, and start again"

@@ -64,13 +64,15 @@ def last_words(runner: Runner) -> str:
     late = LATE.get(runner.reason)
     if late is not None:
         return f"{late}: {runner.output}" if runner.output else late
-    if runner.output:
-        return runner.output
-    if runner.reason != "exited" or runner.status is None:
-        return runner.reason
     status = runner.status
+    killed = runner.reason == "exited" and status is not None and status < 0  # of which it could say nothing
+    if runner.output and not killed:
+        return runner.output
+    if runner.reason != "exited" or status is None:
+        return runner.reason
     ended = f"it was killed by signal {-status}" if status < 0 else f"it exited with status {status}"
-    return f"{ended} when it was ready" if runner.ready_t != NEVER else ended
+    ended = f"{ended} when it was ready" if runner.ready_t != NEVER else ended
+    return f"{runner.output}\n{ended}" if runner.output else ended
 
 
 LATE = {

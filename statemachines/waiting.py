@@ -9,6 +9,8 @@ from statemachines.claims import before
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Request, Runner, State, satisfies
 
+ASKED = ("is asked for its health", "are asked for their health")
+
 
 def cause(state: State, demand: Demand) -> str:
     """What a demand's requests wait for: `r7 loads`, `r3 is busy`, `memory that other programs hold` …"""
@@ -28,7 +30,7 @@ def _served(state: State, demand: Demand) -> str:
     ready = [runner for runner in mine if runner.state is RunnerState.ready]
     words = [
         _all((r for r in ready if not r.suspect and len(r.held) >= r.slots), "is busy", "are busy"),
-        _all((r for r in ready if r.suspect), "is asked for its health", "are asked for their health"),
+        _all((r for r in ready if r.suspect), *ASKED),
         _all((r for r in mine if r.state is RunnerState.loading), "loads", "load"),
     ]
     return ", ".join(filter(None, words)) or "its turn"
@@ -46,6 +48,9 @@ def _starving(state: State, demand: Demand) -> str:
         return "memory that other programs hold"
     if demand.turn_due != NEVER:
         return "its turn"
+    failed = state.runners.get(demand.excluded)
+    if failed is not None and failed.suspect and failed.live:
+        return _all([failed], *ASKED)
     first = before(state, demand)
     if first is not None:
         return f"{first.model}, which is next"
@@ -54,6 +59,7 @@ def _starving(state: State, demand: Demand) -> str:
         _all((r for r in runners if not r.live and not r.stuck), "is leaving", "are leaving")
         or _all((r for r in runners if ("linger", r.id) in state.deadlines.due), "lingers", "linger")
         or _all(state.loading.values(), "loads", "load")
+        or _all((r for r in runners if r.live and r.suspect), *ASKED)
         or ("a measurement" if state.measuring else "room")
     )
 

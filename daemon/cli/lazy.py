@@ -1,4 +1,5 @@
-"""Commands that are imported when they are asked for: nobody who looks at ten events waits for the others."""
+"""Groups of commands: told in whole sentences, and imported when they are asked for: nobody who looks at ten
+events waits for the others."""
 
 from __future__ import annotations
 
@@ -8,8 +9,22 @@ from typing import Any
 
 import click
 
+SENTENCE = 1000
+"""Characters that no command's first sentence has."""
 
-class Commands(click.Group):
+
+class Group(click.Group):
+    """A group whose help has each command's first sentence; click would cut that off at the line's end."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Name and sentence of each, over as many lines as that takes."""
+        names = self.list_commands(ctx)
+        commands = [(name, command) for name in names if (command := self.get_command(ctx, name))]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(SENTENCE)) for name, command in commands])
+
+
+class Commands(Group):
     """A group some of whose commands are elsewhere: by name, the module, and the command's name in it."""
 
     def __init__(self, *arguments: Any, elsewhere: Mapping[str, tuple[str, str]], **more: Any) -> None:

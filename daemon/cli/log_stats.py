@@ -132,7 +132,7 @@ def _show(output: Output, found: Stats, state: State, by: str, rows: list[Row], 
 
 def _summary(found: Stats) -> str:
     total = found.total
-    hits = f", {share(total.hit_rate)} of them served at once" if total.dispatched else ""
+    hits = f", of those served {share(total.hit_rate)} at once" if total.dispatched else ""
     rate = found.swaps_per_hour
     swaps = f"{count(total.swaps, 'swap')}" + (f" ({rate:.1f} an hour)" if rate is not None else "")
     return f"{count(total.arrived, 'request')}{hits}; {count(total.loads['decided'], 'load')}, {swaps}"

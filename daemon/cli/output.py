@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import click
 
 from daemon.cli.describe import describe, duration, named, size
-from daemon.cli.runnerd import EXIT_INTERRUPTED
+from daemon.cli.runnerd import EXIT_INTERRUPTED, legible
 
 EXIT_FAILED = 1
 EXIT_PIPE = 141  # the same of SIGPIPE: nobody reads what is printed
@@ -61,8 +61,9 @@ class Output:
         self._day = ""
 
     def line(self, fields: Row) -> None:
-        """One JSON line."""
-        self.raw(json.dumps(fields, separators=(",", ":"), ensure_ascii=False))
+        """One JSON line, which is JSON under any locale."""
+        ascii = (sys.stdout.encoding or "").lower() != "utf-8"
+        self.raw(json.dumps(fields, separators=(",", ":"), ensure_ascii=ascii))
 
     def raw(self, text: str) -> None:
         """Text as it is. Exits silently where nobody reads it any more."""
@@ -270,6 +271,7 @@ class Number(click.IntRange):
 
 def run(command: click.Group, program: str) -> int:
     """Run a command line; its exit code. Usage errors are 2, an interruption is 130 and says nothing."""
+    legible()
     try:
         code = command.main(prog_name=program, standalone_mode=False)
         return code if isinstance(code, int) else 0

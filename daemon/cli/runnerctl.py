@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from daemon.cli.describe import named, printable
+from daemon.cli.lazy import Group
 from daemon.cli.lease import lease, pairs
 from daemon.cli.output import ANY_PATH, Column, Number, Output, age, as_json, duration, memory, run, size
 from daemon.cli.restart import restart_daemon, words
@@ -70,7 +71,7 @@ def _impossible(path: Path) -> str:
     return "that is no socket" if os.path.exists(path) and not path.is_socket() else ""
 
 
-class Program(click.Group):
+class Program(Group):
     """The command line, and what the daemon refuses on it."""
 
     def invoke(self, context: click.Context) -> object:
@@ -263,7 +264,10 @@ def status(context: Context) -> None:
 @click.option("--priority", type=int, default=0, metavar="N", help="Added to the model's priority.")
 @click.pass_obj
 def load(context: Context, model: str, options: tuple[str, ...], priority: int) -> None:
-    """Load MODEL and wait until it is ready."""
+    """Load MODEL and wait until it is ready.
+
+    Ctrl-C ends the waiting, not the load.
+    """
     given, output, last = pairs(options), context.output, Row()
     replies = context.client().calls("Load", model=model, options=given, priority=priority)
     with output.progress(f"{model}: asking") as show:

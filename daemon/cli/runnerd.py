@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 from daemon.version import VERSION, foreign_package
@@ -14,6 +15,8 @@ from daemon.version import VERSION, foreign_package
 EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE = 1, 2, 3
 EXIT_INTERRUPTED = 130
 """As a shell says of a program that SIGINT ended."""
+
+CONFIG = "llama-swap's YAML and ours"
 
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):([0-9]{1,5})")
 
@@ -26,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if foreign:
         _say(f"{foreign} is another distribution's: install runnerd in an environment of its own")
         return EXIT_REFUSED
+    legible()
     parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
     if not given:
         parser.print_help(sys.stderr)
@@ -36,6 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough; nothing is left for the interpreter to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def legible() -> None:
+    """Print `?` for a character that the locale lacks, rather than die of it."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _command(options: argparse.Namespace) -> int:
@@ -67,9 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"runnerd {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the daemon in the foreground (or under systemd)")
-    serve.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="llama-swap's YAML and ours"
-    )
+    serve.add_argument("--config", type=Path, required=True, metavar="FILE", help=CONFIG)
     serve.add_argument("--listen", metavar="HOST:PORT", help="overrides the file's `listen`")
     serve.add_argument("--socket", type=Path, metavar="PATH", help="the control socket")
     serve.add_argument("--log", type=Path, metavar="PATH", help="the event log")
@@ -83,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _insecure(serve)
     check = commands.add_parser("check", help="say what is wrong with a configuration, without starting")
-    check.add_argument("--config", type=Path, required=True, metavar="FILE")
+    check.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="llama-swap's YAML and ours"
+    )
     _insecure(check)
     taken = commands.add_parser("import-ollama", help="write a configuration for the models that Ollama has")
     taken.add_argument(

@@ -71,8 +71,10 @@ def parse(text: str, problems: Problems) -> Node:
         for event in yaml.parse(text, Loader=_LOADER):
             composer.take(event)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise problems.give_up(line, "", f"expected YAML, found: {error.problem or error.context}") from None
+        mark = error.problem_mark
+        tab = mark is not None and text[mark.index : mark.index + 1] == "\t"
+        found = "a tab, where it takes spaces" if tab else error.problem or error.context
+        raise problems.give_up(mark.line + 1 if mark else 0, "", f"expected YAML, found: {found}") from None
     except (yaml.YAMLError, RecursionError) as error:
         message = str(error).splitlines()[0] if str(error) else "a syntax error"
         raise problems.give_up(0, "", f"expected YAML, found: {message}") from None

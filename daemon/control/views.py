@@ -127,7 +127,7 @@ def requests(state: State, t: int) -> list[View]:
             "state": request.state.value,
             "age_ns": t - request.arrived_t,
             "position": places.get(request.id),
-            "runner": request.runner or None,
+            "runner": request.runner if request.state is RequestState.dispatched else None,
             "attempt": request.attempt,
             "caller": request.caller,
             "reason": reasons.get(request.id) or holder(state, request),

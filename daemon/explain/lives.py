@@ -12,6 +12,8 @@ from daemon.explain.walk import Happening, Watch
 from events import catalogue as c
 from events.catalogue import NEVER, Option
 from statemachines.leases import held
+from statemachines.ledger import back
+from statemachines.request import RequestState
 from statemachines.room import need_of
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, Runner, State, oldest, waiting_for
@@ -114,6 +116,8 @@ class Life(msgspec.Struct):
     """What followed: stop, kill, exit, and what came of it."""
     over: bool = False
     """It has ended."""
+    memory_seen: bool = True
+    """Its memory was seen to have come back then; False: it was counted as free at a deadline."""
     successor: Happening | None = None
     """The load for which it had to go."""
     older: bool = False
@@ -141,6 +145,7 @@ class Lives(Watch):
             c.RunnerLoad: self._loads,
             c.ProbeAnswered: self._answers,
             c.UpstreamEnded: self._exchanged,
+            c.RequestInterrupted: self._interrupted,
             c.LeaseRevoked: self._revokes,
             c.DaemonStarted: self._starts,
             c.ModelCooling: self._follows,
@@ -219,6 +224,13 @@ class Lives(Watch):
             life.last, life.exchanges = h, life.exchanges + 1
         self._settle(h)
 
+    def _interrupted(self, h: Happening, state: State) -> None:
+        """A crash ends an exchange without a word of it."""
+        request = state.requests[h.body.request]
+        life = self.lives.get(request.runner)
+        if life is not None and request.state is RequestState.dispatched and not request.slot:
+            life.last, life.exchanges = h, life.exchanges + 1
+
     def _revokes(self, h: Happening, state: State) -> None:
         life = self.lives.get(h.body.runner)
         if life is not None:
@@ -254,7 +266,7 @@ class Lives(Watch):
             return
         life.after = [*life.after, h]
         if isinstance(h.body, OVER):
-            life.over = True
+            life.over, life.memory_seen = True, back(state, state.runners[life.id])
             life.end = life.end or end_of(state, state.runners[life.id], h, None)
 
     def _settle(self, h: Happening) -> None:

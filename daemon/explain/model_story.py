@@ -10,7 +10,7 @@ from daemon.explain.obstacle import WhyNot, why_not
 from daemon.explain.told import Explanation, Line
 from daemon.explain.unknown import UnknownSubject
 from daemon.explain.walk import Happening, Watch, happening, walk
-from daemon.explain.words import MOMENT_NS, count, duration, first_up, options_of
+from daemon.explain.words import MOMENT_NS, count, duration, first_up, listed, options_of
 from events import catalogue as c
 from events.envelope import decode
 from events.reader import Reader
@@ -24,9 +24,11 @@ class ModelWatch(Lives):
         super().__init__(model)
         self.stop_at = moment
         self.asked = 0
+        """Requests for it; operators are counted apart."""
+        self.operators = 0
         self.last_asked: Happening | None = None
         self.refused: Happening | None = None
-        """The last of its requests that was refused on arrival, or failed while it waited."""
+        """The last of those that was refused on arrival, or failed while it waited."""
         self.alive: list[Life] = []
         """Runners of it at the moment."""
         self.ended: Life | None = None
@@ -44,6 +46,7 @@ class ModelWatch(Lives):
             c.RequestArrived: self._arrives,
             c.RequestRejected: self._refuses,
             c.RequestFailed: self._refuses,
+            c.OperationEnded: self._refuses_operator,
         }
 
     def _arrives(self, h: Happening, state: State) -> None:
@@ -59,6 +62,11 @@ class ModelWatch(Lives):
             return
         request = state.requests.get(h.body.request)
         if request is not None and request.model == self.model:
+            self.refused = h
+
+    def _refuses_operator(self, h: Happening, state: State) -> None:
+        mine = self.last_asked is not None and h.body.operation == self.last_asked.subject
+        if mine and not h.body.ok and not self._past:
             self.refused = h
 
     def stopped(self, state: State) -> None:
@@ -81,7 +89,7 @@ def explain_model(reader: Reader, model: str, moment: int | None, *, now: bool, 
     watch.now_t = t
     watch.begin = _begins(reader, watch)
     state = walk(reader, watch)
-    if not watch.asked and not watch.lives and model not in watch.known:
+    if watch.last_asked is None and not watch.lives and model not in watch.known:
         raise UnknownSubject(model, watch.known)
     life = _telling(watch)
     summary = _summary(watch, life, state, now=now)
@@ -108,7 +116,7 @@ def _begins(reader: Reader, watch: ModelWatch) -> int:
     loads = [happening(reader, int(id[1:])) or older(runner).load for id, runner in alive.items()]
     if not alive:
         for record in reader.records(0, moment):
-            if record.type not in ("runner.load", "request.arrived"):
+            if record.type not in ("runner.load", "request.arrived", "operator.load"):
                 continue
             body = decode(record).body
             if getattr(body, "model", "") == watch.model:
@@ -116,7 +124,9 @@ def _begins(reader: Reader, watch: ModelWatch) -> int:
                 if isinstance(body, c.RunnerLoad):
                     loads = [h]
                 else:
-                    watch.asked, watch.last_asked = watch.asked + 1, h
+                    watch.last_asked = h
+                    watch.asked += isinstance(body, c.RequestArrived)
+                    watch.operators += isinstance(body, c.LoadRequested)
     begins = [before_load(h) for h in loads]
     if watch.last_asked is not None:
         begins.append(watch.last_asked.seq - 1)
@@ -137,11 +147,9 @@ def _summary(watch: ModelWatch, life: Life | None, state: State, *, now: bool) -
     if life is None:
         if watch.model not in watch.known:
             return f"{watch.model} {is_} not loaded {then}: the configuration {has} no such model."
-        asked = (
-            f"{count(watch.asked, 'request')} had asked for it"
-            if watch.asked
-            else f"nobody {has} asked for it"
-        )
+        askers = {"request": watch.asked, "operator": watch.operators}
+        counts = [count(number, what) for what, number in askers.items() if number]
+        asked = f"{listed(counts)} had asked for it" if counts else f"nobody {has} asked for it"
         never = f"no runner of it {has} been there since the log begins"
         return f"{watch.model} {is_} not loaded {then}: {never}, and {asked}."
     if life in watch.alive:
@@ -170,11 +178,19 @@ def _asked(watch: ModelWatch, life: Life | None = None) -> list[Line]:
     told = life is not None and h is not None and life.after and h.seq < life.after[-1].seq
     if h is None or told or (life is not None and not life.over):
         return []
-    who = f" (from {h.body.caller})" if h.body.caller else ""
-    lines = [runner_story.line(h, f"{h.subject}{who} asked for {h.body.model}{options_of(h.body.options)}")]
-    if watch.refused is not None and watch.refused.body.request == h.subject:
-        verb = "refused" if isinstance(watch.refused.body, c.RequestRejected) else "given an error"
-        lines.append(
-            runner_story.line(watch.refused, f"it was {verb}: {watch.refused.body.reason.replace('_', ' ')}")
-        )
+    d = h.body
+    if isinstance(d, c.LoadRequested):
+        by = "the configuration (preload)" if d.preload else d.by or "an operator"
+        text = f"{by} asked for {d.model}{options_of(d.options)} to be loaded: {h.subject}"
+    else:
+        who = f" (from {d.caller})" if d.caller else ""
+        text = f"{h.subject}{who} asked for {d.model}{options_of(d.options)}"
+    lines = [runner_story.line(h, text)]
+    end = watch.refused
+    if end is not None and h.subject in (
+        getattr(end.body, "request", ""),
+        getattr(end.body, "operation", ""),
+    ):
+        verb = "given an error" if isinstance(end.body, c.RequestFailed) else "refused"
+        lines.append(runner_story.line(end, f"it was {verb}: {end.body.reason.replace('_', ' ')}"))
     return lines

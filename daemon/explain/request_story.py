@@ -20,6 +20,7 @@ from events import catalogue as c
 from events.catalogue import LEASE
 from events.reader import Reader
 from statemachines.leases import held
+from statemachines.ledger import back
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, State, demand_key, fits
@@ -126,7 +127,7 @@ class Told(Watch):
         demand = state.demands.get(self.demand)
         ahead = list(demand.waiting) if demand is not None else []
         none = "no runner with that was there" if request.options else "no runner of it was there"
-        reason = none if h.body.reason == "no runner" else runner_is(h.body.reason)
+        reason = none if h.body.reason == "no runner" else runner_story.runner_is(h.body.reason)
         return f"it was queued, as {reason}{ahead_words(ahead)}"
 
     def requeued(self, h: Happening, state: State) -> str:
@@ -203,7 +204,8 @@ class Told(Watch):
     def gone(self, h: Happening, state: State) -> str:
         if h.body.runner not in self.runners:
             return ""
-        return f"{h.body.runner} was gone, and its memory was free"
+        runner = state.runners[h.body.runner]
+        return f"{runner.id} {runner_story.gone_words(seen=back(state, runner))}"
 
     def exited(self, h: Happening, state: State) -> str:
         runner = state.runners.get(h.body.runner)
@@ -352,11 +354,6 @@ def options_fit(d: c.RunnerLoad, demand: Demand) -> bool:
     if d.less and d.less not in demand.options:
         return False
     return all(d.options.get(name) == value or name == d.larger for name, value in demand.options.items())
-
-
-def runner_is(reason: str) -> str:
-    """`r5 is busy`, as it is said afterwards."""
-    return reason.replace(" is ", " was ").replace(" loads", " was loading")
 
 
 def ahead_words(ahead: list[str]) -> str:

@@ -225,8 +225,25 @@ def asked(asker: Asker, reader: Reader) -> Iterator[Line]:
         who = f"{by or 'an operator'} " if not asker.preload else "the configuration (preload) "
         yield line(h, f"{who}asked for {asker.model}{options_of(asker.options)}: {asker.id}")
     else:
-        there = "no runner with that was there" if asker.options else "no runner of it was there"
-        yield line(h, f"{who} asked for {asker.model}{options_of(asker.options)}, and {there}")
+        met = _met(reader, h, bool(asker.options))
+        yield line(h, f"{who} asked for {asker.model}{options_of(asker.options)}{met}")
+
+
+def _met(reader: Reader, arrived: Happening, options: bool) -> str:
+    """What a request met when it came, of which a runner was loaded later. A runner that it went to has
+    failed it."""
+    decided = happening(reader, arrived.seq + 1)  # the first decision on it
+    body = decided.body if decided is not None else None
+    if isinstance(body, c.RequestDispatched):
+        return f", and went to {body.runner}, which failed it"
+    if isinstance(body, c.RequestQueued) and body.reason != "no runner":
+        return f", and {runner_is(body.reason)}"
+    return f", and {'no runner with that' if options else 'no runner of it'} was there"
+
+
+def runner_is(reason: str) -> str:
+    """`r5 is busy`, as it is said afterwards."""
+    return reason.replace(" is ", " was ").replace(" loads", " was loading")
 
 
 def turns(each: tuple[Turn, ...]) -> Iterator[Line]:
@@ -367,8 +384,16 @@ def _after(life: Life, end: End, h: Happening) -> str:
     if isinstance(body, c.ProcessExited):
         cut = f", and the {slots(end.running, end.leases)} that it served broke off" if end.running else ""
         return exit_words(h, asked=h is not end.event) + (cut if h is end.event else "")
+    if isinstance(body, c.RunnerUnloaded | c.RunnerFailed):
+        return gone_words(seen=life.memory_seen)
     words = AFTER.get(type(body))
     return words(h) if words is not None else ""
+
+
+def gone_words(*, seen: bool) -> str:
+    """That a runner has ended; `seen`: its memory was measured back, or needs no measuring."""
+    free = "was free" if seen else "was counted as free, though it had not been seen to come back"
+    return f"was gone, and its memory {free}"
 
 
 AFTER: dict[type, Callable[[Happening], str]] = {
@@ -376,8 +401,6 @@ AFTER: dict[type, Callable[[Happening], str]] = {
     c.RunnerStuck: lambda h: "did not even end when it was killed: it keeps its memory",
     c.SpawnFailed: lambda h: f"could not be started: {h.body.error}",
     c.LeaseRefused: lambda h: f"found its port {h.body.port} in use by another program",
-    c.RunnerUnloaded: lambda h: "was gone, and its memory was free",
-    c.RunnerFailed: lambda h: "was gone, and its memory was free",
     c.RunnerLost: lambda h: "was not there any more when the daemon started again",
     c.ModelCooling: lambda h: f"having failed, {cooling_words(h)}",
     c.ModelCrowded: lambda h: (

@@ -50,7 +50,12 @@ def _starving(state: State, demand: Demand) -> int:
         return _leaving(state, claim.victims)
     if demand.short_t != NEVER:
         return MEMORY
-    if demand.turn_due != NEVER or state.claims:
+    if demand.turn_due != NEVER:
+        return TURN
+    failed = state.runners.get(demand.excluded)
+    if failed is not None and failed.suspect and failed.live:
+        return PAUSE
+    if state.claims:
         return TURN
     leaving = [runner.id for runner in state.runners.values() if not runner.live and not runner.stuck]
     return TURN if state.loading and not leaving else _leaving(state, leaving)

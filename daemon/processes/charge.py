@@ -32,7 +32,7 @@ class Part:
         self.oom_kills = oom.kills()
         """How many the kernel had killed for want of memory when it began."""
         self.answer = ""
-        """What its health check said last."""
+        """What its health check said last, and where that was asked."""
         self.stranger = ""
         """Who answered in its place, and what to do about that."""
         self.exited = trio.Event()
@@ -59,6 +59,8 @@ class Charge:
         """Whether its output must stay out of the log: it has been ready, or may have been."""
         self.ready = False
         """Whether it has been ready since we look after it."""
+        self.stopped = False
+        """Whether it has been told to stop."""
         self.broken = trio.Event()
         """One of its processes has exited: it is, or is about to be, of no use."""
         self.scope = trio.CancelScope()

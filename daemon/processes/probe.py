@@ -28,8 +28,16 @@ async def healthy(url: str, path: str, timeout_s: float) -> tuple[bool, str]:
             async with stream:
                 return await _ask(stream, url, path) if path else (True, "accepts")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ValueError) as error:
-            return False, str(error) or type(error).__name__
+            return False, _words(error)
     return False, f"no answer within {timeout_s:g} s" if scope.cancelled_caught else "no answer"
+
+
+def _words(error: BaseException) -> str:
+    """`connection refused`: without numbers, and without the address, which trio adds in its own way."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno).lower()
+    return str(error) or type(error).__name__
 
 
 async def _connect(url: str) -> trio.SocketStream:

@@ -56,6 +56,7 @@ from events.limits import (
     STOP_COMMAND_S,
     S,
 )
+from events.words import refused
 
 log = logging.getLogger("runnerd")
 
@@ -221,7 +222,8 @@ class Supervisor:
             for part in charge.parts.values():
                 _drop(part)
             charge.parts.clear()
-            self._submit(SpawnFailed(launch.runner, f"{error}"))
+            why = refused(error) if isinstance(error, OSError) else str(error)
+            self._submit(SpawnFailed(launch.runner, why))
             return
         for part in list(charge.parts.values()):
             self._nursery.start_soon(self._watch, charge, part)
@@ -269,6 +271,7 @@ class Supervisor:
 
     def _stop(self, charge: Charge) -> None:
         """First the process that serves; the shards, which it may need until then, when it has gone."""
+        charge.stopped = True
         first = charge.parts.get(SHARD)
         if first is not None and not first.exited.is_set():
             argv = charge.command.stop_argv(first.process.pid) if charge.command is not None else None
@@ -391,8 +394,8 @@ class Supervisor:
         while not charge.broken.is_set():
             began = trio.current_time()
             ok, answer = await probe.healthy(url, path, PROBE_LONGEST_S)
-            if part is not None:
-                part.answer = answer
+            if part is not None and not charge.stopped:  # what it says then is not why it is stopped
+                part.answer = f"{url}{path}: {answer}"
             ok = ok and await self._is_its_own(charge, part, url)
             if ok and not charge.broken.is_set():
                 return True
@@ -505,9 +508,11 @@ def _words(charge: Charge, part: Part) -> str:
     """What is told of a process that has exited: nothing of one that has been ready."""
     if charge.ready:
         return ""
-    room = OUTPUT_MAX_BYTES - len(part.stranger.encode()) - 1
+    # One that ends by itself says why; of one that we end before it is ready its health check says most.
+    found = part.stranger or (part.answer if charge.stopped else "")
+    room = OUTPUT_MAX_BYTES - len(found.encode()) - 1
     said = "" if charge.silent else output.last_words(part.log, room)
-    return "\n".join(filter(None, (said, part.stranger)))  # the journal shows the last line
+    return "\n".join(filter(None, (said, found)))  # the journal shows the last line
 
 
 def _is_shut(part: Part) -> bool:

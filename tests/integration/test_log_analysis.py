@@ -174,7 +174,7 @@ def test_stats_for_a_person_say_which_model_thrashes(log: Path) -> None:
         assert seen.code == 0
         assert max(map(len, seen.lines)) <= columns
         words = " ".join(seen.plain.split())
-        assert "16 requests, 0 % of them served at once; 16 loads, 15 swaps" in words
+        assert "16 requests, of those served 0 % at once; 16 loads, 15 swaps" in words
         assert "blue thrashes: 1 min 20 s of loading for 16.0 s of serving, 1.0 requests a load" in words
         for by in ("model", "hour", "caller", "runner"):
             seen = screen(log, "stats", "--by", by, columns=columns)

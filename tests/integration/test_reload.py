@@ -369,6 +369,17 @@ def test_sighup_reloads_and_a_bad_file_is_in_the_journal(tmp_path: Path) -> None
     assert by == ["start", "SIGHUP"]
 
 
+def test_a_device_that_is_not_there_is_told_at_start_and_at_a_reload(tmp_path: Path) -> None:
+    slip = 'slip: {cmd: "sleep 1 ${PORT}", memory: {gpu998: 1GiB, gpu999: 1GiB}}'
+    text = TOP.replace("models:\n", f"devices: {{gpu998: {{budget: 8GiB}}}}\nmodels:\n  {slip}\n") + RED
+    with daemon(tmp_path, text) as live:
+        words = "there is no gpu999 here (only "
+        assert live.read_until(words)
+        change(live, text + BLUE)
+        (warning,) = json.loads(live.runnerctl("reload").stdout)["warnings"]
+        assert warning.startswith(words) and warning.endswith("(memory of slip)")
+
+
 def test_the_end_of_its_terminal_stops_it(tmp_path: Path) -> None:
     """SIGHUP is also what a closed window sends: nobody wants a reload then."""
     live = Live(tmp_path, TOP + RED)

@@ -124,6 +124,15 @@ def test_json_on_a_terminal_when_asked_for(log: Path) -> None:
     assert [json.loads(line)["seq"] for line in result.text.splitlines()] == [1, 2]
 
 
+def test_a_locale_that_lacks_characters_costs_only_those(log: Path) -> None:
+    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    person = run(log, "--no-json", "show", "--last", "9", env=latin)
+    assert (person.returncode, person.stderr) == (0, "")
+    assert "  ? q" in person.stdout
+    names = run(log, "--json", "show", env=latin)
+    assert [json.loads(line) for line in names.stdout.splitlines()] == rows(log, "show")
+
+
 def test_show_between_two_events(log: Path) -> None:
     last = len(story())
     assert seqs(log, "--after", "3", "--upto", "6") == [4, 5, 6]

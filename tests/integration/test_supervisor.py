@@ -234,6 +234,23 @@ async def test_the_first_healthy_answer_is_told_at_once_and_is_the_last_question
     assert health.told.count(200) == 1
 
 
+async def test_of_one_that_is_stopped_before_it_is_ready_its_health_check_is_told(yard: Yard) -> None:
+    """Nobody listens where it was to listen: mostly its command lacks ${PORT}."""
+    port = free_port()
+    argv = ("sh", "-c", "echo listening elsewhere; exec sleep 1000")
+    yard.make = yard.running(*argv, url=f"http://127.0.0.1:{port}", check_path="/h")
+    async with yard.supervise() as supervisor:
+        supervisor.ensure(port_launch(port))
+        supervisor.release((await yard.fact(ProcessSpawned)).process)
+        part = supervisor._charges["r7"].parts[0]
+        with trio.fail_after(PATIENCE_S):
+            while not (part.answer and supervisor.tail("r7", 1)):
+                await trio.lowlevel.checkpoint()
+        supervisor.stop("r7")
+        exited = await yard.fact(ProcessExited)
+    assert exited.output == f"listening elsewhere\nhttp://127.0.0.1:{port}/h: connection refused"
+
+
 async def test_a_child_of_the_command_may_be_the_one_that_listens(yard: Yard) -> None:
     port = free_port()
     argv = ("sh", "-c", '"$@" & wait', "sh", sys.executable, "-ISc", SERVER, str(port))

@@ -227,7 +227,8 @@ def test_macros_that_double_each_other_are_refused(tmp_path: Path) -> None:
         (b"#" * (CONFIG_MAX_BYTES + 1), f"expected at most {CONFIG_MAX_BYTES} bytes"),
         (b"", "empty"),
         (b"\x00", "expected YAML"),
-        (b"models:\n\tm: 1\n", "2: expected YAML"),
+        (b"models:\n\tm: 1\n", "2: expected YAML, found: a tab, where it takes spaces"),
+        ("models:\n  ä: 1\n\tm: 1\n".encode(), "3: expected YAML, found: a tab, where it takes spaces"),
         ("﻿models: 1\n".encode(), "models: expected a mapping"),
     ],
 )

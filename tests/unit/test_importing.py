@@ -228,6 +228,7 @@ def test_the_command(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "runnerd: left out: bad:1: its manifest is damaged" in shown.err
+    assert f"runnerd: 1 model; runnerd check --config {output} says what the file means" in shown.err
     config = load(output, {})
     assert argv(config, "llama3:latest")[0] == "/opt/my llama-server"
     assert config.models["llama3:latest"].options == {"num_ctx": 16384}

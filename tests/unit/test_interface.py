@@ -31,6 +31,7 @@ from events.catalogue import (
     RequestArrived,
 )
 from statemachines.scheduler import Scheduler
+from tests.unit.test_scheduler import Core, model
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/io.runnerd.Control.varlink"
@@ -159,6 +160,20 @@ def test_what_runners_hold_adds_up_to_what_is_held_of_their_device() -> None:
     (row,), (host,) = views.runners(made.state, 10), views.devices(made.state)
     assert row["memory_bytes"] == {"host": 1 << 30}
     assert row["held_bytes"] == {"host": host["held_bytes"]} == {"host": 3 << 30}
+
+
+def test_a_request_that_a_runner_failed_has_none_while_it_waits_again() -> None:
+    core = Core({"a": model()})
+    runner = core.load("a")
+    request = core.arrive("a")
+    assert [row["runner"] for row in views.requests(core.state, 10)] == [runner]
+    core.ended(request, complete=False, sent_bytes=0)
+    (row,) = views.requests(core.state, 10)
+    assert (row["state"], row["runner"], row["reason"]) == (
+        "queued",
+        None,
+        f"{runner} is asked for its health",
+    )
 
 
 def test_an_event_has_the_declared_fields() -> None:

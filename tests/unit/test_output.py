@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from daemon.cli import runnerctl, runnerlog
 from daemon.cli.output import Column, fitting, wrapped
 
 
@@ -50,3 +53,10 @@ def test_headings_take_several_lines_before_anything_is_left_out(
     assert [column.heading for column in fit.columns] == (names or [column.heading for column in COLUMNS])
     assert {name: fit.headings[name] for name in headings} == headings
     assert (fit.cut, fit.gap) == ({}, gap)
+
+
+@pytest.mark.parametrize("cli", [runnerctl.cli, runnerlog.cli])
+def test_the_help_says_of_each_command_a_whole_sentence(cli: click.Group) -> None:
+    text = CliRunner().invoke(cli, ["--help"], terminal_width=80).output
+    assert "..." not in text.partition("Commands:")[2]
+    assert all(f"\n  {name} " in text for name in cli.list_commands(click.Context(cli)))

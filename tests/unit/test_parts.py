@@ -30,6 +30,20 @@ def test_a_runner_that_loads_or_is_busy_or_suspect() -> None:
     assert part(core, second) == "pause"
 
 
+def test_a_runner_that_failed_a_request_is_asked_for_its_health() -> None:
+    """Who was failed waits for that, and so does a model whose room the runner has: for its turn."""
+    for again, what in ((True, "pause"), (False, "turn")):
+        core = Core({"a": model(6), "b": model(6)})
+        failing = core.load("a")
+        request = core.arrive("a")
+        core.ended(request, complete=False, sent_bytes=0 if again else 9)
+        waiting = request if again else core.arrive("b")
+        core.measure()
+        demand = core.state.demands[core.state.requests[waiting].demand]
+        said = cause(core.state, demand)
+        assert (part(core, waiting), said) == (what, f"{failing} is asked for its health")
+
+
 def test_a_busy_runner_comes_before_one_that_loads() -> None:
     core = Core({"a": model(instances_max=2)})
     core.arrive("a")
@@ -92,7 +106,7 @@ def test_memory_that_others_hold_and_a_cool_down() -> None:
 
 SAID = {
     "busy": {QUEUED},
-    "health": {PAUSE, LOAD},
+    "health": {PAUSE, LOAD, TURN, MEMORY},
     "pause": {PAUSE},
     "make": {DRAIN, UNLOAD},
     "other programs": {MEMORY},

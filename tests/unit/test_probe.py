@@ -73,6 +73,15 @@ async def test_an_answer_is_healthy_or_not(talk: Talk, healthy: bool, says: str)
     assert await asked(talk) == (healthy, says)
 
 
+async def test_where_nobody_listens_is_told_without_numbers(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert await probe.healthy(url, "/health", PATIENCE_S) == (False, "connection refused")
+    gone = await probe.healthy(f"unix:{tmp_path}/gone.sock", "/health", PATIENCE_S)
+    assert gone == (False, "no such file or directory")
+
+
 async def test_one_that_does_not_answer_is_unhealthy_after_a_while() -> None:
     assert await asked(silence, timeout_s=0.05) == (False, "no answer within 0.05 s")
 

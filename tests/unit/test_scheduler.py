@@ -363,6 +363,25 @@ def test_a_load_that_was_killed_ran_short_only_if_the_kernel_killed_for_that(oom
     assert bool(of(events, c.ModelCooling)) is not oom_kill
 
 
+@pytest.mark.parametrize(
+    ("status", "output", "says"),
+    [
+        (-9, "load: 30 %", "load: 30 %\nit was killed by signal 9"),
+        (-11, "", "it was killed by signal 11"),
+        (1, "no such file", "no such file"),
+        (1, "", "it exited with status 1"),
+    ],
+)
+def test_of_a_killed_load_the_signal_is_told_too(status: int, output: str, says: str) -> None:
+    """Its last words know nothing of that; the journal shows the last line."""
+    core = Core({"a": model(6)})
+    core.arrive("a")
+    (runner,) = core.state.runners
+    core.spawn(runner)
+    events = core.take(c.ProcessExited(runner, 0, status, output))
+    assert [each.message for each in of(events, c.ModelCooling)] == [says]
+
+
 def runs_short(core: Core, name: str) -> list[c.Event]:
     """A request whose load runs out of memory: every event since it exited."""
     core.measure()

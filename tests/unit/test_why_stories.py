@@ -30,6 +30,7 @@ from events.reader import Reader
 from events.store import open_store
 from statemachines.replay import fold, steps
 from tests.unit.scenario_world import Play
+from tests.unit.test_scheduler import Core
 
 ROOT = Path(__file__).parent.parent
 AT = 1_795_230_600_000_000_000  # 2026-11-21 03:10:00 UTC
@@ -51,6 +52,8 @@ STORIES: dict[str, list[str]] = {
     "lease_revoked_for_an_eviction": ["q1", "r1", "q2"],
     "lease_revoked_for_who_waits": ["q1", "q3"],
     "lease_that_is_not_let_go": ["q1", "r1"],
+    "memory_never_back": ["r1"],
+    "restart_with_survivors": ["r1"],
 }
 """What is asked about: by the scenario's ids."""
 
@@ -146,6 +149,18 @@ def test_requests_are_counted_when_they_have_ended(tmp_path: Path) -> None:
     assert said[0].endswith(" ended, the first of r6's requests")
     assert said[1].endswith(" ended, the last of r6's 2 requests that have ended so far")
     assert said[3].endswith(" ended, the last of r6's 4 requests that have ended so far")
+
+
+def test_an_operator_who_asked_in_vain_is_not_nobody(tmp_path: Path) -> None:
+    core, log = Core({"big": c.ModelView("d", memory_bytes={"host": 64 << 30})}), tmp_path / "events.db"
+    core.take(c.LoadRequested("big", by="uid 0 pid 7"))
+    write(log, core.log)
+    with Reader(log) as reader:
+        told = explain(reader, "big")
+    assert "since the log begins, and 1 operator had asked for it." in told.summary
+    asked, ended = told.lines
+    assert asked.text == "uid 0 pid 7 asked for big to be loaded: o4"
+    assert ended.text == "it was refused: never fits"
 
 
 def test_nothing_is_told_twice_as_golden() -> None:

@@ -5,7 +5,7 @@
 
 `submit` is synchronous: it runs in the task that met the fact, between two of trio's checkpoints, so nothing
 else sees the state half-way. Opening effects (spawn, dispatch, a success to an operator) run when the store
-says that their events are durable; closing ones (an error answer) need not wait for that.
+says that their events are durable; closing ones (an error answer, SIGKILL) need not wait for that.
 """
 
 from __future__ import annotations
@@ -336,7 +336,8 @@ class Driver:
     # --- effects -----------------------------------------------------------------------------------------
 
     def _close(self, events: Sequence[Event]) -> None:
-        """Closing effects: error answers, and letting go of tickets. They need not wait for the log."""
+        """Closing effects, which need not wait for the log: error answers, letting go of tickets, and SIGKILL
+        for who had time to stop (while a log is blocked, its deadline would find that it cannot be ended)."""
         for event in events:
             kind = type(event.body)
             if kind is c.RequestDispatched or kind is c.UpstreamEnded:
@@ -347,6 +348,8 @@ class Driver:
                 self._end(event)
             elif kind is c.RequestInterrupted:
                 self._end_lease(event)
+            elif kind is c.RunnerKill:
+                self.machinery.kill(event.subject)
 
     def _end(self, event: Event) -> None:
         ticket = self._tickets.pop(event.subject, None)
@@ -420,9 +423,6 @@ class Driver:
             ticket = self._tickets.get(id)
             if ticket is not None and ticket.on_cut is not None:
                 ticket.on_cut(why_cut(body))
-
-    def _kill(self, event: Event, body: c.RunnerKill) -> None:
-        self.machinery.kill(body.runner)
 
     def _probe(self, event: Event, body: c.RunnerProbe) -> None:
         self.machinery.probe(body.runner, body.reason)
@@ -578,7 +578,6 @@ OPENING: dict[type, Callable[[Driver, Event, Any], None]] = {
     c.RunnerLeased: Driver._ensure,
     c.ProcessSpawned: Driver._release,
     c.RunnerStop: Driver._stop,
-    c.RunnerKill: Driver._kill,
     c.RunnerProbe: Driver._probe,
     c.ClaimMade: Driver._claim,
     c.RunnerUnloaded: Driver._forget,

@@ -21,7 +21,7 @@ from daemon.ports import Address, Dispatched, Ended, Launch, Output
 from daemon.tickets import Ticket
 from events import catalogue as c
 from events.envelope import decode
-from events.limits import GIB
+from events.limits import GIB, STOP_NS
 from events.reader import Reader
 from events.store import EventStore, open_store
 from statemachines import decide
@@ -100,6 +100,15 @@ class SlowMeter:
         return c.MemoryMeasured({"host": c.Reading(64 * GIB, free)})
 
 
+class Ahead(Clock):
+    """A clock that can be put forward."""
+
+    ahead_ns = 0
+
+    def __call__(self) -> int:
+        return super().__call__() + self.ahead_ns
+
+
 class Here:
     """A driver, and what the tests do to it."""
 
@@ -164,11 +173,11 @@ async def ended(ticket: Ticket) -> Ended:
 
 
 @asynccontextmanager
-async def driving(tmp_path: Path) -> AsyncIterator[Here]:
+async def driving(tmp_path: Path, clock: Clock | None = None) -> AsyncIterator[Here]:
     """A running driver; at its end the log is whole, and its decisions are derived again."""
     log = tmp_path / "events.db"
     async with open_store(log) as store:
-        driver = Driver(store, Scheduler(), Clock(), log)
+        driver = Driver(store, Scheduler(), clock or Clock(), log)
         machine = FakeMachinery()
         driver.machinery, driver.meter = machine, FakeMeter()
         driver.submit(c.DaemonStarted(RULES, "balanced", "boot", "test"))
@@ -265,6 +274,25 @@ async def test_nothing_opens_before_it_is_durable_and_errors_do_not_wait(tmp_pat
         here.store.release()
         await dispatched(ticket, ra)
         here.answers(ticket, ra)
+
+
+async def test_who_had_time_to_stop_is_killed_though_the_log_is_blocked(tmp_path: Path) -> None:
+    """Nothing of its stop was carried out: it must not be said to be one that cannot be ended."""
+    clock = Ahead()
+    async with driving(tmp_path, clock) as here:
+        ra = await here.loaded("a")
+        await here.driver.durable(here.driver.state.seq)
+        await here.store.hold()
+        operation = here.driver.operate(c.UnloadRequested("a"))
+        assert here.driver.state.runners[ra].state is RunnerState.stopping
+        clock.ahead_ns = STOP_NS
+        here.driver.submit(c.ClientGone("q0"))  # the deadlines that are due come first
+        assert f"kill {ra}" in here.machine.calls and f"stop {ra}" not in here.machine.calls
+        here.driver.report(c.ProcessExited(ra, 0, -9))
+        here.store.release()
+        with trio.fail_after(LIMIT_S):
+            await operation.done.wait()
+        assert operation.answer is None
 
 
 async def test_a_step_that_cannot_be_written_is_a_failed_one(tmp_path: Path) -> None:

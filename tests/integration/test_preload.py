@@ -223,7 +223,9 @@ def test_what_cannot_fit_together_is_refused_before_anything_is_started(tmp_path
         [BIN / "runnerd", "check", "--config", live.config], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert done.stderr.startswith(f"warning: {live.config}: hooks.on_startup.preload: together {together}")
+    line = 1 + live.config.read_text().partition("hooks:")[0].count("\n")
+    where = f"{live.config}:{line}: hooks.on_startup.preload"
+    assert done.stderr.startswith(f"warning: {where}: together {together}")
 
 
 def test_two_of_unknown_memory_cannot_be_preloaded_together(tmp_path: Path) -> None:

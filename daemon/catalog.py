@@ -227,6 +227,12 @@ class Catalog:
         finally:
             self._at_peers[peer.id, peer.model] -= 1
 
+    def missing(self, model: str) -> str:
+        """See `daemon.ports.Catalog`."""
+        spec = self.config.models.get(model)
+        there = self._state is not None and model in self._state.models
+        return "" if spec is None or there else spec.missing
+
     def loads_nothing(self, path: str) -> bool:
         """Whether a request for this path below a model must not have the model loaded."""
         return any(re.search(pattern, path) for pattern in self.config.ignore_paths)

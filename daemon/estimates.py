@@ -6,7 +6,9 @@ hangs, the models whose files it did not come to have no estimate: they are load
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -59,7 +61,8 @@ def _with_estimate(id: str, model: Model, server: llama.Server, found: Mapping[s
             if path.endswith(".gguf"):  # others may be names, as vLLM has them
                 words = "%s: no estimate of its memory from %s: %s"
                 log.warning(words, id, path, line.error, extra=about(model=id))
-            return model
+            gone = line.error == os.strerror(errno.ENOENT) and llama.is_own(model)
+            return msgspec.structs.replace(model, missing=path) if gone else model
         files[path] = line.gguf
     gguf = files[server.model]
     model = msgspec.structs.replace(model, estimate=llama.estimate(server, files), file=gguf)

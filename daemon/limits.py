@@ -25,6 +25,9 @@ UPSTREAM_NAME_PARTS = 8
 EVENTS_BEAT_S = 15.0
 """A comment goes to followers of events at least this often: proxies give up what is silent for a minute."""
 
+FILE_LOOK_S = 1.0
+"""How long a look for a model's file may take; a file system that hangs must not hold up who asks."""
+
 LOADING_FIRST_S = 1.0
 """How long who waits for a stream is told nothing: most loads that are shorter need no explanation."""
 

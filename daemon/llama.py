@@ -117,6 +117,11 @@ class _Words:
         return match[1] if match and match[1] in self._defaults else ""
 
 
+def is_own(model: Model) -> bool:
+    """Whether a model's command is llama-server itself: its files are where this program sees them, too."""
+    return model.argv[0].rpartition("/")[2].startswith("llama-server") and not model.trust_probe
+
+
 def server_of(model: Model) -> Server | None:
     """What a model's command says, if it is one that names a model's file. A file that a launch option names
     is not known before the load."""

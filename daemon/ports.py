@@ -350,6 +350,11 @@ class Catalog(Protocol):
         """Those of the configuration, by name."""
         ...
 
+    def missing(self, model: str) -> str:
+        """A file that a model cannot be loaded without and that was not there at start, or when reloaded;
+        "": none, or a runner of the model's is there."""
+        ...
+
     def loads_nothing(self, path: str) -> bool:
         """Whether a request for this path below a model must not have the model loaded."""
         ...

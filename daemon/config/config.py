@@ -112,6 +112,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What its file says of the memory that it needs, once that has been read."""
     file: Gguf | None = None
     """What it says of the model itself."""
+    missing: str = ""
+    """The file that a llama-server is told to load, where that was not there when it was looked for."""
     keep_alive_ns: int = NEVER
     keep_alive_given: bool = False
     """Whether the configuration says so."""

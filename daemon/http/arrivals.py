@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from urllib.parse import quote, unquote_plus
 
 import msgspec
+import trio
 
 from daemon.config.filters import apply
+from daemon.endings import is_local
 from daemon.http import asked, forms
 from daemon.http.calls import Ask, Call
 from daemon.http.loading import AsItComes
 from daemon.http.refusals import Refused, unknown_model
 from daemon.http.relay import AS_COMES
 from daemon.http.routes import Route
-from daemon.ports import PeerModel
+from daemon.limits import FILE_LOOK_S
+from daemon.ports import Catalog, PeerModel
 from events.catalogue import Option, RequestArrived
 
 
@@ -67,6 +71,19 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         keep_alive_ns=keep_alive_ns,
         caller=call.caller,
     ), ask
+
+
+async def check_file(catalog: Catalog, model: str, caller: str) -> None:
+    """Refuse a request for a model whose file is still not there: its load would make room first, of all that
+    there is where nothing is known of its memory, and fail then. A caller on this machine is told which file.
+    Raises Refused."""
+    path, there = catalog.missing(model), True  # a file system that hangs says nothing else
+    with trio.move_on_after(FILE_LOOK_S):
+        there = await trio.to_thread.run_sync(os.path.exists, path, abandon_on_cancel=True)
+    if not there:
+        file = path if is_local(caller) else "its file"
+        text = f"model '{model}' failed to load: {file} is not there"
+        raise Refused(502, "load_failed", text, {"X-Should-Retry": "false"})
 
 
 async def _renamed(call: Call, route: Route, ask: Ask, name: str) -> Ask:

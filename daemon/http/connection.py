@@ -300,7 +300,9 @@ class Connection:
 
     async def _take_turns(self, arrival: RequestArrived, ask: Ask) -> bool:
         """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen.
-        Raises LogBlocked."""
+        Raises Refused, LogBlocked."""
+        if self._shared.catalog.missing(arrival.model):
+            await arrivals.check_file(self._shared.catalog, arrival.model, self._caller)
         if self._gone:  # noticed before there was a ticket, so nobody would tell the scheduler
             return False
         ticket = self._ticket = self._shared.desk.arrive(arrival)

@@ -184,6 +184,9 @@ class FakeCatalog:
 
     profile = ""
 
+    def missing(self, model: str) -> str:
+        return ""
+
     def profiles(self) -> Mapping[str, Profile]:
         return {"day": Profile("by day", {"any": "tiny"}), "night": Profile("", {"any": ""})}
 

@@ -34,6 +34,7 @@ ENDLESS = 60_000
 def live(tmp_path: Path, llama_server: str, weights: dict[str, Path]) -> Iterator[Live]:
     """A daemon with both models, either of which fills its memory; and what is wrong with others."""
     serve = f"{llama_server} --host 127.0.0.1 --port ${{PORT}} -t 1 -c 131072 -np 2"
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF and nothing else")
     config = f"""
 devices: {{host: {{budget: 300MiB}}}}
 memoryHeadroom: 0
@@ -43,6 +44,7 @@ models:
   blue: {{cmd: "{serve} -m {weights["blue"]}", memory: 200MiB}}
   vectors: {{cmd: "{serve} -m {weights["red"]} --embeddings --pooling mean", memory: 200MiB}}
   missing: {{cmd: "{serve} -m {tmp_path}/no-such-model.gguf", memory: 200MiB}}
+  broken: {{cmd: "{serve} -m {tmp_path}/broken.gguf", memory: 200MiB}}
   socket: {{cmd: "{llama_server} --host ${{SOCKET}} -t 1 -c 4096 -m {weights["blue"]}", memory: 200MiB}}
 """
     with daemon(tmp_path, config) as running:
@@ -255,10 +257,17 @@ def test_a_runner_that_is_killed_in_mid_stream_fails_its_requests_alone(live: Li
     assert live.chat("blue")[0] == 200
 
 
-def test_a_model_that_does_not_load_answers_with_llama_servers_own_words(live: Live) -> None:
+def test_a_model_whose_file_is_not_there_is_not_loaded(live: Live) -> None:
     status, body, _ = live.chat("missing")
     assert status == 502
-    assert "no-such-model.gguf" in body["error"]["message"]
+    assert body["error"]["message"].endswith("no-such-model.gguf is not there")
+    assert live.chat("red")[0] == 200
+
+
+def test_a_model_that_does_not_load_answers_with_llama_servers_own_words(live: Live) -> None:
+    status, body, _ = live.chat("broken")
+    assert status == 502
+    assert "broken.gguf" in body["error"]["message"]
     assert "failed to" in body["error"]["message"]
     assert live.chat("red")[0] == 200
 

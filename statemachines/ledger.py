@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from events.catalogue import NEVER, Estimate, ModelView, Option
-from events.limits import GIB, MIB, RECLAIM_PERCENT
+from events.limits import GIB, MIB, RECLAIM_PERCENT, SAMPLE_STEP_BYTES
 from statemachines.estimate import ANY, HOST, estimated_bytes, gpu_layers, least_bytes, raised
 from statemachines.runner import RunnerState
 from statemachines.state import Runner, State, spec_key
@@ -189,7 +189,8 @@ def _holds(state: State, device: str, size_bytes: int) -> bool:
 
 def back(state: State, runner: Runner) -> bool:
     """Whether an ended runner's memory has come back: host memory goes with the process; a GPU's must be
-    seen, in a measurement after the exit, to have grown by most of what was held, or to be there already.
+    seen, in a measurement after the exit, to have grown by most of what was held, or to be there already: as
+    the ledger has it, or as much as there was when it was loaded, if there has been no other since.
     """
     for device, free_at_exit in runner.exit_free_bytes.items():
         hold = runner.hold_bytes(device)
@@ -199,7 +200,9 @@ def back(state: State, runner: Runner) -> bool:
         others = held_bytes(state, device) - hold
         grown = (reading.free_bytes - free_at_exit) * 100 >= hold * RECLAIM_PERCENT
         there = (reading.free_bytes - (reading.total_bytes - others - hold)) * 100 >= hold * RECLAIM_PERCENT
-        if not grown and not there:
+        before = runner.free_bytes.get(device)
+        never_gone = before is not None and before - reading.free_bytes < SAMPLE_STEP_BYTES
+        if not (grown or there or never_gone):
             return False
     return True
 

@@ -43,7 +43,7 @@ from daemon.recovery import begin, digest_key, fold_log, serving
 from daemon.reload import Reloader
 from events import catalogue as c
 from events.failpoints import reach
-from events.limits import MS, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
+from events.limits import GUARDIAN_LOOK_S, MS, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
 from events.witness import boot_id
 from statemachines.scheduler import Scheduler
@@ -161,6 +161,7 @@ class _Run:
                 await trio.sleep_forever()
             with doors.control(self._places.control, self._places.group):
                 guardian.start(path, log_id, ORPHAN_GRACE_S)
+                nursery.start_soon(stay_guarded, path, log_id)
                 await self._load_and_open(doors, nursery, pulse)
         if driver.state.stopping != "leave":
             guardian.stop(path)
@@ -266,6 +267,15 @@ def command(catalog: Catalog, key: bytes, model: str, launch: Launch, socket_pat
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+
+
+async def stay_guarded(path: str, log_id: str) -> None:
+    """Start another guardian where there is none any more."""
+    while True:
+        await trio.sleep(GUARDIAN_LOOK_S)
+        if not guardian.is_held(f"{path}.guardian"):
+            log.warning("the guardian of the runners has gone; another is started")
+            guardian.start(path, log_id, ORPHAN_GRACE_S)
 
 
 async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received: AsyncIterator[int]) -> None:

@@ -556,6 +556,9 @@ answering its health probes."""
 ORPHAN_GRACE_S = 60.0
 """How long runners outlive a daemon that nobody restarts: longer than any restart of systemd's."""
 
+GUARDIAN_LOOK_S = 30.0
+"""How often the daemon looks whether its guardian is there: a few file operations."""
+
 HTTP_BACKLOG = 1024
 """Connections that may wait to be accepted: a burst of clients after a restart."""
 

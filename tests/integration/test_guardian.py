@@ -15,9 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import trio
 
 from daemon import guardian
 from daemon.processes.identity import MARKER
+from daemon.service import stay_guarded
+from events.limits import GUARDIAN_LOOK_S
 from events.lock import hold_lock, lock_path, sign_lock
 from tests.integration.yard import gone, is_alive, marker_of
 
@@ -388,6 +391,22 @@ def test_a_number_left_by_an_earlier_guardian_is_not_signalled(
     finally:
         os.close(taken)
     assert sent == []
+
+
+async def test_one_that_has_gone_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    started: list[float] = []
+    there = iter([True, True, False, True, False])
+    monkeypatch.setattr(guardian, "start", lambda *of: started.append(trio.current_time()))
+    monkeypatch.setattr(guardian, "is_held", lambda path: path == "LOG.guardian" and next(there))
+    began = trio.current_time()
+    with trio.move_on_after(5.5 * GUARDIAN_LOOK_S):
+        await stay_guarded("LOG", "id")
+    assert [t - began for t in started] == [3 * GUARDIAN_LOOK_S, 5 * GUARDIAN_LOOK_S]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the guardian of the runners has gone; another is started"
+    ] * 2
 
 
 def test_it_imports_little() -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -76,27 +77,45 @@ class Logs:
 
     async def follow(self, source: str, *, history: bool = True) -> AsyncGenerator[bytes, None]:
         """The past, if it is wanted, and then whatever comes, in whole lines, without end."""
-        seen = self._ring.end
-        tails = {output.name: Tail(_size(output.path)) for output in self._of(source)}
+        follower = self.follower(source)
         if history:
             yield self.history(source)
         while True:
             await trio.sleep(LOG_FOLLOW_S)
-            told = []
-            if source in ("", PROXY):
-                told.append(self._ring.since(seen))
-                seen = self._ring.end
-            current = self._of(source)
-            tails = {output.name: tails.get(output.name) or Tail(0) for output in current}
-            for output in current:
-                mark = _mark(output, source)
-                told += [mark + line for line in tails[output.name].lines(output.path)]
-            if any(told):
-                yield b"".join(told)
+            if news := follower.news():
+                yield news
+
+    def follower(self, source: str) -> Follower:
+        """Somebody who follows a source from now on, and asks for the news now and then."""
+        return Follower(self._ring, partial(self._of, source), source)
 
     def _of(self, source: str) -> list[Output]:
         """The files that a source means."""
         return [output for output in self._outputs() if source in ("", UPSTREAM, output.model)]
+
+
+class Follower:
+    """How far somebody has followed a source."""
+
+    def __init__(self, ring: Ring, outputs: Callable[[], Sequence[Output]], source: str) -> None:
+        self._ring = ring
+        self._outputs = outputs
+        self._source = source
+        self._seen = ring.end
+        self._tails = {output.name: Tail(_size(output.path)) for output in outputs()}
+
+    def news(self) -> bytes:
+        """What has come since, in whole lines."""
+        told = []
+        if self._source in ("", PROXY):
+            told.append(self._ring.since(self._seen))
+            self._seen = self._ring.end
+        current = self._outputs()
+        self._tails = {output.name: self._tails.get(output.name) or Tail(0) for output in current}
+        for output in current:
+            mark = _mark(output, self._source)
+            told += [mark + line for line in self._tails[output.name].lines(output.path)]
+        return b"".join(told)
 
 
 class Tail:

@@ -1,24 +1,20 @@
-"""llama-swap's endpoints: what runs, unloading, a model's own paths, logs, events, cancelling."""
+"""llama-swap's endpoints: what runs, unloading, a model's own paths, logs, cancelling."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-import trio
 
 from daemon.http.answers import UNBUFFERED, Answer, Stream, json
 from daemon.http.calls import Ask, Call
 from daemon.http.refusals import Refused, unknown_model
-from daemon.limits import EVENTS_BEAT_S, UPSTREAM_NAME_PARTS
+from daemon.limits import UPSTREAM_NAME_PARTS
 from daemon.logs import PROXY, UPSTREAM
-from daemon.ports import Control, LogBlocked, ModelRow
+from daemon.ports import LogBlocked, ModelRow
 from events.catalogue import NEVER, CancelRequested, Fact, ProfileRequested, UnloadRequested
-from events.envelope import Record
 from events.limits import S
-from events.reader import CursorPruned
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Runner
@@ -33,6 +29,8 @@ STATES = {
 """llama-swap's words, which its clients look for."""
 
 DONE = Answer(200, b"OK", "text/plain")
+DONE_JSON = json({"msg": "ok"})
+"""What llama-swap says, at which path: clients decode the one, and compare the other."""
 
 
 class _Profile(msgspec.Struct):
@@ -43,7 +41,8 @@ _PROFILE = msgspec.json.Decoder(_Profile)
 
 
 async def running(call: Call) -> Answer:
-    """GET /running, in llama-swap's shape, without commands: they may hold keys."""
+    """GET /running, in llama-swap's shape. Commands may hold keys: they are left empty, not out, as typed
+    clients refuse an answer without them."""
     rows = {row.id: row for row in call.local.catalog.models()}
     runners = call.local.desk.state.runners.values()
     return json({"running": [_running(runner, rows.get(runner.model)) for runner in runners]})
@@ -53,6 +52,7 @@ def _running(runner: Runner, row: ModelRow | None) -> dict[str, Any]:
     return {
         "model": runner.model,
         "state": STATES.get(runner.state, "unknown"),
+        "cmd": "",
         "proxy": f"http://127.0.0.1:{runner.port}" if runner.port else "",
         "ttl": 0 if runner.keep_alive_ns == NEVER else max(1, runner.keep_alive_ns // S),
         "name": row.name if row else "",
@@ -66,7 +66,8 @@ def _running(runner: Runner, row: ModelRow | None) -> dict[str, Any]:
 
 async def unload_all(call: Call) -> Answer:
     """GET /unload and POST /api/models/unload: every runner finishes what it does, and goes."""
-    return await _operate(call, UnloadRequested("", "", by=_by(call)))
+    await _operate(call, UnloadRequested("", "", by=_by(call)))
+    return DONE if call.path == "/unload" else DONE_JSON
 
 
 async def unload_model(call: Call) -> Answer:
@@ -75,7 +76,8 @@ async def unload_model(call: Call) -> Answer:
     model = call.local.catalog.resolve(name)
     if model is None:
         raise unknown_model(name, call.local.catalog)
-    return await _operate(call, UnloadRequested(model, "", by=_by(call)))
+    await _operate(call, UnloadRequested(model, "", by=_by(call)))
+    return DONE
 
 
 async def cancel(call: Call) -> Answer:
@@ -86,7 +88,8 @@ async def cancel(call: Call) -> Answer:
     found = call.local.desk.state.requests.get(request)
     if found is None or found.state not in (RequestState.queued, RequestState.dispatched):
         raise Refused(404, "request_not_found", "No such request is queued or running.")
-    return await _operate(call, CancelRequested(request, _by(call)))
+    await _operate(call, CancelRequested(request, _by(call)))
+    return DONE_JSON
 
 
 async def profiles(call: Call) -> Answer:
@@ -112,19 +115,32 @@ async def use_profile(call: Call) -> Answer:
     return json({"active": catalog.profile or None})
 
 
-async def _operate(call: Call, fact: Fact) -> Answer:
+async def _operate(call: Call, fact: Fact) -> None:
     """Have an operation done. Raises Refused, LogBlocked."""
     if call.local.desk.log_blocked:
         raise LogBlocked(f"the event log cannot be written: {call.local.desk.log_blocked}")
     ended = await call.local.desk.operation(fact)
     if ended is not None and ended.status >= 400:
         raise Refused(ended.status, ended.reason, ended.message)
-    return DONE
 
 
 def _by(call: Call) -> str:
     """Who asks, as the log names it."""
     return f"http {call.caller}"
+
+
+# --- what is not here ---------------------------------------------------------------------------------------
+
+
+async def performance(call: Call) -> Answer:
+    """GET /api/performance: nothing is measured for it; some clients take its status for the server's."""
+    return json({"enabled": False, "sys_stats": [], "gpu_stats": []})
+
+
+async def no_page(call: Call) -> Answer:
+    """GET /ui: where llama-swap's clients lead a person."""
+    text = "There is no web interface here; runnerctl ps, queue, watch and logs -f show what happens."
+    raise Refused(404, "no_such_endpoint", text)
 
 
 # --- a model's own paths ------------------------------------------------------------------------------------
@@ -179,57 +195,3 @@ async def follow_logs(call: Call) -> Stream:
     headers = {"X-Content-Type-Options": "nosniff", UNBUFFERED: "no"}
     history = "no-history" not in call.query
     return Stream(call.local.logs.follow(source, history=history), headers=headers)
-
-
-# --- events -------------------------------------------------------------------------------------------------
-
-
-async def events(call: Call) -> Stream:
-    """GET /api/events: every event of the log from now on, or after `?after=SEQ` (or Last-Event-ID), as
-    server-sent events without a gap; the id of each is its number. A browser that connects again asks for the
-    URL that it asked for first, and adds the header: so that goes first."""
-    desk = call.local.desk
-    asked = call.header("last-event-id") or call.query.get("after", "")
-    head = desk.state.seq
-    if asked and not (asked.isascii() and asked.isdigit() and len(asked) < 20):
-        raise Refused(400, "invalid_cursor", f"An event's number was expected, not {asked[:40]!r}.")
-    after = int(asked) if asked else head
-    if after > head:
-        raise Refused(410, "cursor_lost", f"The log ends at event {head}: it is not the one of that number.")
-    records = desk.watch(after, follow=False)
-    try:
-        first = await anext(records, None)
-    except CursorPruned as pruned:
-        raise Refused(410, "cursor_pruned", f"{pruned}.") from None
-    headers = {"Cache-Control": "no-store", UNBUFFERED: "no"}
-    return Stream(_events(desk, first, records, after), "text/event-stream", headers)
-
-
-async def _events(
-    desk: Control, first: Record | None, records: AsyncIterator[Record], after: int
-) -> AsyncIterator[bytes]:
-    yield b": the log, event by event\n\n" + (_event(first) if first is not None else b"")
-    after = first.seq if first is not None else after
-    while True:
-        async for record in records:
-            yield _event(record)
-            after = record.seq
-        with trio.move_on_after(EVENTS_BEAT_S) as beat:
-            await desk.durable(after + 1)
-        if beat.cancelled_caught:
-            yield b": nothing new\n\n"
-        records = desk.watch(after, follow=False)
-
-
-def _event(record: Record) -> bytes:
-    data = msgspec.json.encode(
-        {
-            "seq": record.seq,
-            "at_ns": record.at,
-            "type": record.type,
-            "cause": record.cause,
-            "subject": record.subject,
-            "payload": msgspec.Raw(record.payload.encode()),
-        }
-    )
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (record.seq, record.type.encode(), data)

@@ -33,7 +33,7 @@ def _row(row: ModelRow, call: Call) -> dict[str, Any]:
         "id": row.id,
         "object": "model",
         "created": call.local.started_s,
-        "owned_by": "runnerd",
+        "owned_by": "llama-swap",  # by which clients tell whether /running, /unload and /upstream are there
     }
     if row.aliases:
         shown["aliases"] = list(row.aliases)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from daemon.http import dialects, health, llamaswap, openai
+from daemon.http import dialects, feed, health, llamaswap, openai
 from daemon.http.answers import Answer, Stream
 from daemon.http.calls import Ask, Call
 from daemon.http.dialects import Dialect
@@ -111,7 +111,9 @@ ROUTES: dict[bytes, Route] = {
     b"/api/profiles/active": Route((b"PUT",), llamaswap.use_profile),
     b"/logs": Route(GET, llamaswap.logs),
     b"/logs/stream": Route(GET, llamaswap.follow_logs),
-    b"/api/events": Route(GET, llamaswap.events),
+    b"/api/events": Route(GET, feed.events),
+    b"/api/performance": Route(GET, llamaswap.performance),
+    b"/ui": Route(GET, llamaswap.no_page),
     b"/": Route(GET, ollama.root, public=True),
     **{
         f"/api/{name}".encode(): Route(methods, handle, dialect=dialects.ollama)
@@ -127,6 +129,7 @@ BELOW: dict[bytes, Route] = {
     b"/api/inflight/": Route(POST, llamaswap.cancel),
     b"/api/blobs/": Route((), ollama.instead, dialect=dialects.ollama),
     b"/logs/stream/": Route(GET, llamaswap.follow_logs),
+    b"/ui/": Route(GET, llamaswap.no_page),
 }
 """By the beginning of a path, with its final slash; the longest goes first."""
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from base64 import b64encode
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import trio
 
 from daemon.catalog import Catalog
 from daemon.config.file import load
 from daemon.http import routes
 from daemon.ports import Address, Ended, ModelRow, Output
 from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
-from events.envelope import Record
-from events.reader import CursorPruned
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Request
@@ -209,7 +205,7 @@ async def test_a_model_of_a_peer_is_listed(tmp_path: Path) -> None:
         rows = (await client.ask("GET", "/v1/models")).json()["data"]
         assert [row["id"] for row in rows] == ["small", "a/b", "far"]
         far = rows[-1]
-        assert (far["object"], far["owned_by"], far["name"]) == ("model", "runnerd", "hub: far")
+        assert (far["object"], far["owned_by"], far["name"]) == ("model", "llama-swap", "hub: far")
         assert far["meta"] == {"llamaswap": {"type": "peer", "peerID": "hub"}} and "status" not in far
         assert (await client.ask("GET", "/v1/models/far")).json() == far
         assert (await client.ask("GET", "/v1/models/hub/far")).json() == {**far, "id": "hub/far"}
@@ -328,16 +324,18 @@ async def test_no_web_socket_elsewhere(tmp_path: Path) -> None:
 async def test_operations_become_facts(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         client = await here.client()
-        for method, path in (("GET", "/unload"), ("POST", "/api/models/unload")):
-            assert (await client.ask(method, path)).body == b"OK"
-            assert here.desk.operations.pop() == UnloadRequested("", "", by="http 127.0.0.1")
-        assert (await client.ask("POST", "/api/models/unload/mini")).status == 200
+        answer = await client.ask("GET", "/unload")
+        assert (answer.body, answer.headers["content-type"]) == (b"OK", "text/plain")
+        assert here.desk.operations.pop() == UnloadRequested("", "", by="http 127.0.0.1")
+        assert (await client.ask("POST", "/api/models/unload")).json() == {"msg": "ok"}
+        assert here.desk.operations.pop() == UnloadRequested("", "", by="http 127.0.0.1")
+        assert (await client.ask("POST", "/api/models/unload/mini")).body == b"OK"
         assert here.desk.operations.pop() == UnloadRequested("small", "", by="http 127.0.0.1")
         assert (await client.ask("POST", "/api/models/unload/none")).status == 404
         here.desk.state.requests["q7"] = Request(
             "q7", 7, "tiny", "", "chat", {}, 1, 0, None, "", RequestState.queued
         )
-        assert (await client.ask("POST", "/api/inflight/q7/cancel")).status == 200
+        assert (await client.ask("POST", "/api/inflight/q7/cancel")).json() == {"msg": "ok"}
         assert here.desk.operations.pop() == CancelRequested("q7", "http 127.0.0.1")
         assert (await client.ask("POST", "/api/inflight/q8/cancel")).json()["error"][
             "code"
@@ -439,67 +437,18 @@ async def test_the_ring_forgets_the_oldest(tmp_path: Path) -> None:
         assert here.ring.since(seen).endswith(b" I more\n")
 
 
-# --- events -------------------------------------------------------------------------------------------------
+# --- what is not here ---------------------------------------------------------------------------------------
 
 
-class Log:
-    """A desk's log, as `watch` and `durable` show it."""
-
-    def __init__(self, here: World, count: int) -> None:
-        self.count = count
-        self.grown = trio.Event()
-        here.desk.watch, here.desk.durable = self.watch, self.durable  # type: ignore[method-assign]
-        here.desk.state.seq = count
-
-    async def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
-        if after_seq < 2:
-            raise CursorPruned("the log begins at event 3")
-        for seq in range(after_seq + 1, self.count + 1):
-            yield Record(seq, 5, 6, "request.arrived", 1, 0, f"q{seq}", '{"model":"tiny"}', b"")
-
-    async def durable(self, seq: int) -> None:
-        while self.count < seq:
-            await self.grown.wait()
-
-    def grow(self) -> None:
-        self.count += 1
-        self.grown.set()
-        self.grown = trio.Event()
-
-
-async def test_events_come_without_a_gap(tmp_path: Path) -> None:
+async def test_what_llama_swap_s_clients_ask_for_in_vain(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
-        log = Log(here, 5)
-        for sent in (
-            request("GET", "/api/events?after=3"),
-            request("GET", "/api/events", None, "Last-Event-ID: 3"),
-            request("GET", "/api/events?after=2", None, "Last-Event-ID: 3"),  # a browser, once more
-        ):
-            client = await here.client()
-            await client.send(sent)
-            assert (await client.head()).headers["content-type"] == "text/event-stream"
-            begun = await client.until(b"id: 4\nevent: request.arrived\ndata: {")
-            assert begun.count(b"event: ") == 1, "it is the first"
-            await client.until(b'"payload":{"model":"tiny"}}\n\n')
-            await client.until(b"id: 5\n")
-            log.grow()
-            await client.until(b"id: 6\n")
-            log.count = 5
-
-
-async def test_cursors_that_cannot_be_kept(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        Log(here, 5)
         client = await here.client()
-        for cursor, status, code in (
-            ("1", 410, "cursor_pruned"),
-            ("6", 410, "cursor_lost"),
-            ("-1", 400, "invalid_cursor"),
-            ("x", 400, "invalid_cursor"),
-            ("9" * 30, 400, "invalid_cursor"),
-        ):
-            answer = await client.ask("GET", f"/api/events?after={cursor}")
-            assert (answer.status, answer.json()["error"]["code"]) == (status, code)
+        found = await client.ask("GET", "/api/performance?after=2026-01-01T00:00:00Z")
+        assert found.json() == {"enabled": False, "sys_stats": [], "gpu_stats": []}
+        assert (await client.ask("HEAD", "/api/performance")).status == 200
+        for path in ("/ui", "/ui/", "/ui/models"):
+            answer = await client.ask("GET", path)
+            assert answer.status == 404 and "no web interface" in answer.json()["error"]["message"]
 
 
 # --- profiles -----------------------------------------------------------------------------------------------

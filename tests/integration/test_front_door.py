@@ -45,11 +45,11 @@ async def test_local_endpoints(tmp_path: Path) -> None:
             "object": "list",
             "data": [
                 {
-                    "id": "tiny", "object": "model", "created": created, "owned_by": "runnerd",
+                    "id": "tiny", "object": "model", "created": created, "owned_by": "llama-swap",
                     "status": {"value": "unloaded"}, "meta": {"llamaswap": {"type": "model"}},
                 },
                 {
-                    "id": "small", "object": "model", "created": created, "owned_by": "runnerd",
+                    "id": "small", "object": "model", "created": created, "owned_by": "llama-swap",
                     "aliases": ["mini"], "name": "Small", "description": "The small one.",
                     "status": {"value": "unloaded"},
                     "meta": {"llamaswap": {"type": "model", "aliases": ["mini"]}},
@@ -59,8 +59,8 @@ async def test_local_endpoints(tmp_path: Path) -> None:
         assert (await client.ask("GET", "/running")).json() == {
             "running": [
                 {
-                    "model": "tiny", "state": "ready", "proxy": "http://127.0.0.1:5800", "ttl": 0, "name": "",
-                    "description": "", "runner": "r1",
+                    "model": "tiny", "state": "ready", "cmd": "", "proxy": "http://127.0.0.1:5800", "ttl": 0,
+                    "name": "", "description": "", "runner": "r1",
                 }
             ]
         }  # fmt: skip

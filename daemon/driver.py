@@ -299,7 +299,7 @@ class Driver:
         if before is not None:
             before.tell(endings.describe(self.state, "lease.resumed", "taken_over", held.model))
         try:
-            address = self._address(held.runner)
+            address = self.address(held.runner)
         except KeyError:  # the configuration has another command for it by now; its holder knows where it is
             address = Address(held.runner, "")
         ticket.tell(Dispatched(address, held.attempt))
@@ -389,14 +389,15 @@ class Driver:
             if request is not None and request.slot and request.runner == body.runner:
                 self.submit(c.UpstreamEnded(body.request, body.runner, False, sent=False))
             return
-        address = self._address(body.runner)
+        address = self.address(body.runner)
         view = self.state.config.models.get(ticket.model)
         first_byte_ns = view.first_byte_ns if view is not None else 0
         reach("dispatch.before")
         ticket.tell(Dispatched(address, body.attempt, first_byte_ns / S))
         reach("dispatch.after")
 
-    def _address(self, runner: str) -> Address:
+    def address(self, runner: str) -> Address:
+        """Where the runner answers. Raises KeyError for one that is not looked after."""
         address = self._addresses.get(runner)
         if address is None:
             address = self._addresses[runner] = self.machinery.address(runner)

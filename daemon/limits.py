@@ -22,6 +22,9 @@ FORM_NAME_BYTES = 4096
 UPSTREAM_NAME_PARTS = 8
 """Parts of a path under /upstream/ that are tried as a model's name: names with slashes have two or three."""
 
+LOOK_S = 60.0
+"""How long a runner may take to begin to say how it is: llama-server does so between two batches."""
+
 EVENTS_BEAT_S = 15.0
 """A comment goes to followers of events at least this often: proxies give up what is silent for a minute."""
 

@@ -163,6 +163,10 @@ class Control(Desk, Protocol):
         """Submit an operator's fact and wait for its durable `operation.ended`; None: done as asked."""
         ...
 
+    def address(self, runner: str) -> Address:
+        """Where a runner answers. Raises KeyError for one that is not looked after."""
+        ...
+
     def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
         """Every durable event after `after_seq`, in order and without a gap; then, with `follow`, as they
         come. Raises CursorPruned where `after_seq` is no longer in the log."""

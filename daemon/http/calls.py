@@ -16,7 +16,7 @@ from daemon.http.body import Body, Pieces
 from daemon.http.head import RequestReader
 from daemon.http.refusals import Refused
 from daemon.logs import Logs
-from daemon.ports import Catalog, Control
+from daemon.ports import Address, Catalog, Control
 from events.catalogue import Option
 
 T = TypeVar("T")
@@ -75,6 +75,8 @@ class Ask(msgspec.Struct, frozen=True):
     """How the body is given another model's name, where the configuration says `useModelName`."""
     upgrade: bool = False
     """The client asks for a WebSocket."""
+    beside: Address | None = None
+    """A ready runner that is asked at once: it takes no slot, and the log does not hear of it."""
     tells: bool = False
     """While it waits, the client is told so; `translation` is for the answer behind such words."""
     only_load: bool = False

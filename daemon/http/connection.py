@@ -29,7 +29,8 @@ from daemon.http.relay import AS_COMES, Exchange
 from daemon.http.routes import Route
 from daemon.http.upstream import Pools
 from daemon.http.wire import FAILURES, Clock, Wire
-from daemon.ports import Catalog, Desk, Dispatched, Ended, LogBlocked, Ticket
+from daemon.limits import LOOK_S
+from daemon.ports import Address, Catalog, Desk, Dispatched, Ended, LogBlocked, Ticket
 from events.catalogue import FIRST_BYTE_LATE, RequestArrived
 from events.limits import HTTP_LINGER_BYTES
 
@@ -222,6 +223,8 @@ class Connection:
         self._handling = None
         if not isinstance(made, Ask):
             return False
+        if made.beside is not None:
+            return await self._look(made, made.beside)
         if made.body is not None:
             self._body.replace([made.body])
             await arrivals.filtered(call, made.name or made.model)
@@ -382,20 +385,33 @@ class Connection:
             await self._call().rename(ask.renamed, peer.model)
         due = self._shared.clock.now + peer.first_byte_s if peer.first_byte_s else math.inf
         pool = self._shared.pools.of_peer(peer.id, peer.url)
-        exchange = self._exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)
+        exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)
+        with self._shared.catalog.at_peer(peer):
+            return await self._beside(exchange, f"The peer {peer.id}", "peer_failed", "peer_failed")
+
+    async def _look(self, ask: Ask, address: Address) -> bool:
+        """Ask a runner how it is. Raises Refused. Returns whether the connection can serve another."""
+        pool = self._shared.pools.of(address)
+        due = self._shared.clock.now + LOOK_S
+        exchange = Exchange(self._wire, self._request, pool, address.prefix, due, "", ask)
+        return await self._beside(exchange, "The runner", "upstream_failed", "first_byte_timeout")
+
+    async def _beside(self, exchange: Exchange, who: str, failed: str, late: str) -> bool:
+        """An exchange of which the scheduler knows nothing. Raises Refused, with one of two codes, where it
+        fails before the client has been sent anything."""
+        self._exchange = exchange
         try:
             if not self._gone:
-                with self._shared.catalog.at_peer(peer):
-                    await exchange.run()
+                await exchange.run()
         finally:
             self._exchange = None
             self._begun = exchange.started
         if exchange.client_lost or self._gone:
             return False
         if not exchange.started:
-            late = exchange.error == FIRST_BYTE_LATE
-            why = "it did not begin to answer in time" if late else exchange.error
-            raise Refused(504 if late else 502, "peer_failed", f"The peer {peer.id} failed: {why}.")
+            if exchange.error == FIRST_BYTE_LATE:
+                raise Refused(504, late, f"{who} failed: it did not begin to answer in time.")
+            raise Refused(502, failed, f"{who} failed: {exchange.error}.")
         return exchange.complete and exchange.keep_alive
 
     async def _stream(self, stream: Stream) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,7 +13,7 @@ from daemon.http.calls import Ask, Call
 from daemon.http.refusals import Refused, unknown_model
 from daemon.limits import UPSTREAM_NAME_PARTS
 from daemon.logs import PROXY, UPSTREAM
-from daemon.ports import LogBlocked, ModelRow
+from daemon.ports import Address, LogBlocked, ModelRow
 from events.catalogue import NEVER, CancelRequested, Fact, ProfileRequested, UnloadRequested
 from events.limits import S
 from statemachines.request import RequestState
@@ -27,6 +28,9 @@ STATES = {
     RunnerState.reclaiming: "stopping",
 }
 """llama-swap's words, which its clients look for."""
+
+LOOKS = ("/health", "/slots", "/metrics", "/props", "/models", "/v1/models")
+"""What model servers say of themselves, busy or not: monitors read it every few seconds."""
 
 DONE = Answer(200, b"OK", "text/plain")
 DONE_JSON = json({"msg": "ok"})
@@ -164,16 +168,22 @@ async def upstream(call: Call) -> Answer | Ask:
         where = (b"/upstream/" + path + b"/" + mark + query).decode("latin-1")
         return Answer(status, b"", "text/plain", {"Location": where})
     below = b"/" + b"/".join(parts[count:])
-    if catalog.loads_nothing(unquote(below)) and not _is_ready(call, model):
+    if catalog.loads_nothing(unquote(below)) and _ready(call, model) is None:
         text = f"The model {model} is not loaded, and this path does not load it (upstream.ignorePaths)."
         raise Refused(409, "not_loaded", text)
     target = below + mark + query
-    return Ask(model, "upstream", target=target, renamed=None, upgrade=call.upgrade)
+    looks = call.method in ("GET", "HEAD") and below.decode("latin-1") in LOOKS
+    beside = _ready(call, model) if looks else None
+    return Ask(model, "upstream", target=target, renamed=None, upgrade=call.upgrade, beside=beside)
 
 
-def _is_ready(call: Call, model: str) -> bool:
-    runners = call.local.desk.state.models.get(model, {}).values()
-    return any(runner.state is RunnerState.ready for runner in runners)
+def _ready(call: Call, model: str) -> Address | None:
+    """Where a ready runner of the model answers."""
+    for runner in call.local.desk.state.models.get(model, {}).values():
+        if runner.state is RunnerState.ready:
+            with suppress(KeyError):
+                return call.local.desk.address(runner.id)
+    return None
 
 
 # --- logs ---------------------------------------------------------------------------------------------------

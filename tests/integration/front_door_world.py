@@ -81,6 +81,8 @@ class FakeDesk:
         self.on_arrive: Callable[[FakeTicket], None] = lambda ticket: None
         self.retry: list[Dispatched | Ended] = []
         self.reasons: list[Unready] = []
+        self.addresses: dict[str, Address] = {}
+        """Of the runners that are looked after."""
         self._changed = trio.Event()
 
     def arrive(self, arrival: RequestArrived) -> FakeTicket:
@@ -115,6 +117,9 @@ class FakeDesk:
     async def operation(self, fact: Fact) -> Ended | None:
         self.operations.append(fact)
         return self.operated
+
+    def address(self, runner: str) -> Address:
+        return self.addresses[runner]
 
     def now(self) -> int:
         return self.state.t
@@ -390,7 +395,8 @@ class World:
             name, "tiny", "", {}, {}, slots=4, keep_alive_ns=-1, load_ns=1, port=5800, socket=unix,
             alone=False, load_t=0,
         )  # fmt: skip
-        return Address(name, url)
+        address = self.desk.addresses[name] = Address(name, url)
+        return address
 
 
 @asynccontextmanager

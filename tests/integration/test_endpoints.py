@@ -17,7 +17,7 @@ from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import Request
-from tests.integration.front_door_world import Client, World, echo, read_request, request, world
+from tests.integration.front_door_world import Client, World, echo, once, read_request, request, world
 
 BOUNDARY = "----x9"
 KIND = f"Content-Type: multipart/form-data; boundary={BOUNDARY}"
@@ -254,6 +254,40 @@ async def test_a_models_root_is_redirected_to(tmp_path: Path) -> None:
         assert (await client.ask("POST", "/upstream/tiny", b"")).status == 308
         assert (await client.ask("GET", "/upstream/none/x")).status == 404
         assert (await client.ask("GET", "/upstream/")).status == 404
+
+
+async def test_a_look_at_a_runner_takes_no_slot(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        client = await echoing(here)
+        runner = here.desk.state.runners["r1"]
+        here.desk.state.models["tiny"] = {"r1": runner}
+        assert (await client.ask("GET", "/upstream/tiny/health")).status == 200
+        assert len(here.desk.tickets) == 1, "it is not ready: it is waited for"
+        runner.state = RunnerState.ready
+        for path in ("health", "slots", "metrics", "props?a=1", "models", "v1/models"):
+            answer = await client.ask("GET", f"/upstream/tiny/{path}", None, "X-A: 1")
+            assert answer.body.startswith(f"GET /{path} HTTP/1.1\r\n".encode()) and b"X-A: 1" in answer.body
+            assert "x-runnerd-request" not in answer.headers
+        assert len(here.desk.tickets) == len(here.desk.facts) == 1
+        for method, path in (("POST", "props"), ("GET", "slots/0"), ("GET", "")):
+            assert (await client.ask(method, f"/upstream/tiny/{path}", b"")).status == 200
+        assert len(here.desk.tickets) == 4
+        here.desk.addresses.clear()  # nobody looks after it any more
+        assert (await client.ask("GET", "/upstream/tiny/health")).status == 200
+        assert len(here.desk.tickets) == 5
+
+
+async def test_a_look_that_fails(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        await here.runner("r1", once())
+        runner = here.desk.state.runners["r1"]
+        here.desk.state.models["tiny"] = {"r1": runner}
+        runner.state = RunnerState.ready
+        client = await here.client()
+        answer = await client.ask("GET", "/upstream/tiny/slots")
+        assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_failed")
+        assert (await client.ask("GET", "/health")).status == 200
+        assert not here.desk.tickets and not here.desk.facts
 
 
 # --- WebSockets ---------------------------------------------------------------------------------------------

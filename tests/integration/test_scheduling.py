@@ -83,6 +83,16 @@ def test_another_instance_is_loaded_for_a_queue(tmp_path: Path) -> None:
         assert [load.reason.split()[0] for load in loads] == ["request", "queue"]
 
 
+def test_a_busy_runner_can_be_looked_at(tmp_path: Path) -> None:
+    """What a dashboard reads every few seconds has no place in the queue."""
+    pace = ngram("--tokens-per-second", "20")
+    config = f"models: {{a: {{cmd: '{pace}', memory: 1MiB, slots: 1}}}}"
+    with daemon(tmp_path, config) as live, streams(live, "a"):
+        assert live.get("/upstream/a/health") == {"status": "ok"}
+        kinds = [event.body.kind for event in live.events() if isinstance(event.body, c.RequestArrived)]
+        assert kinds == ["chat"]
+
+
 def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
     pace = ngram("--tokens-per-second", "20")
     with daemon(tmp_path, f"models: {{a: {{cmd: '{pace}', memory: 1MiB, slots: 1}}}}") as live:

@@ -136,8 +136,8 @@ class Tail:
 
 
 def _mark(output: Output, source: str) -> bytes:
-    """Whose line it is, among those of several."""
-    return f"{output.model} {output.name}: ".encode() if source in ("", UPSTREAM) else b""
+    """Whose line it is, among all that is said. UPSTREAM is as it was printed: programs take it to pieces."""
+    return b"" if source else f"{output.model} {output.name}: ".encode()
 
 
 def _size(path: Path) -> int:

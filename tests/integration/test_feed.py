@@ -111,7 +111,7 @@ async def test_llama_swap_s_messages_come_beside_the_log(tmp_path: Path) -> None
         assert await message(client, "logData") == {"source": "proxy", "data": ""}
         assert await message(client, "logData") == {
             "source": "upstream",
-            "data": "tiny r1: loading tensors\n",
+            "data": "loading tensors\n",
         }
         tiny = {"id": "tiny", "name": "", "description": "", "unlisted": False, "peerID": ""}
         small = {
@@ -131,7 +131,7 @@ async def test_llama_swap_s_messages_come_beside_the_log(tmp_path: Path) -> None
 
         with output.open("a") as file:
             file.write("ready\n")
-        assert await message(client, "logData") == {"source": "upstream", "data": "tiny r1: ready\n"}
+        assert await message(client, "logData") == {"source": "upstream", "data": "ready\n"}
 
         here.desk.state.runners["r1"].state = RunnerState.ready
         asking(here, "q7", RequestState.completed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Protocol, TypeVar
 from urllib.parse import parse_qsl
 
@@ -18,6 +19,7 @@ from daemon.http.refusals import Refused
 from daemon.logs import Logs
 from daemon.ports import Address, Catalog, Control
 from events.catalogue import Option
+from statemachines.runner import RunnerState
 
 T = TypeVar("T")
 
@@ -138,6 +140,15 @@ class Call:
             if line[: len(start)].lower() == start:
                 return line[len(start) :].strip().decode("latin-1")
         return ""
+
+    def ready(self, model: str) -> Address | None:
+        """Where a ready runner of the model answers."""
+        desk = self.local.desk
+        for runner in desk.state.models.get(model, {}).values():
+            if runner.state is RunnerState.ready:
+                with suppress(KeyError):
+                    return desk.address(runner.id)
+        return None
 
     @property
     def body(self) -> bytes | mmap.mmap:

@@ -201,7 +201,10 @@ class Connection:
             read = await arrivals.read(self._call(), route, self._request.priority)
             if isinstance(read, ToPeer):
                 return await self._to_peer(read)
-            return await self._take_turns(*read)
+            arrival, ask = read
+            if ask.beside is not None:
+                return await self._look(ask, ask.beside)
+            return await self._take_turns(arrival, ask)
         except Refused as refused:
             return await self._refuse(refused.refusal)
         except LogBlocked as blocked:

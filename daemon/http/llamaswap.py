@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,7 +12,7 @@ from daemon.http.calls import Ask, Call
 from daemon.http.refusals import Refused, unknown_model
 from daemon.limits import UPSTREAM_NAME_PARTS
 from daemon.logs import PROXY, UPSTREAM
-from daemon.ports import Address, LogBlocked, ModelRow
+from daemon.ports import LogBlocked, ModelRow
 from events.catalogue import NEVER, CancelRequested, Fact, ProfileRequested, UnloadRequested
 from events.limits import S
 from statemachines.request import RequestState
@@ -168,22 +167,13 @@ async def upstream(call: Call) -> Answer | Ask:
         where = (b"/upstream/" + path + b"/" + mark + query).decode("latin-1")
         return Answer(status, b"", "text/plain", {"Location": where})
     below = b"/" + b"/".join(parts[count:])
-    if catalog.loads_nothing(unquote(below)) and _ready(call, model) is None:
+    if catalog.loads_nothing(unquote(below)) and call.ready(model) is None:
         text = f"The model {model} is not loaded, and this path does not load it (upstream.ignorePaths)."
         raise Refused(409, "not_loaded", text)
     target = below + mark + query
     looks = call.method in ("GET", "HEAD") and below.decode("latin-1") in LOOKS
-    beside = _ready(call, model) if looks else None
+    beside = call.ready(model) if looks else None
     return Ask(model, "upstream", target=target, renamed=None, upgrade=call.upgrade, beside=beside)
-
-
-def _ready(call: Call, model: str) -> Address | None:
-    """Where a ready runner of the model answers."""
-    for runner in call.local.desk.state.models.get(model, {}).values():
-        if runner.state is RunnerState.ready:
-            with suppress(KeyError):
-                return call.local.desk.address(runner.id)
-    return None
 
 
 # --- logs ---------------------------------------------------------------------------------------------------

@@ -268,6 +268,8 @@ async def test_a_look_at_a_runner_takes_no_slot(tmp_path: Path) -> None:
             answer = await client.ask("GET", f"/upstream/tiny/{path}", None, "X-A: 1")
             assert answer.body.startswith(f"GET /{path} HTTP/1.1\r\n".encode()) and b"X-A: 1" in answer.body
             assert "x-runnerd-request" not in answer.headers
+        answer = await client.ask("GET", "/props?model=tiny")
+        assert answer.body.startswith(b"GET /props?model=tiny HTTP/1.1\r\n")
         assert len(here.desk.tickets) == len(here.desk.facts) == 1
         for method, path in (("POST", "props"), ("GET", "slots/0"), ("GET", "")):
             assert (await client.ask(method, f"/upstream/tiny/{path}", b"")).status == 200

@@ -57,7 +57,7 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
             ask = await _renamed(call, route, ask, peer.model)
         return ToPeer(peer, ask)
     if route.names == "query" and call.path == "/props":
-        ask = msgspec.structs.replace(ask, beside=call.ready(served.model))
+        ask = msgspec.structs.replace(ask, beside=call.answering(served.model))
     if served.tells_loading and ask is AS_COMES and route.kind == "chat" and await call.look(asked.streams):
         ask = Ask("", "", translation=AsItComes(), tells=True)
     options: dict[str, Option] = {}

@@ -78,7 +78,7 @@ class Ask(msgspec.Struct, frozen=True):
     upgrade: bool = False
     """The client asks for a WebSocket."""
     beside: Address | None = None
-    """A ready runner that is asked at once: it takes no slot, and the log does not hear of it."""
+    """A runner that is asked at once: it takes no slot, and the log does not hear of it."""
     tells: bool = False
     """While it waits, the client is told so; `translation` is for the answer behind such words."""
     only_load: bool = False
@@ -141,13 +141,15 @@ class Call:
                 return line[len(start) :].strip().decode("latin-1")
         return ""
 
-    def ready(self, model: str) -> Address | None:
-        """Where a ready runner of the model answers."""
+    def answering(self, model: str) -> Address | None:
+        """Where a runner of the model answers: one that is ready, else one that drains."""
         desk = self.local.desk
-        for runner in desk.state.models.get(model, {}).values():
-            if runner.state is RunnerState.ready:
-                with suppress(KeyError):
-                    return desk.address(runner.id)
+        runners = desk.state.models.get(model, {}).values()
+        for state in (RunnerState.ready, RunnerState.draining):
+            for runner in runners:
+                if runner.state is state:
+                    with suppress(KeyError):
+                        return desk.address(runner.id)
         return None
 
     @property

@@ -167,13 +167,18 @@ async def upstream(call: Call) -> Answer | Ask:
         where = (b"/upstream/" + path + b"/" + mark + query).decode("latin-1")
         return Answer(status, b"", "text/plain", {"Location": where})
     below = b"/" + b"/".join(parts[count:])
-    if catalog.loads_nothing(unquote(below)) and call.ready(model) is None:
+    if catalog.loads_nothing(unquote(below)) and not _is_ready(call, model):
         text = f"The model {model} is not loaded, and this path does not load it (upstream.ignorePaths)."
         raise Refused(409, "not_loaded", text)
     target = below + mark + query
     looks = call.method in ("GET", "HEAD") and below.decode("latin-1") in LOOKS
-    beside = call.ready(model) if looks else None
+    beside = call.answering(model) if looks else None
     return Ask(model, "upstream", target=target, renamed=None, upgrade=call.upgrade, beside=beside)
+
+
+def _is_ready(call: Call, model: str) -> bool:
+    runners = call.local.desk.state.models.get(model, {}).values()
+    return any(runner.state is RunnerState.ready for runner in runners)
 
 
 # --- logs ---------------------------------------------------------------------------------------------------

@@ -270,6 +270,8 @@ async def test_a_look_at_a_runner_takes_no_slot(tmp_path: Path) -> None:
             assert "x-runnerd-request" not in answer.headers
         answer = await client.ask("GET", "/props?model=tiny")
         assert answer.body.startswith(b"GET /props?model=tiny HTTP/1.1\r\n")
+        runner.state = RunnerState.draining  # a monitor must not load it again before it has gone
+        assert (await client.ask("GET", "/upstream/tiny/slots")).status == 200
         assert len(here.desk.tickets) == len(here.desk.facts) == 1
         for method, path in (("POST", "props"), ("GET", "slots/0"), ("GET", "")):
             assert (await client.ask(method, f"/upstream/tiny/{path}", b"")).status == 200

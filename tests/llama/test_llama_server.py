@@ -132,6 +132,12 @@ def test_a_model_is_loaded_and_answers(live: Live) -> None:
     assert [tag for tag in tags if tag in order] == order
 
 
+def test_its_slots_are_seen_while_all_are_in_use(live: Live) -> None:
+    with live.stream("red", ENDLESS), live.stream("red", ENDLESS):
+        assert [slot["is_processing"] for slot in live.get("/upstream/red/slots")] == [True, True]
+        assert live.get("/props?model=red")["default_generation_settings"]["n_ctx"] > 0
+
+
 def test_a_stream_comes_word_by_word_and_says_that_it_is_done(live: Live) -> None:
     with asked(live, "red", 20) as response:
         assert response.getheader("Content-Type", "").startswith("text/event-stream")

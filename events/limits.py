@@ -228,6 +228,9 @@ MAX_DOWNTIME_NS = 30 * 24 * 3600 * S
 SAMPLE_NS = 5 * S
 """Between two samples of memory while runners are loaded; one reading costs well under a millisecond."""
 
+SETTLE_NS = 2 * SAMPLE_NS
+"""From a runner's being ready: until then a sample has seen what it has taken."""
+
 METER_S = 1.5
 """How long a GPU's driver may take to answer: within MEASURE_NS, so that host memory is known in any case."""
 

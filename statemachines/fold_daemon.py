@@ -13,8 +13,10 @@ from events.limits import (
     QUARANTINE_NS,
     RECLAIM_NS,
     SAMPLE_STEP_BYTES,
+    SETTLE_NS,
     STOP_NS,
 )
+from statemachines.estimate import HOST
 from statemachines.groups import members_of
 from statemachines.invariants import check_claim
 from statemachines.moves import (
@@ -60,16 +62,19 @@ def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
     state.deadlines.disarm(("measure", ""))
     for id, runner in state.runners.items():
         used = f.runners.get(id, NOTHING)
-        if runner.free_bytes:
+        if runner.free_bytes and all(device == HOST for device in used):
             used = _taken(state, runner) | used
         if used != runner.used_bytes:
             _uses(state, runner, used)
 
 
 def _taken(state: State, runner: Runner) -> dict[str, int]:
-    """What GPUs have less free than when the only runner was loaded. It is the runner's where no process of
-    its is known to use any: a container's are not its own, and some drivers do not tell."""
-    taken = {}
+    """What GPUs have less free than when the only runner was loaded. It is the runner's if no process of its
+    is known to use any: a container's are not its own, and some drivers do not tell. What is taken long after
+    it is ready is other programs'."""
+    taken: dict[str, int] = {}
+    if runner.ready_t != NEVER and state.t - runner.ready_t > SETTLE_NS:
+        return taken
     for device, before in runner.free_bytes.items():
         reading = state.readings.get(device)
         if reading is not None and reading.reliable and before - reading.free_bytes >= SAMPLE_STEP_BYTES:

@@ -42,7 +42,7 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
         gpus = {name: reading for name, reading in state.readings.items() if name != HOST}
         runner.free_bytes = {name: reading.free_bytes for name, reading in gpus.items() if reading.reliable}
     elif len(state.runners) == 1:
-        next(iter(state.runners.values())).free_bytes = {}
+        _joined(next(iter(state.runners.values())))
     state.runners[runner.id] = runner
     state.models.setdefault(d.model, {})[runner.id] = runner
     loads_on(state, runner)
@@ -61,6 +61,16 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
             demand.turn_due = demand.short_t = NEVER
             state.deadlines.disarm(("turn", demand.key))
     serve(state, runner, +1)
+
+
+def _joined(runner: Runner) -> None:
+    """Another is loaded beside the only runner: what GPUs lack from now on may be either's. What was seen of
+    half a load is not all that it takes, so that what is reserved for it counts as seen, too."""
+    if runner.state is RunnerState.loading:
+        for device in runner.free_bytes:
+            if device in runner.peak_bytes:
+                runner.peak_bytes[device] = runner.hold_bytes(device)
+    runner.free_bytes = {}
 
 
 def _leased(state: State, event: Event, d: c.RunnerLeased) -> None:

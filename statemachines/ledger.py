@@ -208,13 +208,14 @@ def back(state: State, runner: Runner) -> bool:
 
 
 def footprint_of(state: State, runner: Runner) -> dict[str, int]:
-    """What an ended incarnation used at its peak; {}: it was never ready. What was learned of a GPU before
-    stays where nothing could be seen now: no process of its is known there, and there were other runners."""
+    """What an ended incarnation used at its peak; {}: it was never ready. What was learned of GPUs before
+    stays where nothing could be seen now: no process of its is known on any, and there were other runners."""
     if runner.ready_t == NEVER:
         return {}
+    if runner.free_bytes or any(device != HOST for device in runner.peak_bytes):
+        return dict(runner.peak_bytes)
     before = state.footprints.get(spec_key(runner.digest, runner.options), {})
-    unseen = {} if runner.free_bytes else {d: size for d, size in before.items() if d != HOST}
-    return unseen | runner.peak_bytes
+    return {device: size for device, size in before.items() if device != HOST} | runner.peak_bytes
 
 
 def mib(size_bytes: int) -> str:

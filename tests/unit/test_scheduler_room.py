@@ -178,6 +178,30 @@ def test_a_gpu_that_cannot_be_read_lowers_no_limit() -> None:
     assert max_loaded(core.state) == 6
 
 
+def test_what_was_seen_of_half_a_load_is_not_a_footprint() -> None:
+    """Of two containers that load at once nobody knows what is whose: the first has what was reserved."""
+    core = Core({"a": c.ModelView(digest="a"), "c": on_gpu0("c", 2)})
+    core.state.footprints["a?"] = {"gpu0": 6 * GIB}
+    core.free["gpu0"] = (24 * GIB, 24 * GIB)
+    core.measure()
+    first = only(core.take(c.LoadRequested("a")), c.RunnerLoad)
+    core.spawn(first)
+    core.free["gpu0"] = (24 * GIB, 22 * GIB)
+    core.measure()
+    second = only(core.take(c.LoadRequested("c")), c.RunnerLoad)
+    core.take(c.ProbeAnswered(first, True), S)
+    core.free["gpu0"] = (24 * GIB, 16 * GIB)
+    core.measure()
+    assert core.state.runners[first].holds == {"gpu0": 6 * GIB}
+    core.take(c.UnloadRequested(runner=first))
+    core.leaves(first)
+    core.passes(S)
+    core.free["gpu0"] = (24 * GIB, 22 * GIB)
+    core.measure()
+    assert list(core.state.runners) == [second]
+    assert core.state.footprints["a?"] == {"gpu0": 6 * GIB}
+
+
 def test_how_many_runners_there_may_be_follows_the_gpus() -> None:
     core = Core({})
     core.take(c.ConfigChanged(c.ConfigView()))

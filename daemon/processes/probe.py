@@ -35,6 +35,8 @@ async def healthy(url: str, path: str, timeout_s: float) -> tuple[bool, str]:
 def _words(error: BaseException) -> str:
     """`connection refused`: without numbers, and without the address, which trio adds in its own way."""
     cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, socket.gaierror) and cause.strerror:  # its numbers are not the system's
+        return cause.strerror.lower()
     if isinstance(cause, OSError) and cause.errno:
         return os.strerror(cause.errno).lower()
     return str(error) or type(error).__name__
@@ -66,7 +68,8 @@ async def _ask(stream: trio.SocketStream, url: str, path: str) -> tuple[bool, st
         reply += data
     line = reply.partition(b"\r\n")[0].decode("latin-1")
     words = line.split(maxsplit=2)
-    return len(words) > 1 and words[0].startswith("HTTP/1.") and words[1] == "200", line[:100]
+    shown = "".join(char for char in line[:100] if char.isprintable())  # it is shown on terminals
+    return len(words) > 1 and words[0].startswith("HTTP/1.") and words[1] == "200", shown
 
 
 def listens(url: str, pids: Iterable[int]) -> bool:

@@ -64,6 +64,7 @@ async def asked(talk: Talk, path: str = "/health", timeout_s: float = PATIENCE_S
         (saying(b"HTTP/1.1\r\n\r\n"), False, "HTTP/1.1"),
         (saying(b"SSH-2.0 200\r\n"), False, "SSH-2.0 200"),
         (saying(b"\xff 200 \xfe\r\n"), False, "ÿ 200 þ"),
+        (saying(b"HTTP/1.1 503 \x1b[2Jgone\x9b\r\n\r\n"), False, "HTTP/1.1 503 [2Jgone"),
         (saying(b"HTTP/1.1 20"), False, "closed the connection"),
         (saying(), False, "closed the connection"),
         (saying(b"x" * 100_000), False, "x" * 100),
@@ -80,6 +81,17 @@ async def test_where_nobody_listens_is_told_without_numbers(tmp_path: Path) -> N
         assert await probe.healthy(url, "/health", PATIENCE_S) == (False, "connection refused")
     gone = await probe.healthy(f"unix:{tmp_path}/gone.sock", "/health", PATIENCE_S)
     assert gone == (False, "no such file or directory")
+
+
+async def test_a_host_that_has_no_address_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver's numbers are not the system's."""
+
+    async def unresolved(url: str) -> trio.SocketStream:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(probe, "_connect", unresolved)
+    answer = await probe.healthy("http://gpu-box:80", "/health", PATIENCE_S)
+    assert answer == (False, "name or service not known")
 
 
 async def test_one_that_does_not_answer_is_unhealthy_after_a_while() -> None:

@@ -21,6 +21,9 @@ from daemon.limits import FILE_LOOK_S
 from daemon.ports import Catalog, PeerModel
 from events.catalogue import Option, RequestArrived
 
+LATE: dict[str, None] = {}
+"""Files at which a look has not come back: another would hang, too, with one more of the few threads."""
+
 
 class ToPeer(msgspec.Struct, frozen=True):
     """A request for a model of another server: not for the scheduler, and not for the log."""
@@ -80,12 +83,23 @@ async def check_file(catalog: Catalog, model: str, caller: str) -> None:
     there is where nothing is known of its memory, and fail then. A caller on this machine is told which file.
     Raises Refused."""
     path, there = catalog.missing(model), True  # a file system that hangs says nothing else
-    with trio.move_on_after(FILE_LOOK_S):
-        there = await trio.to_thread.run_sync(os.path.exists, path, abandon_on_cancel=True)
+    if path in LATE:
+        return
+    with trio.move_on_after(FILE_LOOK_S) as scope:
+        there = await trio.to_thread.run_sync(_is_there, path, abandon_on_cancel=True)
+    if scope.cancelled_caught:
+        LATE[path] = None
     if not there:
         file = path if is_local(caller) else "its file"
         text = f"model '{model}' failed to load: {file} is not there"
         raise Refused(502, "load_failed", text, {"X-Should-Retry": "false"})
+
+
+def _is_there(path: str) -> bool:
+    """Runs in a thread."""
+    there = os.path.exists(path)
+    LATE.pop(path, None)
+    return there
 
 
 async def _renamed(call: Call, route: Route, ask: Ask, name: str) -> Ask:

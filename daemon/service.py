@@ -46,6 +46,7 @@ from events.failpoints import reach
 from events.limits import GUARDIAN_LOOK_S, MS, ORPHAN_GRACE_S, STOP_LOG_MS, WATCHERS_S
 from events.store import EventStore, open_store
 from events.witness import boot_id
+from events.words import refused
 from statemachines.scheduler import Scheduler
 from statemachines.state import State
 
@@ -275,7 +276,10 @@ async def stay_guarded(path: str, log_id: str) -> None:
         await trio.sleep(GUARDIAN_LOOK_S)
         if not guardian.is_held(f"{path}.guardian"):
             log.warning("the guardian of the runners has gone; another is started")
-            guardian.start(path, log_id, ORPHAN_GRACE_S)
+            try:
+                guardian.start(path, log_id, ORPHAN_GRACE_S)
+            except OSError as error:  # what killed the last one, a lack of memory, is no end of the daemon
+                log.warning("no guardian could be started: %s", refused(error))
 
 
 async def _signals(driver: Driver, reloader: Reloader, leaver: Leaver, received: AsyncIterator[int]) -> None:

@@ -409,6 +409,26 @@ async def test_one_that_has_gone_is_replaced(
     ] * 2
 
 
+async def test_one_that_cannot_be_replaced_now_is_replaced_later(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of what killed it the daemon must not die, too."""
+    tries: list[float] = []
+
+    def start(*of: object) -> None:
+        tries.append(trio.current_time())
+        if len(tries) == 1:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    there = iter([False, False, True])
+    monkeypatch.setattr(guardian, "start", start)
+    monkeypatch.setattr(guardian, "is_held", lambda path: next(there))
+    with trio.move_on_after(3.5 * GUARDIAN_LOOK_S):
+        await stay_guarded("LOG", "id")
+    assert len(tries) == 2
+    assert "no guardian could be started: Cannot allocate memory" in caplog.text
+
+
 def test_it_imports_little() -> None:
     """It is there for as long as the daemon is."""
     tree = ast.parse(Path(guardian.__file__).read_text("utf-8"))

@@ -134,10 +134,13 @@ class Supervisor:
             charge.orders.send_nowait(lambda: self._stop(charge))
 
     def kill(self, runner: str) -> None:
-        """SIGKILL, at once: it does not queue behind a stop command that hangs."""
+        """SIGKILL, at once: it does not queue behind a stop command that hangs. Who was not told to stop (the
+        log is blocked) has its stop command all the same: a container outlives what started it."""
         charge = self._charges.get(runner)
         if charge is not None:
             try:
+                if charge.parts and not charge.stopped and charge.command and charge.command.stop_template:
+                    self._stop(charge)
                 self._kill(charge)
             except OSError:
                 self._nursery.start_soon(_patiently, _here, partial(self._kill, charge))

@@ -428,6 +428,21 @@ async def test_a_kill_does_not_wait_for_a_stop_command(yard: Yard) -> None:
         assert (await yard.fact(ProcessExited)).status == -signal.SIGKILL
 
 
+async def test_who_is_killed_untold_has_its_stop_command_all_the_same(yard: Yard, tmp_path: Path) -> None:
+    """While a log is blocked nobody is told to stop: a container would outlive what started it."""
+    told = tmp_path / "told"
+    yard.make = yard.serving(stop_template=("sh", "-c", f"echo ${{PID}} > {told}.new; mv {told}.new {told}"))
+    async with yard.supervise() as supervisor:
+        process = await yard.ready(supervisor)
+        supervisor.kill("r7")
+        assert (await yard.fact(ProcessExited)).status == -signal.SIGKILL
+        supervisor.stop("r7")  # the log has gone on
+        with trio.fail_after(PATIENCE_S):
+            while not told.exists():
+                await trio.lowlevel.checkpoint()
+    assert told.read_text() == f"{process.pid}\n"
+
+
 async def test_a_number_that_went_to_another_process_is_never_signalled(yard: Yard) -> None:
     async with yard.supervise() as supervisor:
         process = await yard.ready(supervisor)

@@ -21,6 +21,7 @@ from events import opening, store
 from events.catalogue import Event
 from events.commit import Committer
 from events.envelope import encode, first_hash
+from events.limits import RECENT_ROWS
 from events.lock import hold_lock
 from events.pruning import prune
 from events.reader import ChainBroken, CursorPruned, Head, Reader
@@ -163,7 +164,7 @@ async def test_pages_of_records_while_it_is_written(log: Path) -> None:
 async def test_a_page_has_no_gap_where_the_log_has_been_pruned_unheard(log: Path) -> None:
     """It is pruned in one thread and read in another: whose word comes first is open."""
     async with open_store(log) as opened:
-        await opened.wait(append(opened, 10))
+        await opened.wait(append(opened, RECENT_ROWS))  # more than are at hand
         (fifth,) = [record for record in await opened.records(4) if record.seq == 5]
         with closing(sqlite3.connect(log, isolation_level=None)) as connection:
             prune(connection, 5, fifth.hash)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,8 @@ from statemachines.fold import apply
 from statemachines.memcheck import obstacles
 from statemachines.state import State
 
+log = logging.getLogger("runnerd")
+
 LEAST_MODEL_BYTES = 1 << 20
 """No model server is smaller than this."""
 
@@ -31,10 +35,10 @@ LEAST_MODEL_BYTES = 1 << 20
 def check_main(path: Path, *, insecure: bool = False) -> int:
     """Print a summary (0), or the problems (1; 2: the file cannot be read). Warnings and problems go to
     standard error."""
-    logging.basicConfig(format="warning: %(message)s")  # what the estimates meet
     try:
         config = load(path, guarded=not insecure)
-        config = trio.run(with_estimates, config)
+        with _printed():
+            config = trio.run(with_estimates, config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE if isinstance(error, Unreadable) else EXIT_REFUSED
@@ -42,6 +46,18 @@ def check_main(path: Path, *, insecure: bool = False) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     print("\n".join(summary(config)))
     return 0
+
+
+@contextmanager
+def _printed() -> Iterator[None]:
+    """What is logged meanwhile is printed as the other warnings are."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def doubts(config: Config) -> list[str]:

@@ -256,7 +256,9 @@ class Driver:
         return ticket
 
     def _check_log(self) -> None:
-        """Raises LogBlocked, and counts, where an arrival would have to wait for the log."""
+        """Raises LogBlocked, and counts, where an arrival would have to wait for the log, or for a start."""
+        if self._store.broken is not None:
+            raise LogBlocked("the event log cannot be written any more: the daemon ends")
         if self._store.blocked_since is not None:
             self._refused += 1
             self._refused_ever += 1
@@ -265,12 +267,14 @@ class Driver:
     def gone(self, ticket: ports.Ticket) -> None:
         """The client went away; unless it is we who go: then the request is for the next start to end."""
         if ticket.request in self._tickets and not _cancelled():
-            self.submit(c.ClientGone(ticket.request))
+            with suppress(StoreBroken):  # the daemon ends, and the next start with who was there
+                self.submit(c.ClientGone(ticket.request))
 
     def ended(self, fact: c.UpstreamEnded) -> None:
         """An upstream exchange has ended."""
         if fact.complete or not _cancelled():
-            self.submit(fact)
+            with suppress(StoreBroken):
+                self.submit(fact)
 
     def forget_addresses(self) -> None:
         """Ask the machinery again where runners answer, and by what name: the configuration has changed."""

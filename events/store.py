@@ -43,6 +43,7 @@ from events.limits import (
     MS,
     PRUNED_ROWS_PER_PAGE,
     READ_PAGE_ROWS,
+    RECENT_GROUPS,
     RECENT_ROWS,
     VACUUM_PAGES,
     WITNESS_S,
@@ -158,7 +159,9 @@ class EventStore:
         self._seq, self._hash = found.head.seq, found.head.hash
         self._queue: deque[_Step] = deque()
         self._recent: deque[Row] = deque(maxlen=RECENT_ROWS)
-        """The last durable rows of this run, without a gap."""
+        """The last durable rows, without a gap, while somebody follows them."""
+        self._sought = 0
+        """Transactions for which they are kept yet."""
         self._group: _Group | None = None
         self._held = self._closing = self._urgent = False
         self._unhurried = trio.Event()
@@ -281,6 +284,7 @@ class EventStore:
         """
         if after < self.base.seq - 1:
             raise CursorPruned(f"the log begins at event {self.base.seq}")
+        self._sought = RECENT_GROUPS
         if self._recent and self._recent[0][0] <= after + 1:
             news = islice(self._recent, after + 1 - self._recent[0][0], None)
             recent = [Record(*row) for row in news]
@@ -375,7 +379,11 @@ class EventStore:
 
     def _committed(self, group: _Group) -> None:
         self._group = None
-        self._recent.extend(group.rows)
+        if self._sought:
+            self._sought -= 1
+            self._recent.extend(group.rows)
+        elif self._recent:
+            self._recent.clear()
         self.head = Head(group.rows[-1][0], group.rows[-1][8])
         self._proceed()
         self._groups += 1

@@ -230,8 +230,9 @@ class Catalog:
     def missing(self, model: str) -> str:
         """See `daemon.ports.Catalog`."""
         spec = self.config.models.get(model)
-        there = self._state is not None and model in self._state.models
-        return "" if spec is None or there else spec.missing
+        if spec is None or not spec.missing or (self._state is not None and model in self._state.models):
+            return ""
+        return spec.missing
 
     def loads_nothing(self, path: str) -> bool:
         """Whether a request for this path below a model must not have the model loaded."""

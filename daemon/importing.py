@@ -22,6 +22,7 @@ import trio
 
 from daemon.config.values import Json
 from daemon.estimates import READER, read_files
+from daemon.explain.words import count
 from daemon.gguf import Line
 from events.limits import CONFIG_INTEGER_MAX, CONFIG_MAX_BYTES, CONFIG_MODELS, GGUF_S
 
@@ -135,8 +136,9 @@ def import_main(directory: Path | None, output: Path | None, server: str) -> int
         except OSError as error:
             _say(f"cannot write {output}: {error.strerror}")
             return 1
-    count = "1 model" if found.models == 1 else f"{found.models} models"
-    _say(f"{count}; runnerd check --config {output or 'FILE'} says what the file means")
+    _say(
+        f"{count(found.models, 'model')}; runnerd check --config {output or 'FILE'} says what the file means"
+    )
     return 0
 
 

@@ -93,8 +93,7 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     _report_breach(driver, path)
     if driver.state.config != view:
         driver.submit(c.ConfigChanged(view, "start"))
-    if profile and driver.state.profile != profile:
-        driver.submit(c.ProfileRequested(profile, "start"))
+    use_profile(driver, profile, "start")
     driver.submit(await driver.meter.measure({}))
     for words in unlimited(driver.state):
         log.warning("%s", words)
@@ -138,6 +137,12 @@ def digest_key(directory: Path) -> bytes:
         with open(descriptor, "wb") as file:
             file.write(key)
     return key
+
+
+def use_profile(driver: Driver, profile: str, by: str) -> None:
+    """Switch to the profile that the configuration wants used, if it says any ("": none)."""
+    if profile and driver.state.profile != profile:
+        driver.submit(c.ProfileRequested(profile, by))
 
 
 def unlimited(state: State) -> list[str]:

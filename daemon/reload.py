@@ -24,7 +24,7 @@ from daemon.config.errors import ConfigError
 from daemon.config.file import load
 from daemon.driver import Driver
 from daemon.estimates import with_estimates
-from daemon.recovery import unlimited
+from daemon.recovery import unlimited, use_profile
 from events import catalogue as c
 from events.failpoints import reach
 from statemachines.state import Runner, State
@@ -138,8 +138,7 @@ class Reloader:
         reach("reload.before")
         events = driver.submit(c.ConfigChanged(view, by)) if view != before else ()
         self._catalog.config = config
-        if config.profile and driver.state.profile != config.profile:
-            driver.submit(c.ProfileRequested(config.profile, by))
+        use_profile(driver, config.profile, by)
         driver.forget_addresses()
         reach("reload.after")
         both = [id for id in config.models if id in old.models]

@@ -73,7 +73,6 @@ class Places:
             with closing(sqlite3.connect(copy)) as target:
                 connection.backup(target)
         except (OSError, sqlite3.Error) as error:
-            why = refused(error) if isinstance(error, OSError) else error
-            return f"it could not be saved: {why}"
+            return f"it could not be saved: {refused(error)}"
         where = f"put that in the place of {self._log}, remove {self._log}-wal and -shm"
         return f"all of it, up to event {seq}, is in {copy}: {where}, and start again"

@@ -7,8 +7,10 @@ import sqlite3
 from pathlib import Path
 
 
-def refused(error: OSError) -> str:
-    """`/var/lib/runnerd: No space left on device`: without the number."""
+def refused(error: Exception) -> str:
+    """`/var/lib/runnerd: No space left on device`: without the number. Others in their own words."""
+    if not isinstance(error, OSError):
+        return str(error)
     words = error.strerror or str(error)
     return f"{error.filename}: {words}" if error.filename else words
 

@@ -473,8 +473,8 @@ def unload_requested(s: Scheduler, f: c.UnloadRequested, id: str) -> None:
         due = state.t if f.now else unload_due(state, runner)
         s.retire(runner, "operator", 0 if f.gently else due)
     if f.cancel:
-        models = dict.fromkeys(runner.model for runner in targets) if f.runner else state.wanted
-        for model in [f.model] if f.model else list(models):
+        models = [f.model] if f.model else [r.model for r in targets] if f.runner else state.wanted
+        for model in dict.fromkeys(models):
             s.dismiss(model, "unloaded")
     if not targets:
         known = not f.runner and (not f.model or state.model(f.model) is not None)

@@ -36,6 +36,12 @@ def _served(state: State, demand: Demand) -> str:
     return ", ".join(filter(None, words)) or "its turn"
 
 
+def failed_by(state: State, demand: Demand) -> Runner | None:
+    """The runner that failed a demand's request before, if it is asked for its health now."""
+    runner = state.runners.get(demand.excluded)
+    return runner if runner is not None and runner.suspect and runner.live else None
+
+
 def _starving(state: State, demand: Demand) -> str:
     """What must be over before its own runner is loaded."""
     cooling, claim = state.cooling.get(demand.model), state.claims.get(demand.key)
@@ -48,8 +54,7 @@ def _starving(state: State, demand: Demand) -> str:
         return "memory that other programs hold"
     if demand.turn_due != NEVER:
         return "its turn"
-    failed = state.runners.get(demand.excluded)
-    if failed is not None and failed.suspect and failed.live:
+    if (failed := failed_by(state, demand)) is not None:
         return _all([failed], *ASKED)
     first = before(state, demand)
     if first is not None:

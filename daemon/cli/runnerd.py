@@ -91,9 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _insecure(serve)
     check = commands.add_parser("check", help="say what is wrong with a configuration, without starting")
-    check.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="llama-swap's YAML and ours"
-    )
+    check.add_argument("--config", type=Path, required=True, metavar="FILE", help=CONFIG)
     _insecure(check)
     taken = commands.add_parser("import-ollama", help="write a configuration for the models that Ollama has")
     taken.add_argument(

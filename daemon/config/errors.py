@@ -12,13 +12,8 @@ import msgspec
 from daemon.nearest import nearest as likeliest
 from events.limits import CONFIG_PROBLEMS, CONFIG_PROBLEMS_SHOWN, CONFIG_SHOWN_CHARS
 
-UNKNOWN_KEY = "unknown key"
-"""How the problem of a key begins that nobody knows."""
-
 ANY_KEYS = "`unknownKeys: warn` has unknown keys passed over, as llama-swap does; `metadata` takes any"
 """What they can do who have such keys for a reason: keys that are like no other, hardly typing errors."""
-
-NEAREST = "; the nearest is "
 
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -29,6 +24,8 @@ class Problem(msgspec.Struct, frozen=True):
     line: int
     path: str
     text: str
+    more: str = ""
+    """What to do about all problems of its kind: told once, behind them."""
 
     def show(self, file: Path) -> str:
         """`FILE:LINE: PATH: TEXT`, without the parts that it has not."""
@@ -45,10 +42,7 @@ class ConfigError(Exception):
         lines = [problem.show(file) for problem in self.problems[:CONFIG_PROBLEMS_SHOWN]]
         if len(self.problems) > CONFIG_PROBLEMS_SHOWN:
             lines.append(f"{file}: and {len(self.problems) - CONFIG_PROBLEMS_SHOWN} more problems")
-        if any(
-            problem.text.startswith(UNKNOWN_KEY) and NEAREST not in problem.text for problem in self.problems
-        ):
-            lines.append(f"{file}: {ANY_KEYS}")
+        lines += [f"{file}: {more}" for more in dict.fromkeys(p.more for p in self.problems) if more]
         super().__init__("\n".join(lines))
 
 
@@ -69,22 +63,23 @@ class Problems:
         self.any_keys = False
         """Unknown keys are passed over, with a warning."""
 
-    def add(self, line: int, path: str, text: str) -> None:
+    def add(self, line: int, path: str, text: str, more: str = "") -> None:
         """An error; reading goes on, so that all of them are found at once. Raises Unusable where there are
         so many that it is another kind of file."""
-        problem = Problem(line, path, text)
+        problem = Problem(line, path, text, more)
         if problem not in self.errors:
             self.errors.append(problem)
         if len(self.errors) >= CONFIG_PROBLEMS:
             raise Unusable("too many problems")
 
-    def unknown(self, line: int, path: str, text: str) -> None:
-        """A key that nobody knows, and so whatever is below it."""
+    def unknown(self, line: int, path: str, key: str, near: str) -> None:
+        """A key that nobody knows, and so whatever is below it; `near`: which it may be meant to be."""
         self._forget(path)
+        text = f"unknown key {shown(key)}{near}"
         if self.any_keys:
-            self.warn(line, path, f"{UNKNOWN_KEY} {text}")
+            self.warn(line, path, text)
         else:
-            self.add(line, path, f"{UNKNOWN_KEY} {text}")
+            self.add(line, path, text, "" if near else ANY_KEYS)
 
     def _forget(self, path: str) -> None:
         """What a key has that means nothing here is no problem of its own."""
@@ -134,4 +129,4 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; the nearest is "ttl"`, or nothing."""
     near = nearest(word, choices)
-    return f"{NEAREST}{shown(near)}" if near else ""
+    return f"; the nearest is {shown(near)}" if near else ""

@@ -163,8 +163,8 @@ class Section:
         """Report the keys that nobody asked for. `extensions`: those that begin with `x-` may be there."""
         for key in self._node.items:
             if key not in self._known and not (extensions and key.startswith("x-")):
-                text = f"{shown(key)}{did_you_mean(key, self._known)}"
-                self._problems.unknown(self._line(key), join_path(self.path, key), text)
+                near = did_you_mean(key, self._known)
+                self._problems.unknown(self._line(key), join_path(self.path, key), key, near)
 
     def _line(self, key: str) -> int:
         return self._node.key_lines[key]

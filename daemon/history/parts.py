@@ -19,6 +19,7 @@ from __future__ import annotations
 from events.catalogue import NEVER
 from statemachines.runner import RunnerState
 from statemachines.state import Demand, State, satisfies
+from statemachines.waiting import failed_by
 
 PARTS = ("queued", "turn", "drain", "unload", "memory", "load", "pause", "retry", "down", "served")
 QUEUED, TURN, DRAIN, UNLOAD, MEMORY, LOAD, PAUSE, RETRY, DOWN, SERVED = range(len(PARTS))
@@ -52,8 +53,7 @@ def _starving(state: State, demand: Demand) -> int:
         return MEMORY
     if demand.turn_due != NEVER:
         return TURN
-    failed = state.runners.get(demand.excluded)
-    if failed is not None and failed.suspect and failed.live:
+    if failed_by(state, demand) is not None:
         return PAUSE
     if state.claims:
         return TURN

@@ -18,7 +18,7 @@ from daemon.http.refusals import Refused, unknown_model
 from daemon.http.relay import AS_COMES
 from daemon.http.routes import Route
 from daemon.limits import FILE_LOOK_S
-from daemon.ports import Catalog, PeerModel
+from daemon.ports import PeerModel
 from events.catalogue import Option, RequestArrived
 
 LATE: dict[str, None] = {}
@@ -59,7 +59,7 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         if route.names == "query" and name != peer.model:
             ask = await _renamed(call, route, ask, peer.model)
         return ToPeer(peer, ask)
-    if route.names == "query" and call.path == "/props":
+    if route.looks:
         ask = msgspec.structs.replace(ask, beside=call.answering(served.model))
     if served.tells_loading and ask is AS_COMES and route.kind == "chat" and await call.look(asked.streams):
         ask = Ask("", "", translation=AsItComes(), tells=True)
@@ -78,20 +78,20 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
     ), ask
 
 
-async def check_file(catalog: Catalog, model: str, caller: str) -> None:
+async def check_file(path: str, arrival: RequestArrived) -> None:
     """Refuse a request for a model whose file is still not there: its load would make room first, of all that
     there is where nothing is known of its memory, and fail then. A caller on this machine is told which file.
     Raises Refused."""
-    path, there = catalog.missing(model), True  # a file system that hangs says nothing else
     if path in LATE:
         return
+    there = True  # a file system that hangs says nothing else
     with trio.move_on_after(FILE_LOOK_S) as scope:
         there = await trio.to_thread.run_sync(_is_there, path, abandon_on_cancel=True)
     if scope.cancelled_caught:
         LATE[path] = None
     if not there:
-        file = path if is_local(caller) else "its file"
-        text = f"model '{model}' failed to load: {file} is not there"
+        file = path if is_local(arrival.caller) else "its file"
+        text = f"model '{arrival.model}' failed to load: {file} is not there"
         raise Refused(502, "load_failed", text, {"X-Should-Retry": "false"})
 
 

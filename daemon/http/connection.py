@@ -201,10 +201,7 @@ class Connection:
             read = await arrivals.read(self._call(), route, self._request.priority)
             if isinstance(read, ToPeer):
                 return await self._to_peer(read)
-            arrival, ask = read
-            if ask.beside is not None:
-                return await self._look(ask, ask.beside)
-            return await self._take_turns(arrival, ask)
+            return await self._take_turns(*read)
         except Refused as refused:
             return await self._refuse(refused.refusal)
         except LogBlocked as blocked:
@@ -226,8 +223,6 @@ class Connection:
         self._handling = None
         if not isinstance(made, Ask):
             return False
-        if made.beside is not None:
-            return await self._look(made, made.beside)
         if made.body is not None:
             self._body.replace([made.body])
             await arrivals.filtered(call, made.name or made.model)
@@ -306,9 +301,11 @@ class Connection:
 
     async def _take_turns(self, arrival: RequestArrived, ask: Ask) -> bool:
         """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen.
-        Raises Refused, LogBlocked."""
-        if self._shared.catalog.missing(arrival.model):
-            await arrivals.check_file(self._shared.catalog, arrival.model, self._caller)
+        A mere look has none. Raises Refused, LogBlocked."""
+        if ask.beside is not None:
+            return await self._look(ask, ask.beside)
+        if missing := self._shared.catalog.missing(arrival.model):
+            await arrivals.check_file(missing, arrival)
         if self._gone:  # noticed before there was a ticket, so nobody would tell the scheduler
             return False
         ticket = self._ticket = self._shared.desk.arrive(arrival)

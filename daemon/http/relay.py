@@ -294,9 +294,10 @@ class Exchange:
             reply.lines = [line for line in reply.lines if not line.lower().startswith(b"transfer-encoding:")]
         else:
             reply.plain = False
-        if reply.ends_with_connection or reply.excess:
+        ends = reply.ends_with_connection
+        if ends or reply.excess:
             self.keep_alive = False
-        if reply.plain or (reply.ends_with_connection and not reply.switched):
+        if reply.plain or (ends and not reply.switched):
             self._unframed = True
             self._client.reset_at_close(True)  # until the answer is complete
         if reply.switched:

@@ -37,6 +37,8 @@ class Route(msgspec.Struct, frozen=True):
     """Of a relayed request: the beginning of its path that is not passed on."""
     dialect: Dialect = dialects.openai
     """How errors are written."""
+    looks: bool = False
+    """Of a relayed request: what a model server says of itself, busy or not (see `Ask.beside`)."""
     public: bool = False
     """It needs no API key: what watches the daemon has none."""
 
@@ -97,7 +99,7 @@ ROUTES: dict[bytes, Route] = {
     b"/v1/images/variations": Route(POST, kind="image", names="form"),
     b"/v1/audio/voices": Route((*GET, *POST), kind="props", names="query"),
     b"/sdapi/v1/loras": Route(GET, kind="props", names="query"),
-    b"/props": Route(GET, kind="props", names="query"),
+    b"/props": Route(GET, kind="props", names="query", looks=True),
     b"/v1/models": Route(GET, openai.models),
     b"/models": Route(GET, openai.models),
     b"/health": Route(GET, openai.health, public=True),

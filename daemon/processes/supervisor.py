@@ -225,8 +225,7 @@ class Supervisor:
             for part in charge.parts.values():
                 _drop(part)
             charge.parts.clear()
-            why = refused(error) if isinstance(error, OSError) else str(error)
-            self._submit(SpawnFailed(launch.runner, why))
+            self._submit(SpawnFailed(launch.runner, refused(error)))
             return
         for part in list(charge.parts.values()):
             self._nursery.start_soon(self._watch, charge, part)

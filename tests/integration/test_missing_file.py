@@ -6,14 +6,13 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import cast
 
 import pytest
 import trio
 
 from daemon.http import arrivals
 from daemon.http.refusals import Refused
-from daemon.ports import Catalog
+from events.catalogue import RequestArrived
 from tests.integration.live import ROOT, daemon, ngram
 
 
@@ -42,22 +41,15 @@ def test_who_asks_for_a_model_without_a_file_unloads_nobody(tmp_path: Path) -> N
         assert live.tags().count("runner.load") == 2
 
 
-class Gone:
-    """A catalog of models whose file was not there."""
-
-    def missing(self, model: str) -> str:
-        return "/mnt/models/gone.gguf"
-
-
 async def test_a_file_system_that_hangs_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large bodies, among others, need one of the few that there are."""
     answers = threading.Event()
     monkeypatch.setattr(os.path, "exists", lambda path: answers.wait() and False)
     monkeypatch.setattr(arrivals, "FILE_LOOK_S", 0.01)
     limiter = trio.to_thread.current_default_thread_limiter()
-    catalog = cast(Catalog, Gone())
+    arrival = RequestArrived("gone", "chat")
     for _ in range(3):
-        await arrivals.check_file(catalog, "gone", "")  # nobody is refused for it
+        await arrivals.check_file("/mnt/models/gone.gguf", arrival)  # nobody is refused for it
     assert limiter.borrowed_tokens == 1
     answers.set()
     with trio.fail_after(30):
@@ -65,4 +57,4 @@ async def test_a_file_system_that_hangs_takes_one_thread(monkeypatch: pytest.Mon
             await trio.lowlevel.checkpoint()
     monkeypatch.setattr(arrivals, "FILE_LOOK_S", 30)
     with pytest.raises(Refused):
-        await arrivals.check_file(catalog, "gone", "")
+        await arrivals.check_file("/mnt/models/gone.gguf", arrival)

@@ -30,6 +30,8 @@ class Catalog:
         self._state = state
         self._access = Access()
         self._served: dict[str, Served] = {}
+        self._direct: frozenset[str] = frozenset()
+        """Names of models that stand for nothing else, whichever profile is in use."""
         self._prepared: Config | None = None
         self._at_peers: Counter[tuple[str, str]] = Counter()
         """Requests that run at other servers, by peer and model: the log has none of them."""
@@ -71,10 +73,17 @@ class Catalog:
         for name, id in {**config.aliases, **{id: id for id in config.models}}.items():
             spec = config.models[id]
             self._served[name] = Served(id, spec.options, spec.filters.of(name), spec.send_loading_state)
+        pinned = {name for profile in config.profiles.values() for name in profile.pins}
+        tagged = {name for name in self._served if name.endswith(LATEST)}
+        self._direct = frozenset(self._served.keys() - config.selectors.keys() - pinned - tagged)
 
     def target(self, name: str) -> str:
         """What a name stands for now: what the profile in use says ("": nothing), a selector's target, or the
         name itself. Ask once for a request, and go on with the answer: another moment may have another."""
+        if self._prepared is not self.config:
+            self._prepare()
+        if name in self._direct:
+            return name
         if name.endswith(LATEST):
             name = self._untagged(name)
         name = self._pins.get(name, name)

@@ -343,17 +343,9 @@ class Driver:
         """Closing effects, which need not wait for the log: error answers, letting go of tickets, and SIGKILL
         for who had time to stop (while a log is blocked, its deadline would find that it cannot be ended)."""
         for event in events:
-            kind = type(event.body)
-            if kind is c.RequestDispatched or kind is c.UpstreamEnded:
-                continue  # the hot path
-            if kind is c.RequestCompleted:
-                self._tickets.pop(event.subject, None)
-            elif kind in ENDINGS:
-                self._end(event)
-            elif kind is c.RequestInterrupted:
-                self._end_lease(event)
-            elif kind is c.RunnerKill:
-                self.machinery.kill(event.subject)
+            effect = CLOSING.get(type(event.body))
+            if effect is not None:
+                effect(self, event)
 
     def _end(self, event: Event) -> None:
         ticket = self._tickets.pop(event.subject, None)
@@ -378,23 +370,24 @@ class Driver:
             kind = type(event.body)
             if kind is c.RequestDispatched:
                 self._dispatch(event)
-                continue
-            effect = OPENING.get(kind)
-            if effect is not None:
-                effect(self, event, event.body)
-            if kind in LEVELS:
-                self._journal.write(event)
+            elif kind in EFFECTIVE:
+                effect = OPENING.get(kind)
+                if effect is not None:
+                    effect(self, event, event.body)
+                if kind in LEVELS:
+                    self._journal.write(event)
 
     def _dispatch(self, event: Event) -> None:
         body: Any = event.body
-        ticket = self._tickets.get(body.request) or self._leases.get(body.request)
-        request = self.state.requests.get(body.request)
+        id, state = body.request, self._scheduler.state
+        ticket = self._tickets.get(id) or self._leases.get(id)
+        request = state.requests.get(id)
         if ticket is None or request is None or request.state is not RequestState.dispatched:
             if request is not None and request.slot and request.runner == body.runner:
-                self.submit(c.UpstreamEnded(body.request, body.runner, False, sent=False))
+                self.submit(c.UpstreamEnded(id, body.runner, False, sent=False))
             return
-        address = self.address(body.runner)
-        view = self.state.config.models.get(ticket.model)
+        address = self._addresses.get(body.runner) or self.address(body.runner)
+        view = state.config.models.get(ticket.model)
         first_byte_ns = view.first_byte_ns if view is not None else 0
         reach("dispatch.before")
         ticket.tell(Dispatched(address, body.attempt, first_byte_ns / S))
@@ -576,7 +569,15 @@ def launch_of(runner: Runner) -> Launch:
     )  # fmt: skip
 
 
-ENDINGS = {c.RequestRejected, c.RequestFailed, c.RequestCancelled, c.RequestTimedOut}
+CLOSING: dict[type, Callable[[Driver, Event], object]] = {
+    c.RequestCompleted: lambda driver, event: driver._tickets.pop(event.subject, None),
+    c.RequestRejected: Driver._end,
+    c.RequestFailed: Driver._end,
+    c.RequestCancelled: Driver._end,
+    c.RequestTimedOut: Driver._end,
+    c.RequestInterrupted: Driver._end_lease,
+    c.RunnerKill: lambda driver, event: driver.machinery.kill(event.subject),
+}
 
 OPENING: dict[type, Callable[[Driver, Event, Any], None]] = {
     c.RunnerLoad: Driver._ensure,
@@ -592,3 +593,6 @@ OPENING: dict[type, Callable[[Driver, Event, Any], None]] = {
     c.OperationEnded: Driver._operation_ended,
     c.LeaseRevoked: Driver._revoke,
 }
+
+EFFECTIVE = OPENING.keys() | LEVELS.keys()
+"""What has an opening effect, or a line in the journal."""

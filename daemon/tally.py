@@ -27,6 +27,9 @@ EVICTIONS = ("evicted", "keep_alive", "operator", "configuration", "stopping", "
 COMPLETED = OUTCOMES.index("completed")
 OTHER = "other"
 
+UNSETTLED_EVENTS = 4096
+"""After so many, durations are put into their buckets: some 0.1 ms for them all, and 100 KB at most."""
+
 
 class ModelTally:
     """One model's figures."""
@@ -68,6 +71,8 @@ class Tally:
         self.evictions = dict.fromkeys(EVICTIONS, 0)
         self.stopping_t = NEVER
         """When the stop was asked for."""
+        self._settled = 0
+        """Events of which every duration has been put into its bucket."""
         self._state = state
         self._requests = {r.id: (self._model(r.model), r.arrived_t) for r in state.requests.values()}
         """Those that have not ended."""
@@ -79,12 +84,12 @@ class Tally:
     def note(self, events: Sequence[Event]) -> None:
         """Count events that are durable now, in their order."""
         self.events += len(events)
-        models, requests = self.models, self._requests
+        requests = self._requests
         for event in events:
             body: Any = event.body
             kind = type(body)
             if kind is c.RequestArrived:
-                model = models.get(body.model) or self._model(body.model)
+                model = self.models.get(body.model) or self._model(body.model)
                 model.arrived += 1
                 requests[event.subject] = (model, event.t)
             elif kind is c.RequestDispatched:
@@ -94,9 +99,19 @@ class Tally:
                 if body.first_byte_ns and (runner := self._runners.get(body.runner)) is not None:
                     runner.model.first_byte_ns.add(body.first_byte_ns)
             elif kind is c.RequestCompleted:
-                self._ended(body.request, COMPLETED)
+                if (known := requests.pop(body.request, None)) is not None:
+                    known[0].requests[COMPLETED] += 1
             elif kind in RARE:
                 RARE[kind](self, event, body)
+        if self.events - self._settled > UNSETTLED_EVENTS:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._settled = self.events
+        for model in self.models.values():
+            model.queue_ns.settle()
+            model.first_byte_ns.settle()
+            model.load_ns.settle()
 
     def _model(self, name: str) -> ModelTally:
         model = self.models.get(name)

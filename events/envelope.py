@@ -6,6 +6,7 @@ payload, each as u32 length and UTF-8 bytes), big-endian; the first previous has
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from struct import Struct
 
@@ -20,6 +21,10 @@ Row = tuple[int, int, int, str, int, int, str, str, bytes]
 
 class LogError(Exception):
     """Something is wrong with the event log; the message says what."""
+
+
+class OutOfOrder(LogError):
+    """Events were to be appended out of order: a fault of the caller's."""
 
 
 class EventUnreadable(LogError):
@@ -79,27 +84,38 @@ def chain_hash(
 
 _encode_body = msgspec.json.Encoder().encode
 
-_HEADS: dict[type[Payload], tuple[str, int, bytes]] = {
-    cls: (name, cls.VERSION, _sized(name.encode())) for name, cls in CLASSES.items()
+_HEADS: dict[type[Payload], tuple[str, int, bytes, Callable[..., bytes]]] = {
+    cls: (name, cls.VERSION, head, Struct(f">QqqIQ{len(head)}sI").pack)
+    for name, cls in CLASSES.items()
+    for head in [_sized(name.encode())]
 }
+"""By type: its name, version and sized name; what packs the numbers, that and the length of a subject."""
 
 
 def encode(event: Event, at: int, previous: bytes) -> Row:
-    """The row of an event that follows the one whose hash is `previous`.
+    """The row of an event that follows the one whose hash is `previous`. Raises as `encode_step` does."""
+    return encode_step((event,), at, event.seq - 1, previous)[0]
 
-    Raises UnicodeEncodeError for text that is not Unicode (a lone surrogate), OverflowError or struct.error
-    for an integer beyond 64 bits. Written out rather than calling chain_hash: it is on every step's path.
+
+def encode_step(events: Iterable[Event], at: int, seq: int, previous: bytes) -> list[Row]:
+    """The rows of events that follow the one numbered `seq`, whose hash is `previous`.
+
+    Raises OutOfOrder, UnicodeEncodeError for text that is not Unicode (a lone surrogate), OverflowError or
+    struct.error for an integer beyond 64 bits. Written out rather than calling chain_hash for each: it is on
+    every step's path.
     """
-    body = event.body
-    name, version, head = _HEADS[type(body)]
-    seq, t, cause, subject = event.seq, event.t, event.cause, event.subject
-    payload = _encode_body(body)
-    about = subject.encode()
-    parts = (
-        previous, _NUMBERS(seq, at, t, version, cause), head,
-        _LENGTH(len(about)), about, _LENGTH(len(payload)), payload,
-    )  # fmt: skip
-    return seq, at, t, name, version, cause, subject, payload.decode(), sha256(b"".join(parts)).digest()
+    rows = []
+    for event in events:
+        seq += 1
+        if event.seq != seq:
+            raise OutOfOrder(f"event {event.seq} was appended where {seq} is next")
+        body, t, cause, subject = event.body, event.t, event.cause, event.subject
+        name, version, head, pack = _HEADS[type(body)]
+        about, payload = subject.encode(), _encode_body(body)
+        numbers = pack(seq, at, t, version, cause, head, len(about))
+        previous = sha256(b"".join((previous, numbers, about, _LENGTH(len(payload)), payload))).digest()
+        rows.append((seq, at, t, name, version, cause, subject, payload.decode(), previous))
+    return rows
 
 
 def decode(record: Record) -> Event:
@@ -116,10 +132,12 @@ def decode(record: Record) -> Event:
 __all__ = [
     "EventUnreadable",
     "LogError",
+    "OutOfOrder",
     "Record",
     "Row",
     "chain_hash",
     "decode",
     "encode",
+    "encode_step",
     "first_hash",
 ]

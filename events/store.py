@@ -31,7 +31,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from events.catalogue import Event
 from events.checkpoint import Checkpointer
 from events.commit import EVENTS, Committer, StoreBroken
-from events.envelope import LogError, Record, Row, encode
+from events.envelope import Record, Row, encode_step
 from events.failpoints import reach
 from events.histogram import APPEND_BUCKETS_NS, Histogram
 from events.limits import (
@@ -58,10 +58,6 @@ from events.witness import TailLost, write_witness
 from events.words import unwritten
 
 
-class OutOfOrder(LogError):
-    """Events were appended out of order: a fault of the caller's. Nothing was appended."""
-
-
 class StoreStats(msgspec.Struct, frozen=True):
     """What the store has done since it was opened."""
 
@@ -80,36 +76,24 @@ class StoreStats(msgspec.Struct, frozen=True):
     paced: int
 
 
-class _Step:
-    """The events and rows of one indivisible step."""
-
-    __slots__ = ("events", "queued_ns", "rows")
-
-    def __init__(self, events: Sequence[Event], rows: list[Row]) -> None:
-        self.events = events
-        self.rows = rows
-        self.queued_ns = time.monotonic_ns()
-
-
 class _Group:
     """What one transaction writes: whole steps."""
 
     __slots__ = ("error", "events", "queued_ns", "rows", "since_ns")
 
-    def __init__(self, queue: deque[_Step]) -> None:
+    def __init__(self) -> None:
         self.events: list[Event] = []
         self.rows: list[Row] = []
         self.queued_ns: list[int] = []
         """When each step was appended."""
-        while queue and (not self.rows or len(self.rows) + len(queue[0].rows) <= GROUP_ROWS):
-            step = queue.popleft()
-            self.events += step.events
-            self.rows += step.rows
-            self.queued_ns.append(step.queued_ns)
-        self.since_ns = time.monotonic_ns()
+        self.since_ns = 0
+        """When it was begun to be written."""
         self.error = ""
         """Why the last try has failed."""
 
+
+SETTLED_GROUPS = 64
+"""After so many, durations are put into their buckets: of some thousand steps at most."""
 
 SLOW = "the disk is slow"
 """Why the log cannot be written, where no try has failed."""
@@ -157,7 +141,8 @@ class EventStore:
         self._places = Places(log, found.base.log_id, lock)
         self._noted_seq = found.head.seq
         self._seq, self._hash = found.head.seq, found.head.hash
-        self._queue: deque[_Step] = deque()
+        self._queue: deque[_Group] = deque()
+        """What is to be written; the last takes more until it is full, or its turn comes."""
         self._recent: deque[Row] = deque(maxlen=RECENT_ROWS)
         """The last durable rows, without a gap, while somebody follows them."""
         self._sought = 0
@@ -193,27 +178,25 @@ class EventStore:
         What is not `urgent` goes with the next step that is, or after FLUSH_S: nobody waits for the end of a
         request, and a transaction of its own would only be in the way of the next one's.
 
-        Raises OutOfOrder if they do not follow the last ones appended, StoreBroken after the store's end,
-        and what `encode` raises; then nothing was queued.
+        Raises StoreBroken after the store's end, and what `encode_step` raises; then nothing was queued.
         """
         if self.broken is not None or self._closing:
             raise StoreBroken("the event log is closed") from self.broken
         reach("append.before")
-        seq, hash = self._seq, self._hash
-        rows = []
-        for event in events:
-            seq += 1
-            if event.seq != seq:
-                raise OutOfOrder(f"event {event.seq} was appended where {seq} is next")
-            row = encode(event, at, hash)
-            hash = row[8]
-            rows.append(row)
+        rows = encode_step(events, at, self._seq, self._hash)
         if not rows:
             return
-        self._seq, self._hash = seq, hash
-        self._queue.append(_Step(events, rows))
+        self._seq, self._hash = rows[-1][0], rows[-1][8]
+        queue = self._queue
+        if not queue or len(queue[-1].rows) + len(rows) > GROUP_ROWS:
+            queue.append(_Group())
+        group = queue[-1]
+        group.events += events
+        group.rows += rows
+        group.queued_ns.append(time.monotonic_ns())
         self._urgent |= urgent
-        self._proceed()
+        if self._group is None:
+            self._proceed()
         reach("append.after")
 
     async def wait(self, seq: int) -> None:
@@ -336,7 +319,8 @@ class EventStore:
         self._proceed()
 
     def _write_next(self) -> None:
-        group = self._group = _Group(self._queue)
+        group = self._group = self._queue.popleft()
+        group.since_ns = time.monotonic_ns()
         self._urgent = bool(self._queue)
         self._writer.submit(partial(self._write, group))
 
@@ -396,6 +380,8 @@ class EventStore:
         now_ns = time.monotonic_ns()
         for queued_ns in group.queued_ns:
             self.append_ns.add(now_ns - queued_ns)
+        if self._groups % SETTLED_GROUPS == 0:
+            self.append_ns.settle()
         if group.error or _is_slow(group, now_ns):
             self._blocked_ns += now_ns - group.since_ns
             self._call(self.on_resumed, now_ns - group.since_ns, group.error or SLOW)
@@ -581,7 +567,6 @@ __all__ = [
     "Durability",
     "EventStore",
     "LogInUse",
-    "OutOfOrder",
     "StoreBroken",
     "StoreStats",
     "TailLost",

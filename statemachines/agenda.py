@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 
+END = 1 << 63
+"""Behind every number: no time is so late, nor any age."""
 SLACK = 64
 """Stale entries that are not worth clearing away."""
 MOVED = 4
@@ -21,11 +23,14 @@ MOVED = 4
 class Agenda(Generic[K]):
     """Keys in the order of their numbers, ties by key."""
 
-    __slots__ = ("_heap", "_old", "_queued", "due")
+    __slots__ = ("_heap", "_old", "_queued", "due", "soonest")
 
     def __init__(self) -> None:
         self.due: dict[K, int] = {}
         """Each key's number."""
+        self.soonest = END
+        """A number that no key's is smaller than: cheaper to look at than `first`, which corrects it, and
+        enough where mostly nothing is due."""
         self._heap: list[tuple[int, Any]] = []
         self._old: list[tuple[int, Any]] = []
         self._queued: dict[K, int] = {}
@@ -37,6 +42,7 @@ class Agenda(Generic[K]):
         queued = self._queued.get(key)
         if queued is None or queued > at:
             self._queued[key] = at
+            self.soonest = min(self.soonest, at)
             heap = self._heap
             heappush(heap, (at, key))
             if self._old or len(heap) > 2 * len(self.due) + SLACK:
@@ -46,19 +52,14 @@ class Agenda(Generic[K]):
         """Drop a key, if it is there."""
         self.due.pop(key, None)
 
-    def soonest(self) -> int | None:
-        """A number that none is smaller than; None: there is no key. Cheaper than `first`, and enough where
-        mostly nothing is due: an entry that is stale only makes it smaller."""
-        if self._old:
-            return min(self._old[0][0], self._heap[0][0]) if self._heap else self._old[0][0]
-        return self._heap[0][0] if self._heap else None
-
     def first(self) -> tuple[int, K] | None:
         """The key with the smallest number."""
-        if self._old:
-            old, new = self._top(self._old), self._top(self._heap)
-            return new if old is None or (new is not None and new < old) else old
-        return self._top(self._heap)
+        old = self._top(self._old) if self._old else None
+        first = self._top(self._heap)
+        if old is not None and (first is None or old < first):
+            first = old
+        self.soonest = END if first is None else first[0]
+        return first
 
     def _top(self, heap: list[tuple[int, Any]]) -> tuple[int, K] | None:
         while heap:

@@ -8,7 +8,7 @@ from typing import Any
 from events import catalogue as c
 from events.catalogue import LEASE, NEVER, Event
 from events.limits import WATCH_NS
-from statemachines.invariants import check_dispatch, require
+from statemachines.invariants import Breach, check_dispatch, require
 from statemachines.moves import (
     Handlers,
     end_request,
@@ -107,7 +107,8 @@ def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
 
 def _completed(state: State, event: Event, d: c.RequestCompleted) -> None:
     request = state.requests[d.request]
-    require(not request.slot, f"{request.id} completed while its exchange runs")
+    if request.slot:
+        raise Breach(f"{request.id} completed while its exchange runs")
     end_request(state, request, "complete")
     if state.cooling:
         state.cooling.pop(request.model, None)

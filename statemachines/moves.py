@@ -212,7 +212,7 @@ def end_request(state: State, request: Request, trigger: str) -> None:
         state.deadlines.arm(("close", request.id), state.t + UPSTREAM_CLOSE_NS)
     else:
         del state.requests[request.id]
-    name = request.state.value
+    name = requests.NAMES[request.state]
     state.counts[name] = state.counts.get(name, 0) + 1
 
 

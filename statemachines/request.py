@@ -49,3 +49,5 @@ MACHINE: Final = declare(
 )
 TABLE: Final[Mapping[tuple[RequestState, str], RequestState]] = compile_table(MACHINE, RequestState)
 TERMINAL: Final = (_Q.completed, _Q.failed, _Q.cancelled, _Q.timed_out, _Q.rejected, _Q.interrupted)
+NAMES: Final = {state: state.value for state in RequestState}
+"""What the counts call each: looking `value` up costs a call."""

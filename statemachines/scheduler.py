@@ -9,6 +9,8 @@ came due before `t` are steps of their own and come first, each beginning with i
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from events import catalogue as c
 from events.catalogue import Decision, Event, Fact, Payload
 from events.limits import STEP_DECISIONS
@@ -43,8 +45,7 @@ class Scheduler:
         self.events = events
         state = self.state
         t = t if t > state.t else state.t  # what is due by then comes first, as in a replay
-        soonest = state.deadlines.soonest()
-        if soonest is not None and soonest <= t and type(fact) is not c.DaemonStarted:
+        if state.deadlines.soonest <= t and type(fact) is not c.DaemonStarted:
             self._fire(t)
         self._take(fact, t)
         return events
@@ -72,11 +73,11 @@ class Scheduler:
 
     def is_due_before(self, t: int) -> bool:
         """Whether a deadline is due before `t`: cheap where none is."""
-        soonest = self.state.deadlines.soonest()
-        if soonest is None or soonest >= t:
+        deadlines = self.state.deadlines
+        if deadlines.soonest >= t:
             return False
-        due = self.next_due()
-        return due is not None and due < t
+        deadlines.first()
+        return deadlines.soonest < t
 
     def _fire(self, t: int) -> None:
         deadlines = self.state.deadlines
@@ -132,14 +133,12 @@ class Scheduler:
 def subject_of(body: Payload, seq: int) -> str:
     """The id of what an event is about: made from its own number where it creates the subject."""
     kind = type(body)
+    named = NAMED.get(kind)
+    if named is not None:
+        subject: str = named(body)
+        return subject
     prefix = CREATES.get(kind)
-    if prefix is not None:
-        return f"{prefix}{seq}"
-    field = SUBJECT_FIELD.get(kind)
-    if field is None:
-        return ""
-    subject: str = getattr(body, field)
-    return subject
+    return f"{prefix}{seq}" if prefix is not None else ""
 
 
 HANDLERS = decide.HANDLERS | {c.DeadlinePassed: deadlines.deadline_passed}
@@ -162,3 +161,4 @@ SUBJECT_FIELD: dict[type, str] = {
     for name in [next((f for f in SUBJECTS if hasattr(kind, f)), "")]
     if name and kind not in CREATES and kind not in (c.TurnWaits, c.BreachRecorded)
 }
+NAMED = {kind: attrgetter(name) for kind, name in SUBJECT_FIELD.items()}

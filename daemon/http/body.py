@@ -92,6 +92,8 @@ class Body:
 
     def close(self) -> None:
         """Forget the bytes and stop counting them. Idempotent."""
+        if not (self._counted or self.size):
+            return
         self._held.bytes -= self._counted
         self._counted = self.size = 0
         self._pieces.clear()

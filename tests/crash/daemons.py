@@ -25,7 +25,13 @@ from tests.crash import program
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tests.crash.world", "daemon.service", "daemon.config.file", "daemon.cli.starting"]
+    [
+        "tests.crash.armable",
+        "tests.crash.world",
+        "daemon.service",
+        "daemon.config.file",
+        "daemon.cli.starting",
+    ]
 )
 
 PATIENCE_S = 60

@@ -20,12 +20,12 @@ import trio
 from events import opening, store
 from events.catalogue import Event
 from events.commit import Committer
-from events.envelope import encode, first_hash
+from events.envelope import OutOfOrder, encode, first_hash
 from events.limits import RECENT_ROWS
 from events.lock import hold_lock
 from events.pruning import prune
 from events.reader import ChainBroken, CursorPruned, Head, Reader
-from events.store import LogInUse, OutOfOrder, StoreBroken, TailLost, is_held, lock_path, open_store
+from events.store import LogInUse, StoreBroken, TailLost, is_held, lock_path, open_store
 from events.witness import Witness, boot_id, read_witness, write_witness
 from tests.integration.logs import append, make, step, stored, vandal
 

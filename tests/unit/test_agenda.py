@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from statemachines.agenda import Agenda
+from statemachines.agenda import END, Agenda
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -23,9 +23,8 @@ def test_the_first_key_and_its_bound(seed: int) -> None:
             agenda.disarm(key)
             plain.pop(key, None)
         first = min(((at, key) for key, at in plain.items()), default=None)
-        soonest = agenda.soonest()
         if first is not None:
-            assert soonest is not None
-            assert soonest <= first[0]
+            assert agenda.soonest <= first[0]
         if pick(5) == 0:
             assert agenda.first() == first
+            assert agenda.soonest == (END if first is None else first[0])

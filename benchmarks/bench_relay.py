@@ -51,11 +51,12 @@ def serve_front(backend_port: int) -> None:
     turn = Dispatched(Address("r1", f"http://127.0.0.1:{backend_port}"), 1)
 
     class Ticket:
-        __slots__ = ("on_end", "request")
+        __slots__ = ("on_cut", "on_end", "request")
 
         def __init__(self, request: str) -> None:
             self.request = request
             self.on_end: Callable[[Ended], None] | None = None
+            self.on_cut: Callable[[str], None] | None = None
 
         async def turn(self) -> Dispatched | Ended:
             return turn

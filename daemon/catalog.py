@@ -30,8 +30,7 @@ class Catalog:
         self._state = state
         self._access = Access()
         self._served: dict[str, Served] = {}
-        self._direct: frozenset[str] = frozenset()
-        """Names of models that stand for nothing else, whichever profile is in use."""
+        self._direct: dict[str, Served] = {}
         self._prepared: Config | None = None
         self._at_peers: Counter[tuple[str, str]] = Counter()
         """Requests that run at other servers, by peer and model: the log has none of them."""
@@ -74,16 +73,22 @@ class Catalog:
             spec = config.models[id]
             self._served[name] = Served(id, spec.options, spec.filters.of(name), spec.send_loading_state)
         pinned = {name for profile in config.profiles.values() for name in profile.pins}
-        tagged = {name for name in self._served if name.endswith(LATEST)}
-        self._direct = frozenset(self._served.keys() - config.selectors.keys() - pinned - tagged)
+        other = pinned | config.selectors.keys()
+        self._direct = {
+            name: served
+            for name, served in self._served.items()
+            if name not in other and not name.endswith(LATEST) and served.filters is None
+        }
+
+    def direct(self, name: str) -> Served | None:
+        """See `daemon.ports.Catalog`."""
+        if self._prepared is not self.config:
+            self._prepare()
+        return self._direct.get(name)
 
     def target(self, name: str) -> str:
         """What a name stands for now: what the profile in use says ("": nothing), a selector's target, or the
         name itself. Ask once for a request, and go on with the answer: another moment may have another."""
-        if self._prepared is not self.config:
-            self._prepare()
-        if name in self._direct:
-            return name
         if name.endswith(LATEST):
             name = self._untagged(name)
         name = self._pins.get(name, name)

@@ -325,6 +325,11 @@ class Card(msgspec.Struct, frozen=True):
 class Catalog(Protocol):
     """What the front door needs of the configuration. It may change between two calls."""
 
+    def direct(self, name: str) -> Served | None:
+        """What `target` and `served` come to where there is nothing to it, as there mostly is not: a model's
+        own name, which no selector or profile has, and bodies that no filter changes. None: ask those two."""
+        ...
+
     def target(self, name: str) -> str:
         """What a name stands for now, for this request: a selector's target, mostly the name itself."""
         ...

@@ -109,7 +109,8 @@ def encode_step(events: Iterable[Event], at: int, seq: int, previous: bytes) -> 
         seq += 1
         if event.seq != seq:
             raise OutOfOrder(f"event {event.seq} was appended where {seq} is next")
-        body, t, cause, subject = event.body, event.t, event.cause, event.subject
+        body, subject = event.body, event.subject
+        t, cause = event.t, event.cause
         name, version, head, pack = _HEADS[type(body)]
         about, payload = subject.encode(), _encode_body(body)
         numbers = pack(seq, at, t, version, cause, head, len(about))

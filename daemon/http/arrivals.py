@@ -38,18 +38,20 @@ async def read(call: Call, route: Route, priority: int) -> tuple[RequestArrived,
         route = msgspec.structs.replace(route, names="body")
     is_json = route.names == "body"
     if is_json:
-        look = asked.model_and_keep_alive
-        name, keep_alive_ns = await call.look(look) if call.is_large else look(call.body)
+        look, body = asked.model_and_keep_alive, call.body
+        name, keep_alive_ns = look(body) if isinstance(body, bytes) else await call.look(look)
         ask = AS_COMES
     else:
         (name, ask), keep_alive_ns = await _named_elsewhere(call, route), None
     catalog = call.local.catalog
-    target = catalog.target(name)
-    served = catalog.served(target)
-    if target != name and served is not None:
-        ask = await _renamed(call, route, ask, target)
-    if (served is None or served.filters is not None) and is_json and await filtered(call, target):
-        _, keep_alive_ns = await call.look(look)
+    target, served = name, catalog.direct(name)
+    if served is None:
+        target = catalog.target(name)
+        served = catalog.served(target)
+        if target != name and served is not None:
+            ask = await _renamed(call, route, ask, target)
+        if (served is None or served.filters is not None) and is_json and await filtered(call, target):
+            _, keep_alive_ns = await call.look(look)
     if route.strip:
         ask = Ask("", "", target=call.url[len(route.strip) :])
     if served is None:

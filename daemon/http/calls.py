@@ -154,13 +154,8 @@ class Call:
 
     @property
     def body(self) -> bytes | mmap.mmap:
-        """The whole body. Where it may be large, use `look`."""
+        """The whole body: a file's where it is large, and looking at all of it is for `look`."""
         return self._body.view()
-
-    @property
-    def is_large(self) -> bool:
-        """Looking at all of the body takes so long that it is done in another thread."""
-        return self._body.in_file
 
     async def change_body(self, change: Callable[[Buffer], Pieces]) -> None:
         """From now on, what `change` makes of the body is the body. Raises Refused."""

@@ -56,16 +56,14 @@ class Shared(msgspec.Struct, frozen=True):
     pools: Pools
     held: Held
     hang_ups: HangUps
-    leaving: trio.Event
-    """No connection serves another request: the daemon ends."""
 
 
 class Connection:
     """From accept to close. Its own task runs `run`; the other methods may be called from any task."""
 
     __slots__ = (
-        "_access", "_begun", "_body", "_caller", "_cut", "_dialect", "_due", "_exchange", "_fresh", "_gone",
-        "_handling", "_over", "_reading", "_request", "_shared", "_ticket", "_wire",
+        "_access", "_begun", "_body", "_call", "_caller", "_cut", "_dialect", "_due", "_exchange", "_fresh",
+        "_gone", "_handling", "_leaving", "_over", "_reading", "_request", "_shared", "_ticket", "_wire",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, shared: Shared) -> None:
@@ -76,6 +74,8 @@ class Connection:
         """Who may come in, when the last bytes of a head did."""
         self._body = Body(shared.held, shared.limits.body_memory_bytes)
         self._request = RequestReader(shared.limits, self._body)
+        self._call = Call(self._request, self._body, self._caller, shared.local)
+        """The request that is being served, as handlers see it."""
         self._due: float | None = None
         """When the client's next bytes are due."""
         self._reading = False
@@ -85,6 +85,7 @@ class Connection:
         self._gone = False
         self._fresh = True
         """It has not served a request yet."""
+        self._leaving = False
         self._over = False
         """The scheduler has ended the request."""
         self._cut = ""
@@ -128,8 +129,10 @@ class Connection:
         """It waits for its client's bytes."""
         return self._due is not None
 
-    def close_idle(self) -> None:
-        """Close it if it has served its client, who has not asked for anything else yet."""
+    def leave(self) -> None:
+        """Serve no other request: the daemon ends. Close it now if it has served its client, who asked for
+        nothing else yet."""
+        self._leaving = True
         if self._due is None or self._reading or self._fresh:
             return
         try:
@@ -170,7 +173,7 @@ class Connection:
         """Serve requests until the client or we have had enough; then call `closed`. A mistake in what serves
         them costs this connection, and no other: `failed` is called."""
         try:
-            while await self._serve() and not self._shared.leaving.is_set():
+            while await self._serve() and not self._leaving:
                 self._fresh = self._begun = False
                 self._body.close()
                 self._request.reset()
@@ -198,7 +201,7 @@ class Connection:
                 await self._receive_body()
             if route.handle is not None:
                 return await self._handle(route.handle)
-            read = await arrivals.read(self._call(), route, self._request.priority)
+            read = await arrivals.read(self._call, route, self._request.priority)
             if isinstance(read, ToPeer):
                 return await self._to_peer(read)
             return await self._take_turns(*read)
@@ -211,7 +214,7 @@ class Connection:
         """A request that is not just relayed: it is answered here, or made into another. Raises Refused,
         LogBlocked."""
         made: Answer | Stream | Ask | None = None
-        call = self._call()
+        call = self._call
         with trio.CancelScope() as self._handling:
             if self._gone:
                 return False
@@ -269,7 +272,7 @@ class Connection:
             raise Refused.of(request.refusal)
         public = route is not None and route.public
         guard.admit(request, self._access, any_host=any_host, public=public)
-        if request.preflight:
+        if request.page is not None and request.preflight:
             return routes.PREFLIGHT
         if route is None:
             raise Refused.of(routes.no_such_endpoint(request.url))
@@ -295,9 +298,6 @@ class Connection:
         self._reading = False
         if request.refusal is not None:
             raise Refused.of(request.refusal)
-
-    def _call(self) -> Call:
-        return Call(self._request, self._body, self._caller, self._shared.local)
 
     async def _take_turns(self, arrival: RequestArrived, ask: Ask) -> bool:
         """From the arrival to the request's end: mostly one turn; another where a runner failed it unseen.
@@ -361,7 +361,7 @@ class Connection:
                 exchange.error = self._cut
             elif not (self._gone or self._over):
                 if address.model_name and ask.renamed is not None:
-                    await self._call().rename(ask.renamed, address.model_name)
+                    await self._call.rename(ask.renamed, address.model_name)
                 await exchange.run()
         finally:
             if exchange.client_lost:
@@ -382,7 +382,7 @@ class Connection:
             keys = [b"Authorization: Bearer %b\r\n" % key, b"X-Api-Key: %b\r\n" % key]
             request.lines = [*without(request.lines, CREDENTIALS), *keys]
         if ask.renamed is not None:
-            await self._call().rename(ask.renamed, peer.model)
+            await self._call.rename(ask.renamed, peer.model)
         due = self._shared.clock.now + peer.first_byte_s if peer.first_byte_s else math.inf
         pool = self._shared.pools.of_peer(peer.id, peer.url)
         exchange = Exchange(self._wire, request, pool, pool.prefix, due, "", ask)

@@ -54,6 +54,9 @@ CODING = b"content-encoding"
 COMPRESSED = frozenset((b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress"))
 """Codings of a body that nobody here reads, and hardly a model server. (Some clients write `utf-8` there.)"""
 
+FRAGMENT = ord("#")
+"""As a number: to look for `bytes` in `bytes`, Python first raises and drops an error about numbers."""
+
 PRIORITY_VALUE = re.compile(rb"[+-]?[0-9]{1,9}")
 
 NOTED = HOP_BY_HOP | REPLACED | LOOKALIKES | {*BROWSERS, *CREDENTIALS, PRIORITY, CODING}
@@ -264,7 +267,7 @@ class RequestReader:
             self._refuse(400, "malformed_request", "A request has exactly one Host header.")
         elif self.chunked and self.version == "1.0":
             self._refuse(400, "malformed_request", "HTTP/1.0 has no Transfer-Encoding.")
-        elif b"#" in self.url or (self.url[:1] != b"/" and self.url != b"*"):
+        elif FRAGMENT in self.url or (self.url[:1] != b"/" and self.url != b"*"):
             self._refuse(400, "malformed_request", "The target of a request is a path, such as /v1/models.")
         elif len(self.url) > limits.url_bytes:
             self._refuse(414, "url_too_long", f"The URL is longer than {limits.url_bytes} bytes.")

@@ -261,30 +261,33 @@ class Exchange:
             method, target, self._pool.host_line, b"".join(lines), framing,
         )  # fmt: skip
 
-    async def _headed(self, data: bytes) -> tuple[Reply, bytes]:
-        """Take the answer's head: the reply, and the bytes that have come, which begin with it."""
-        assert self._upstream is not None
-        reply = self._upstream.reply
-        taken = data
-        self._feed(reply, data)
+    async def _rest_of_head(self, reply: Reply, taken: bytes) -> bytes:
+        """Take the rest of an answer's head: all the bytes that have come, which begin with it."""
         while not reply.headed:
             data = await self._recv()
             if not data:
                 raise UpstreamFailed("it closed the connection in the head of its answer")
             self._feed(reply, data)
             taken += data
-        return reply, taken
+        return taken
 
-    async def _relay_head(self, data: bytes) -> Reply:
+    async def _relay_head(self, taken: bytes) -> Reply:
         """Take the answer's head and send it on, with what came behind it, in one piece."""
-        reply, taken = await self._headed(data)
+        assert self._upstream is not None
+        reply = self._upstream.reply
+        self._feed(reply, taken)
+        if not reply.headed:
+            taken = await self._rest_of_head(reply, taken)
         self.status = reply.status
         head = self._answer_head(reply)
-        came = b"".join(reply.pieces)
-        if not reply.plain:
-            came = self._cut(reply, taken[end_of_head(taken, reply.interim) :])
+        if reply.plain:
+            came = b"".join(reply.pieces)
+            reply.pieces.clear()
+        else:
+            came = taken[end_of_head(taken, reply.interim) :]
+            if len(came) != reply.left:  # it is not just the whole of the body
+                came = self._cut(reply, came)
         await self._send(head + came)
-        reply.pieces.clear()
         return reply
 
     def _answer_head(self, reply: Reply) -> bytes:
@@ -294,7 +297,7 @@ class Exchange:
             reply.lines = [line for line in reply.lines if not line.lower().startswith(b"transfer-encoding:")]
         else:
             reply.plain = False
-        ends = reply.ends_with_connection
+        ends = not (reply.sized or reply.chunked) and reply.ends_with_connection
         if ends or reply.excess:
             self.keep_alive = False
         if reply.plain or (ends and not reply.switched):
@@ -344,7 +347,11 @@ class Exchange:
     async def _translate(self, translation: Translation) -> Reply:
         """Relay the answer as what a translation makes of it."""
         translation.began()
-        reply, _ = await self._headed(await self._put())
+        taken = await self._put()
+        assert self._upstream is not None
+        reply = self._upstream.reply
+        self._feed(reply, taken)
+        await self._rest_of_head(reply, taken)
         self.status = reply.status
         head = translation.head(reply.status, content_type_of(reply))
         framed = self._framed or self._framing(*head)
@@ -424,8 +431,11 @@ class Exchange:
         if not self.started:
             self.started = True
             self._request.body.close()  # from here on there is no other attempt
+        client = self._client
         try:
-            await self._client.send(data)
+            sent = client.send_now(data)
+            if sent != len(data):
+                await client.send_rest(memoryview(data)[sent:])
         except FAILURES:
             raise ClientLost from None
         self.bytes_to_client += len(data)
@@ -442,6 +452,8 @@ class Exchange:
 
 def end_of_head(taken: bytes, interim: int) -> int:
     """Where the head of an answer ends, behind `interim` others. The parser has read them: they are there."""
+    if not interim and taken.startswith(b"HTTP/"):
+        return taken.index(END_OF_HEAD) + 4
     end = 0
     for _ in range(interim + 1):
         if taken[end] in b"\r\n" and (blank := BLANK.match(taken, end)):

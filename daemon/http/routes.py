@@ -149,8 +149,10 @@ DIALECTS: dict[bytes, Dialect] = {b"/api/": dialects.ollama, b"/v1/messages": di
 
 def find(url: bytes) -> Route | None:
     """The endpoint that a request line asks for."""
-    path = url if b"?" not in url else url[: url.index(b"?")]
-    route = ROUTES.get(path)
+    route = ROUTES.get(url)
+    if route is None:
+        path = url.partition(b"?")[0]
+        route = ROUTES.get(path)
     if route is None:
         below = [start for start in BELOW if path.startswith(start)]
         if below:

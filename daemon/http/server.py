@@ -55,7 +55,6 @@ class FrontDoor:
             pools=Pools(clock, limits.upstream_idle_s),
             held=Held(limits.bodies_held_bytes),
             hang_ups=HangUps(),
-            leaving=trio.Event(),
         )
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
@@ -80,9 +79,8 @@ class FrontDoor:
         """Let nobody else in; who is served is, and then has to connect again. They wait in the listening
         sockets' queues."""
         self._accepting.cancel()
-        self._shared.leaving.set()
         for connection in list(self._connections):
-            connection.close_idle()
+            connection.leave()
 
     @property
     def expecting(self) -> bool:

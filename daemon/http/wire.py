@@ -72,14 +72,19 @@ class Wire:
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of it; raises one of FAILURES. Does not yield where the kernel takes it at once."""
-        try:
-            sent = self._send(data)
-        except BlockingIOError:
-            sent = 0
+        sent = self.send_now(data)
         if sent != len(data):
-            await self._send_rest(memoryview(data)[sent:])
+            await self.send_rest(memoryview(data)[sent:])
 
-    async def _send_rest(self, rest: memoryview) -> None:
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send as much as the kernel takes at once: how much that is. Raises OSError."""
+        try:
+            return self._send(data)
+        except BlockingIOError:
+            return 0
+
+    async def send_rest(self, rest: memoryview) -> None:
+        """Send what the kernel has not taken at once; raises one of FAILURES."""
         while rest:
             self.waiting_since = self._clock.now
             await wait_writable(self.sock)

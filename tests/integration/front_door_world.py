@@ -225,6 +225,10 @@ class FakeCatalog:
         id = self.resolve(target)
         return None if id is None else Served(id, self.options, self.filters(target), id == "small")
 
+    def direct(self, name: str) -> Served | None:
+        served = self.served(name)
+        return None if served is None or served.filters or self.target(name) != name else served
+
     def bounded(self, model: str, options: Mapping[str, Option]) -> dict[str, Option]:
         return dict(options)
 

@@ -8,7 +8,6 @@ API, a translation takes the body piece by piece, and what it makes of each goes
 from __future__ import annotations
 
 import math
-import mmap
 import re
 from time import monotonic_ns
 
@@ -185,17 +184,45 @@ class Exchange:
         """Send the request and wait for the first bytes of an answer. A reused connection may have been
         closed by the runner just now, which is no failure: then once more, on a fresh one."""
         payload = self._request.body.view()
-        upstream = self._pool.take()
-        if upstream is not None:
-            data = await self._put_on(upstream, payload)
+        upstream = self._pool.take() or await self._connect()
+        while True:
+            self._upstream = upstream
+            self._expect(upstream.reply)
+            unsent: OSError | None = None
+            try:
+                try:
+                    if isinstance(payload, bytes):
+                        await upstream.send(self._head(len(payload)) + payload)
+                    else:
+                        await upstream.send(self._head(len(payload)))
+                        await upstream.send(memoryview(payload))
+                    reach("dispatch.sent")
+                except OSError as error:
+                    # It may have answered without the rest of the body, and closed: too large, no such key.
+                    unsent = error
+                data = await upstream.recv()
+                if unsent is not None and not data:
+                    raise unsent
+            except FAILURES as failure:
+                if not upstream.reused or self._aborted or self._given_up:
+                    raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
+                data = b""
             if data:
+                self.first_byte_ns = monotonic_ns() - self._began_ns
+                reach("answer.before")
                 return data
+            if not upstream.reused:
+                raise UpstreamFailed("it closed the connection without an answer")
             upstream.close()
-        upstream = await self._connect()
-        data = await self._put_on(upstream, payload)
-        if not data:
-            raise UpstreamFailed("it closed the connection without an answer")
-        return data
+            upstream = await self._connect()
+
+    def _expect(self, reply: Reply) -> None:
+        """Tell the parser of the answer what it is to be an answer to."""
+        reply.plain = self._request.version == "1.0"
+        if self._ask is not AS_COMES:
+            reply.plain = reply.plain or self._ask.translation is not None
+            reply.bodiless = self._request.method == b"HEAD"
+            reply.upgrading = self._ask.upgrade
 
     async def _connect(self) -> Upstream:
         if self._aborted or self._given_up:
@@ -209,39 +236,6 @@ class Exchange:
         except FAILURES as failure:
             raise UpstreamFailed(f"it cannot be connected to: {describe(failure)}") from None
         return upstream
-
-    async def _put_on(self, upstream: Upstream, payload: bytes | mmap.mmap) -> bytes:
-        """b"" where the connection ends first and another may be tried."""
-        self._upstream = upstream
-        reply = upstream.reply
-        reply.plain = self._request.version == "1.0"
-        if self._ask is not AS_COMES:
-            reply.plain = reply.plain or self._ask.translation is not None
-            reply.bodiless = self._request.method == b"HEAD"
-            reply.upgrading = self._ask.upgrade
-        try:
-            try:
-                if isinstance(payload, bytes):
-                    await upstream.send(self._head(len(payload)) + payload)
-                else:
-                    await upstream.send(self._head(len(payload)))
-                    await upstream.send(memoryview(payload))
-                reach("dispatch.sent")
-            except OSError:
-                # It may have answered without the rest of the body, and closed: too large, or no such key.
-                data = await upstream.recv()
-                if not data:
-                    raise
-            else:
-                data = await upstream.recv()
-        except FAILURES as failure:
-            if upstream.reused and not (self._aborted or self._given_up):
-                return b""
-            raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
-        if data:
-            self.first_byte_ns = monotonic_ns() - self._began_ns
-            reach("answer.before")
-        return data
 
     def _head(self, size: int) -> bytes:
         request, ask = self._request, self._ask

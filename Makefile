@@ -84,6 +84,7 @@ bench: venv
 	$(BIN)/python benchmarks/bench_store.py 60
 	$(BIN)/python -m benchmarks.bench_scrape
 	$(BIN)/python benchmarks/bench_relay.py
+	$(BIN)/python benchmarks/bench_opcodes.py --top 10
 	$(BIN)/python benchmarks/bench_daemon.py --soak 1000000
 
 bench-policy: venv

@@ -7,6 +7,7 @@ than what holds appends up for some 10 ms.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from daemon.limits import (
     CARRY_HASTE_EVENTS,
     CARRY_PAUSE_S,
     CARRY_S,
+    KEEPER_IDLE_S,
     KEEPER_LINE_BYTES,
     KEEPER_S,
     PRUNE_PAUSE_S,
@@ -93,13 +95,32 @@ class Keeping:
                     await self._store.wait(self.carried_seq + CARRY_HASTE_EVENTS)
 
     async def carry(self, *, whole: bool) -> None:
-        """Have snapshots made, with `whole` one of the log as it is now among them. Raises KeeperFailed."""
+        """Have snapshots made, with `whole` one of the log as it is now among them. Raises KeeperFailed.
+
+        A keeper has what is left of the processor, so that no request waits for it. If that is too little,
+        the next one has its share like everybody.
+        """
         first = self._store.base.seq
+        try:
+            done = await self._has_kept(whole, KEEPER_IDLE_S, idle=True)
+            if not (done or await self._has_kept(whole, KEEPER_S, idle=False)):
+                raise KeeperFailed(f"its keeper took more than {KEEPER_S:.0f} s")
+        finally:
+            if self._store.base.seq > first:
+                log.info("pruned events %d to %d", first, self._store.base.seq - 1)
+        if self._store.base.seq == first:
+            await self._shrink()
+
+    async def _has_kept(self, whole: bool, patience_s: float, *, idle: bool) -> bool:
+        """Run a keeper; False: it has taken too long, and is gone. What it had said is in the log."""
         process = await self._open(whole)
         assert process.stdout is not None
         assert process.stderr is not None
+        if idle:
+            with suppress(OSError):  # it has ended, or may not
+                os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
         try:
-            with trio.move_on_after(KEEPER_S) as late:
+            with trio.move_on_after(patience_s) as late:
                 await self._take(process.stdout)
                 words = await process.stderr.receive_some(KEEPER_LINE_BYTES)
                 await process.wait()
@@ -110,15 +131,12 @@ class Keeping:
             with trio.CancelScope(shield=True):
                 await process.stdout.aclose()
                 await process.stderr.aclose()
-            if self._store.base.seq > first:
-                log.info("pruned events %d to %d", first, self._store.base.seq - 1)
         if late.cancelled_caught:
-            raise KeeperFailed(f"its keeper took more than {KEEPER_S:.0f} s")
-        if self._store.base.seq == first:
-            await self._shrink()
+            return False
         if process.returncode:
             said = bytes(words).decode(errors="replace").strip().splitlines()
             raise KeeperFailed(said[-1] if said else f"its keeper exited with {process.returncode}")
+        return True
 
     def _order(self, whole: bool) -> Order:
         keep = self._retention()

@@ -27,8 +27,9 @@ EVICTIONS = ("evicted", "keep_alive", "operator", "configuration", "stopping", "
 COMPLETED = OUTCOMES.index("completed")
 OTHER = "other"
 
-UNSETTLED_EVENTS = 4096
-"""After so many, durations are put into their buckets: some 0.1 ms for them all, and 100 KB at most."""
+SETTLED_REQUESTS = 64
+"""After so many of a model, their durations are put into their buckets: to look for each one alone would cost
+every request more, and memory that is touched late does, too."""
 
 
 class ModelTally:
@@ -45,6 +46,11 @@ class ModelTally:
         self.queue_ns = Histogram(QUEUE_BUCKETS_NS)
         self.first_byte_ns = Histogram(FIRST_BYTE_BUCKETS_NS)
         self.load_ns = Histogram(LOAD_BUCKETS_NS)
+
+    def settle(self) -> None:
+        """Put the durations of requests into their buckets."""
+        self.queue_ns.settle()
+        self.first_byte_ns.settle()
 
 
 class Incarnation:
@@ -71,8 +77,6 @@ class Tally:
         self.evictions = dict.fromkeys(EVICTIONS, 0)
         self.stopping_t = NEVER
         """When the stop was asked for."""
-        self._settled = 0
-        """Events of which every duration has been put into its bucket."""
         self._state = state
         self._requests = {r.id: (self._model(r.model), r.arrived_t) for r in state.requests.values()}
         """Those that have not ended."""
@@ -91,6 +95,8 @@ class Tally:
             if kind is c.RequestArrived:
                 model = self.models.get(body.model) or self._model(body.model)
                 model.arrived += 1
+                if model.arrived % SETTLED_REQUESTS == 0:
+                    model.settle()
                 requests[event.subject] = (model, event.t)
             elif kind is c.RequestDispatched:
                 if body.attempt == 1 and (known := requests.get(body.request)) is not None:
@@ -103,15 +109,6 @@ class Tally:
                     known[0].requests[COMPLETED] += 1
             elif kind in RARE:
                 RARE[kind](self, event, body)
-        if self.events - self._settled > UNSETTLED_EVENTS:
-            self._settle()
-
-    def _settle(self) -> None:
-        self._settled = self.events
-        for model in self.models.values():
-            model.queue_ns.settle()
-            model.first_byte_ns.settle()
-            model.load_ns.settle()
 
     def _model(self, name: str) -> ModelTally:
         model = self.models.get(name)
@@ -147,6 +144,7 @@ class Tally:
             runner.ready = True
             runner.model.loads[0] += 1
             runner.model.load_ns.add(event.t - runner.load_t)
+            runner.model.load_ns.settle()  # a model may be loaded for ever without a request
 
     def _drain(self, event: Event, body: c.RunnerDrain) -> None:
         _count(self.evictions, body.reason)

@@ -92,8 +92,8 @@ class _Group:
         """Why the last try has failed."""
 
 
-SETTLED_GROUPS = 64
-"""After so many, durations are put into their buckets: of some thousand steps at most."""
+SETTLED_GROUPS = 4
+"""After so many, durations are put into their buckets."""
 
 SLOW = "the disk is slow"
 """Why the log cannot be written, where no try has failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -181,7 +182,39 @@ async def test_a_keeper_that_is_none_fails_and_leaves_nothing(
             with pytest.raises(KeeperFailed, match=words):
                 await kept.carry(whole=False)
         monkeypatch.setattr(keeping, "KEEPER", ("/bin/sh", "-c", "exec sleep 1000"))
+        monkeypatch.setattr(keeping, "KEEPER_IDLE_S", 0)
         monkeypatch.setattr(keeping, "KEEPER_S", 0)
         with pytest.raises(KeeperFailed, match="took more than 0 s"):
             await kept.carry(whole=False)
         assert here.driver.state.seq == before
+
+
+STARVED = """\
+import os, signal, sys
+marker, *keeper = sys.argv[1:]
+while os.sched_getscheduler(0) != os.SCHED_IDLE and not os.path.exists(marker):
+    os.sched_yield()
+if not os.path.exists(marker):
+    open(marker, "w").close()
+    signal.pause()
+if os.sched_getscheduler(0) == os.SCHED_IDLE:
+    sys.exit("it is starved again")
+os.execv(keeper[0], keeper)
+"""
+"""A keeper that has nothing of the processor while others go first."""
+
+
+async def test_a_keeper_lets_others_go_first_and_has_its_turn_where_it_starves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "starved"
+    command = (sys.executable, "-c", STARVED, str(marker), *keeping.KEEPER)
+    monkeypatch.setattr(keeping, "KEEPER", command)
+    monkeypatch.setattr(keeping, "KEEPER_IDLE_S", 2)
+    async with driving(tmp_path) as here:
+        kept = Keeping(here.driver, here.store, tmp_path / "events.db", 0, Retention, every=100)
+        await requests(here, await here.loaded("a"), 40)
+        with trio.fail_after(LIMIT_S):
+            await kept.carry(whole=True)
+    assert marker.exists()
+    assert kept.carried_seq > 0

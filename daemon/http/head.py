@@ -86,7 +86,7 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_barren", "_connected", "_fed", "_limits", "_named", "_offered", "_parser", "body", "body_bytes",
+        "_barren", "_fed", "_limits", "_named", "_offered", "_parser", "body", "body_bytes",
         "chunked", "cors", "credentials", "done", "excess", "expects_continue", "headed", "host",
         "hosts", "keep_alive", "length", "lines", "method", "page", "priority", "refusal",
         "upgrade", "url", "version",
@@ -113,8 +113,7 @@ class RequestReader:
         self.priority = 0
         self.upgrade = False
         """The client asks for a WebSocket, in due form: the parser has stopped behind the head."""
-        self._offered = self._connected = False
-        """There is an Upgrade, or a Connection, header."""
+        self._offered = False
         self.credentials: tuple[tuple[bytes, bytes], ...] = ()
         """Headers that may hold a key: their names in lower case, and their values."""
         self.page: Page | None = None
@@ -228,7 +227,6 @@ class RequestReader:
         elif name == b"upgrade":
             self._offered = value.lower() == b"websocket"
         elif name == b"connection":
-            self._connected = True
             self._named += connection_names(value)
         elif name == CODING:
             self.lines.append(b"Content-Encoding: %b\r\n" % value)
@@ -256,10 +254,7 @@ class RequestReader:
             return
         self.headed = True
         self.method = self._parser.get_method()
-        self.keep_alive = self._parser.should_keep_alive()
-        # Only 1.1 persists without a word, and the parser makes its version of two numbers each time.
-        silent = self.keep_alive and not self._connected
-        self.version = "1.1" if silent else self._parser.get_http_version()
+        self.version = self._parser.get_http_version()
         self._check()
         if self._named:
             self.lines = without(self.lines, self._named)
@@ -312,7 +307,9 @@ class RequestReader:
             )
 
     def on_message_complete(self) -> None:
-        self.done = True
+        if not self.done:
+            self.done = True
+            self.keep_alive = self._parser.should_keep_alive()
 
 
 def connection_names(value: bytes) -> list[bytes]:

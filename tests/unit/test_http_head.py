@@ -64,7 +64,22 @@ def test_fragmentation_does_not_matter(seed: int) -> None:
 def test_persistence(version: str, connection: str, keeps: bool) -> None:
     request, _, _ = reader()
     request.feed(f"GET / HTTP/{version}\r\nHost: a\r\n{connection}\r\n".encode())
-    assert request.done and request.keep_alive is keeps
+    assert request.done and request.keep_alive is keeps and request.version == version
+
+
+WORDS = (
+    "", "Connection: close\r\n", "Connection: keep-alive\r\n", "Proxy-Connection: keep-alive\r\n",
+    "Keep-Alive: 5\r\n", "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["0.9", "1.0", "1.1", "2.0"])
+@pytest.mark.parametrize("words", WORDS)
+def test_no_word_about_the_connection_changes_the_version(version: str, words: str) -> None:
+    request, _, _ = reader()
+    request.feed(f"GET / HTTP/{version}\r\nHost: a\r\n{words}\r\n".encode())
+    assert request.version == version
+    assert (request.refusal is None) is (version in ("1.0", "1.1"))
 
 
 def test_what_follows_is_excess() -> None:

@@ -82,6 +82,7 @@ class Driver:
         self._wake_t = 0
         self._measure = trio.Event()
         self._changed = trio.Event()
+        self._stopping = trio.Event()
         self.machinery: Machinery
         self.meter: Meter
         self.moved: Callable[[str], int] = lambda runner: 0
@@ -178,8 +179,9 @@ class Driver:
         """Number, fold and append a fact; its step's events are not durable yet. Raises StepFailed."""
         events = self._step(fact)
         self._close(events)
-        if type(fact) is c.StopRequested:
-            self._changed.set()  # who ends the daemon must hear of it though it cannot be logged
+        if type(fact) is c.StopRequested:  # who ends the daemon must hear of it though it cannot be logged
+            self._stopping.set()
+            self._changed.set()
         return events
 
     def report(self, fact: Fact) -> None:
@@ -405,9 +407,6 @@ class Driver:
         if runner is not None:
             self.machinery.ensure(launch_of(runner))
 
-    def _release(self, event: Event, body: c.ProcessSpawned) -> None:
-        self.machinery.release(body.process)
-
     def _stop(self, event: Event, body: c.RunnerStop) -> None:
         self.leave(body.runner)
         self._cut_off(body)
@@ -422,9 +421,6 @@ class Driver:
             if ticket is not None and ticket.on_cut is not None:
                 ticket.on_cut(why_cut(body))
 
-    def _probe(self, event: Event, body: c.RunnerProbe) -> None:
-        self.machinery.probe(body.runner, body.reason)
-
     def _claim(self, event: Event, body: c.ClaimMade) -> None:
         demand = self.state.demands.get(body.demand)
         if demand is not None:
@@ -434,9 +430,6 @@ class Driver:
         self._addresses.pop(body.runner, None)
         self._moved_bytes.pop(body.runner, None)
         self.machinery.forget(body.runner)
-
-    def _ask_meter(self, event: Event, body: c.MemoryMeasure) -> None:
-        self._measure.set()
 
     def _operation_ended(self, event: Event, body: c.OperationEnded) -> None:
         operation = self._operations.pop(body.operation, None)
@@ -537,6 +530,11 @@ class Driver:
                 return True
         return False
 
+    async def stopping(self) -> None:
+        """Wait until a stop has been asked for. (`until` would wake who waits with each transaction.)"""
+        if not self.state.stopping:
+            await self._stopping.wait()
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition on the state holds. It is looked at after each transaction of the log."""
         while not condition():
@@ -579,17 +577,17 @@ CLOSING: dict[type, Callable[[Driver, Event], object]] = {
     c.RunnerKill: lambda driver, event: driver.machinery.kill(event.subject),
 }
 
-OPENING: dict[type, Callable[[Driver, Event, Any], None]] = {
+OPENING: dict[type, Callable[[Driver, Event, Any], object]] = {
     c.RunnerLoad: Driver._ensure,
     c.RunnerLeased: Driver._ensure,
-    c.ProcessSpawned: Driver._release,
+    c.ProcessSpawned: lambda driver, event, body: driver.machinery.release(body.process),
     c.RunnerStop: Driver._stop,
-    c.RunnerProbe: Driver._probe,
+    c.RunnerProbe: lambda driver, event, body: driver.machinery.probe(body.runner, body.reason),
     c.ClaimMade: Driver._claim,
     c.RunnerUnloaded: Driver._forget,
     c.RunnerFailed: Driver._forget,
     c.RunnerLost: Driver._forget,
-    c.MemoryMeasure: Driver._ask_meter,
+    c.MemoryMeasure: lambda driver, event, body: driver._measure.set(),
     c.OperationEnded: Driver._operation_ended,
     c.LeaseRevoked: Driver._revoke,
 }

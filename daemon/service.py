@@ -362,7 +362,7 @@ def _all_gone(state: State) -> bool:
 async def stop_done(driver: Driver) -> bool:
     """Wait until a stop has been asked for, and everything has ended that is to. Returns whether that is
     nothing: the runners are left."""
-    await driver.until(lambda: bool(driver.state.stopping))
+    await driver.stopping()
     reach("stop.before")
     await driver.durable(driver.state.seq)
     leave = driver.state.stopping == "leave"
@@ -373,7 +373,7 @@ async def stop_done(driver: Driver) -> bool:
 async def give_up(driver: Driver) -> None:
     """A stop waits for the log for STOP_LOG_MS, then the runners are ended without it, unless they are to
     stay. Raises StopFailed."""
-    await driver.until(lambda: bool(driver.state.stopping))
+    await driver.stopping()
     while (left_ms := STOP_LOG_MS - driver.log_blocked_ns // MS) > 0:
         await trio.sleep(left_ms / 1000)
     failure = f"the stop could not be logged: {driver.log_blocked}. The runners were"

@@ -58,10 +58,10 @@ class Histogram:
         self.settle()
         return self._sum_ns
 
-    def settle(self) -> None:
-        """Count what has been added, so that it is not kept any longer."""
+    def settle(self, least: int = 1) -> None:
+        """Count what has been added, if it is so much, so that it is not kept any longer."""
         fresh, counts = self._fresh, self._counts
-        if not fresh:
+        if len(fresh) < least:
             return
         fresh.sort()
         begin = 0

@@ -92,8 +92,9 @@ class _Group:
         """Why the last try has failed."""
 
 
-SETTLED_GROUPS = 4
-"""After so many, durations are put into their buckets."""
+SETTLED_STEPS = 64
+"""So many durations are put into their buckets at once: fewer cost more each, more are memory touched
+late."""
 
 SLOW = "the disk is slow"
 """Why the log cannot be written, where no try has failed."""
@@ -380,8 +381,7 @@ class EventStore:
         now_ns = time.monotonic_ns()
         for queued_ns in group.queued_ns:
             self.append_ns.add(now_ns - queued_ns)
-        if self._groups % SETTLED_GROUPS == 0:
-            self.append_ns.settle()
+        self.append_ns.settle(SETTLED_STEPS)
         if group.error or _is_slow(group, now_ns):
             self._blocked_ns += now_ns - group.since_ns
             self._call(self.on_resumed, now_ns - group.since_ns, group.error or SLOW)

@@ -84,6 +84,7 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     if state.seq:
         alive = len({process.runner for process in survivors})
         log.info("recovered %d events, %d of %d runners alive", state.seq, alive, len(state.runners))
+    told = [id for id, runner in state.runners.items() if runner.state is RunnerState.stopping]
     reach("recovery.before")
     driver.submit(
         c.DaemonStarted(RULES, view.policy, boot_id(), VERSION, os.uname().nodename, tuple(survivors))
@@ -97,9 +98,10 @@ async def begin(driver: Driver, store: EventStore, view: c.ConfigView, path: Pat
     driver.submit(await driver.meter.measure({}))
     for words in unlimited(driver.state):
         log.warning("%s", words)
-    for runner in list(driver.state.runners.values()):  # a signal that may not have been sent: once more
-        if runner.state is RunnerState.stopping and runner.processes:
-            driver.machinery.stop(runner.id)
+    for id in told:  # by the last start, whose signal may not have been sent: once more
+        runner = driver.state.runners.get(id)
+        if runner is not None and runner.processes:
+            driver.machinery.stop(id)
     await driver.durable(driver.state.seq)
     reach("recovery.after")
 

@@ -132,6 +132,8 @@ class Keeping:
                 await process.stdout.aclose()
                 await process.stderr.aclose()
         if late.cancelled_caught:
+            with trio.move_on_after(KEEPER_S):  # who gets nothing of the processor cannot even die at once
+                await process.wait()
             return False
         if process.returncode:
             said = bytes(words).decode(errors="replace").strip().splitlines()

@@ -130,6 +130,8 @@ class FrontDoor:
             sock.close()
             return
         self._connections.add(connection)
+        if self._accepting.cancel_called:  # it was let in at the moment of the pause
+            connection.leave()
         nursery.start_soon(connection.run, self._connections.discard, self._failed)
 
     def _failed(self) -> None:

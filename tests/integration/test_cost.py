@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 from benchmarks.bench_opcodes import measure, total
 
-INSTRUCTIONS = 5_050
-CALLS = 148
-"""Of the project's own functions, a request at 32 connections: some hundredths more than it is, so that what
-makes every request dearer is chosen, and not found out later."""
+INSTRUCTIONS = 5_400
+CALLS = 160
+"""Of the project's own functions, a request at 32 connections, in Python 3.11: a tenth more than it is (how
+many share a transaction varies), so that what makes every request dearer is chosen, not found out later."""
+
+ELSEWHERE = 1.3
+"""Other versions of Python have other instructions."""
 
 
 def test_a_relayed_request_costs_no_more_than_it_did() -> None:
     instructions, calls = total(measure(connections=32, seconds=3.0), ours=True)
-    assert INSTRUCTIONS / 2 < instructions < INSTRUCTIONS
-    assert CALLS / 2 < calls < CALLS
+    most = 1.0 if sys.version_info[:2] == (3, 11) else ELSEWHERE
+    assert INSTRUCTIONS / 2 < instructions < INSTRUCTIONS * most
+    assert CALLS / 2 < calls < CALLS * most

@@ -508,3 +508,18 @@ async def test_who_says_nothing_is_asked_for_a_sign_of_life(tmp_path: Path) -> N
             probes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
             apart_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) + probes * apart_s == 150
+
+
+# --- leaving ------------------------------------------------------------------------------------------------
+
+
+async def test_who_comes_in_at_the_moment_of_a_pause_is_served_once(tmp_path: Path) -> None:
+    """The task that accepts may have been woken already: it is cancelled only where it waits next."""
+    async with world(tmp_path) as here, trio.open_nursery() as nursery:
+        here.door.pause()
+        ours, theirs = socket.socketpair()
+        here.door._admit(theirs, nursery)
+        client = Client(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        assert (await client.ask("GET", "/health")).status == 200
+        assert await client.closed()
+        assert not here.door.expecting

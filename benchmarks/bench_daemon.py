@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,8 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks import load  # noqa: E402
 from benchmarks.backend import CHUNKS_PER_S  # noqa: E402
 from benchmarks.bench_relay import measure, report, resident_mib  # noqa: E402
+
+RUNNERD = (str(Path(sys.executable).parent / "runnerd"),)
 
 SOAK_PARTS = 5
 
@@ -43,17 +45,23 @@ models:
 
 @contextmanager
 def daemon(
-    directory: Path, core: int, backend_core: int, *, slots: int = 64, rate: int = CHUNKS_PER_S
+    directory: Path,
+    core: int,
+    backend_core: int,
+    *,
+    slots: int = 64,
+    rate: int = CHUNKS_PER_S,
+    program: Sequence[str] = RUNNERD,
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A daemon on a core of its own: its process and its port. Its runner has so many slots, and streams so
-    many chunks a second on each."""
+    many chunks a second on each. `program`: what is run, with the arguments of `runnerd`."""
     config = directory / "config.yaml"
     config.write_text(
         CONFIG.format(
             core=backend_core, python=sys.executable, backend=HERE / "backend.py", slots=slots, rate=rate
         )
     )
-    command = ["taskset", "-c", str(core), str(Path(sys.executable).parent / "runnerd"), "serve"]
+    command = ["taskset", "-c", str(core), *program, "serve"]
     command += ["--config", str(config), "--log", str(directory / "events.db")]
     command += ["--socket", str(directory / "control.sock")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

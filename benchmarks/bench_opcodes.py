@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import load  # noqa: E402
-from benchmarks.bench_daemon import CONFIG, port_of  # noqa: E402
+from benchmarks.bench_daemon import daemon  # noqa: E402
 
 Counts = dict[str, tuple[float, float]]
 """Instructions and calls of each request, by function."""
@@ -93,27 +93,18 @@ def name_of(code: CodeType) -> str:
 
 def measure(connections: int, seconds: float) -> Counts:
     """What a request costs at so many connections."""
+    cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="runnerd-bench-") as name:
         directory = Path(name)
-        config, counted = directory / "config.yaml", directory / "counted.json"
-        core = max(os.sched_getaffinity(0))
-        text = CONFIG.format(
-            core=core, python=sys.executable, backend=HERE / "backend.py", slots=64, rate=200
-        )
-        config.write_text(text)
-        command = [sys.executable, str(HERE / "bench_opcodes.py"), "--counted", str(counted), "serve"]
-        command += ["--config", str(config), "--log", str(directory / "events.db")]
-        command += ["--socket", str(directory / "control.sock")]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        try:
-            return _counts(process, counted, connections, seconds)
-        finally:
-            process.terminate()
-            process.communicate()
+        counted = directory / "counted.json"
+        program = (sys.executable, str(HERE / "bench_opcodes.py"), "--counted", str(counted))
+        with daemon(directory, cores[0], cores[-1], program=program) as (process, port):
+            return _counts(process, ("127.0.0.1", port), counted, connections, seconds)
 
 
-def _counts(process: subprocess.Popen[str], counted: Path, connections: int, seconds: float) -> Counts:
-    front = ("127.0.0.1", port_of(process))
+def _counts(
+    process: subprocess.Popen[str], front: load.Target, counted: Path, connections: int, seconds: float
+) -> Counts:
     request = load.request_bytes(front, "m")
     load.closed_loop(front, request, connections=connections, seconds=3.0)  # it is loaded, pools are filled
     process.send_signal(signal.SIGUSR1)

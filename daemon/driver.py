@@ -388,7 +388,7 @@ class Driver:
             if request is not None and request.slot and request.runner == body.runner:
                 self.submit(c.UpstreamEnded(id, body.runner, False, sent=False))
             return
-        address = self._addresses.get(body.runner) or self.address(body.runner)
+        address = self.address(body.runner)
         view = state.config.models.get(ticket.model)
         first_byte_ns = view.first_byte_ns if view is not None else 0
         reach("dispatch.before")

@@ -105,8 +105,7 @@ class Tally:
                 if body.first_byte_ns and (runner := self._runners.get(body.runner)) is not None:
                     runner.model.first_byte_ns.add(body.first_byte_ns)
             elif kind is c.RequestCompleted:
-                if (known := requests.pop(body.request, None)) is not None:
-                    known[0].requests[COMPLETED] += 1
+                self._ended(body.request, COMPLETED)
             elif kind in RARE:
                 RARE[kind](self, event, body)
 

@@ -272,7 +272,7 @@ class Connection:
             raise Refused.of(request.refusal)
         public = route is not None and route.public
         guard.admit(request, self._access, any_host=any_host, public=public)
-        if request.page is not None and request.preflight:
+        if request.preflight:
             return routes.PREFLIGHT
         if route is None:
             raise Refused.of(routes.no_such_endpoint(request.url))

@@ -291,7 +291,7 @@ class Exchange:
             reply.lines = [line for line in reply.lines if not line.lower().startswith(b"transfer-encoding:")]
         else:
             reply.plain = False
-        ends = not (reply.sized or reply.chunked) and reply.ends_with_connection
+        ends = reply.ends_with_connection
         if ends or reply.excess:
             self.keep_alive = False
         if reply.plain or (ends and not reply.switched):

@@ -172,6 +172,10 @@ STEP_DECISIONS = 4
 """Waiters answered in one step; the rest follow in steps of their own, due at once. Keeps a step under
 50 µs with 10,000 queued."""
 
+LOOK_RUNNERS = 16
+"""With more of them, who is loaded next is decided in a step of its own, due at once, if the step has decided
+anything before: a look at all of them, and at who waits, is most of what a step may take."""
+
 SWAP_PATIENCE = 4
 """α: a runner may keep its place for α × (what it costs to swap there and back) while others wait. Switching
 then takes at most 1/(1+α) of the time."""

@@ -21,6 +21,7 @@ from events.catalogue import ConfigView, ModelDismissed, Option, Reading, StateC
 from events.limits import CARRIED_PART_CHARS, CARRIED_TEXT_BYTES
 from statemachines.agenda import Agenda
 from statemachines.groups import members_of
+from statemachines.runner import RunnerState
 from statemachines.state import Claim, Cooling, Demand, Operation, Request, Runner, State
 
 LAYOUT = 1
@@ -83,8 +84,8 @@ class Carried(msgspec.Struct, forbid_unknown_fields=True):
     counts: dict[str, int]
 
 
-DERIVED = ("group_of", "scaled")
-"""Fields of State that follow from its configuration."""
+DERIVED = ("group_of", "leaving", "resting", "scaled")
+"""Fields of State that follow from its configuration, or its runners."""
 
 INDEXES = ("models", "loading", "wanted", "starving", "deadlines")
 """Those that are carried as something else than what they are."""
@@ -146,6 +147,11 @@ def _state_of(carried: Carried) -> State:
     runners, demands = state.runners, state.demands
     state.models = {model: {id: runners[id] for id in ids} for model, ids in carried.models.items()}
     state.loading = {id: runners[id] for id in carried.loading}
+    ready = RunnerState.ready
+    state.resting = {
+        id: runner for id, runner in runners.items() if runner.state is ready and not runner.held
+    }
+    state.leaving = {id: runner for id, runner in runners.items() if not runner.live}
     state.wanted = {
         model: OrderedDict((key, demands[key]) for key in keys) for model, keys in carried.wanted.items()
     }

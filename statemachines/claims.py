@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
+from operator import itemgetter
 
 from events.catalogue import NEVER, ModelView
 from events.limits import FILL_TRIES
@@ -188,7 +189,9 @@ def eligible(state: State, demand: Demand) -> bool:
     that)."""
     if NEVER not in (demand.short_t, demand.turn_due):
         return False
-    cooling = state.cooling.get(demand.model) if state.cooling else None
+    if not state.cooling:
+        return True
+    cooling = state.cooling.get(demand.model)
     return cooling is None or cooling.until_t <= state.t or bool(demand.operations)
 
 
@@ -198,23 +201,36 @@ def in_rank(state: State) -> Iterator[Demand]:
     the first few, if they are asked for.
 
     Of one priority the older is never in the worse rank, so that only the first of each are compared."""
-    lines: dict[int, list[Entry]] = {}
+    lines: dict[int, list[Entry]] = {priority: [] for priority, _ in state.starving}
+    demands, claims, cools, never = state.demands, state.claims, state.cooling, NEVER
     for (priority, where), agenda in state.starving.items():
-        entries = _of_agenda(state, agenda, is_open=not where)
-        if entries:
-            lines.setdefault(priority, []).extend(entries)
+        first = agenda.first()
+        if first is None:
+            continue
+        key = first[1]
+        demand = demands[key]
+        if where and demand.turn_due == never and demand.model not in cools and key not in claims:
+            lines[priority].append((first[0], key, None))  # as below, without the calls
+        else:
+            lines[priority] += _of_agenda(state, agenda, first, is_open=not where)
+    lines = {priority: line for priority, line in lines.items() if line}
     for line in lines.values():
-        line.sort(key=_age, reverse=True)
+        line.sort(key=_AGE, reverse=True)
+    ranks: dict[int, tuple[int, int]] = {}
     while lines:
         priority = next(iter(lines))
         if len(lines) > 1:
-            priority = min(lines, key=lambda each: rank(state, state.demands[lines[each][-1][1]]))
+            for each, line in lines.items():
+                if each not in ranks:
+                    ranks[each] = rank(state, state.demands[line[-1][1]])
+            priority = min(lines, key=ranks.__getitem__)
+            del ranks[priority]
         line = lines[priority]
         _, key, agenda_or_none = line.pop()
         yield state.demands[key]
         if agenda_or_none is not None:
             line += _others(state, agenda_or_none, key)
-            line.sort(key=_age, reverse=True)
+            line.sort(key=_AGE, reverse=True)
         if not line:
             del lines[priority]
 
@@ -223,11 +239,10 @@ Entry = tuple[int, str, Agenda[str] | None]
 """The age of a demand that starves (`head_seq`), its key, and where more of its kind are to be found."""
 
 
-def _of_agenda(state: State, agenda: Agenda[str], *, is_open: bool) -> Sequence[Entry]:
+def _of_agenda(
+    state: State, agenda: Agenda[str], first: tuple[int, str], *, is_open: bool
+) -> Sequence[Entry]:
     """Who is to be looked at first of those for the same devices, which may be open."""
-    first = agenda.first()
-    if first is None:
-        return ()
     seq, key = first
     if key in state.claims:
         return _others(state, agenda, "") if is_open else ()
@@ -258,5 +273,4 @@ def _may(state: State, key: str) -> bool:
     return key not in state.claims and eligible(state, state.demands[key])
 
 
-def _age(entry: Entry) -> int:
-    return entry[0]
+_AGE = itemgetter(0)

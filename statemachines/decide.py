@@ -428,7 +428,7 @@ def silent(s: Scheduler, runner: Runner) -> None:
 
 def measured(s: Scheduler, f: c.MemoryMeasured, id: str) -> None:
     """What waited for a measurement: runners to be reclaimed, demands to be placed."""
-    for runner in list(s.state.runners.values()):
+    for runner in sorted(s.state.leaving.values(), key=lambda runner: int(runner.id[1:])):
         if runner.state is RunnerState.reclaiming and not runner.held:
             _reclaim(s, runner)
     place(s)

@@ -81,6 +81,7 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
     elif request.keep_alive_else_ns is not None and not runner.kept:
         runner.keep_alive_ns = request.keep_alive_else_ns
     if not runner.held:
+        del state.resting[runner.id]
         runner.idle_t = NEVER
         state.deadlines.disarm(("keep_alive", runner.id))
         state.deadlines.disarm(("linger", runner.id))

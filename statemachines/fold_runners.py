@@ -145,7 +145,7 @@ def _gone(state: State, runner: Runner, reason: str, output: str) -> None:
     """No process of the runner is left."""
     was_live = runner.live
     loaded(state, runner)
-    runner_to(runner, "exited")
+    runner_to(state, runner, "exited")
     runner.exited = True
     runner.exit_t = state.gone_t = state.t
     state.measured_t = NEVER
@@ -190,7 +190,7 @@ def _probe_answered(state: State, event: Event, f: c.ProbeAnswered) -> None:
     t, due = event.t, state.deadlines
     if runner.state is RunnerState.loading:
         if f.healthy and runner.whole:
-            runner_to(runner, "healthy")
+            runner_to(state, runner, "healthy")
             loaded(state, runner)
             runner.ready_t = t
             state.load_cost_ns[runner.model] = t - runner.load_t
@@ -222,7 +222,7 @@ def _probe(state: State, event: Event, d: c.RunnerProbe) -> None:
 
 def _drain(state: State, event: Event, d: c.RunnerDrain) -> None:
     runner = state.runners[d.runner]
-    runner_to(runner, "drain")
+    runner_to(state, runner, "drain")
     runner.reason, runner.drain_t, runner.drain_due = d.reason, event.t, d.deadline_ns
     state.deadlines.disarm(("keep_alive", runner.id))
     state.deadlines.disarm(("linger", runner.id))
@@ -236,7 +236,7 @@ def _stop(state: State, event: Event, d: c.RunnerStop) -> None:
     check_stop(runner, d.verdict, event.t)
     was_live = runner.live
     loaded(state, runner)
-    runner_to(runner, "stop")
+    runner_to(state, runner, "stop")
     runner.verdict, runner.reason = d.verdict, d.reason
     runner.suspect = False
     if runner.drain_t != NEVER:
@@ -249,13 +249,13 @@ def _stop(state: State, event: Event, d: c.RunnerStop) -> None:
 
 
 def _kill(state: State, event: Event, d: c.RunnerKill) -> None:
-    runner_to(state.runners[d.runner], "kill")
+    runner_to(state, state.runners[d.runner], "kill")
     state.deadlines.arm(("kill", d.runner), event.t + KILL_NS)
 
 
 def _stuck(state: State, event: Event, d: c.RunnerStuck) -> None:
     runner = state.runners[d.runner]
-    runner_to(runner, "stuck")
+    runner_to(state, runner, "stuck")
     runner.stuck = True
     for id in runner.held:  # no exit will end their exchanges
         state.deadlines.arm(("close", id), event.t + UPSTREAM_CLOSE_NS)
@@ -265,7 +265,7 @@ def _ended_runner(trigger: str) -> Callable[[State, Event, Any], None]:
     def ended(state: State, event: Event, d: Any) -> None:
         runner = state.runners[d.runner]
         check_ended(runner)
-        runner_to(runner, trigger)
+        runner_to(state, runner, trigger)
         if d.footprint_bytes:
             _learn(state, spec_key(runner.digest, runner.options), d.footprint_bytes)
         _remove(state, runner)
@@ -285,14 +285,14 @@ def _lost(state: State, event: Event, d: c.RunnerLost) -> None:
     runner = state.runners[d.runner]
     was_live = runner.live
     require(not runner.held, f"{runner.id} lost with slots in use")
-    runner_to(runner, "lost")
+    runner_to(state, runner, "lost")
     if was_live:
         serve(state, runner, -1)
     _remove(state, runner)
 
 
 def _remove(state: State, runner: Runner) -> None:
-    del state.runners[runner.id]
+    del state.runners[runner.id], state.leaving[runner.id]
     loaded(state, runner)
     _give_ports_back(state, runner)
     state.alone.pop(runner.id, None)

@@ -107,8 +107,9 @@ def check_claim(state: State, claim: ClaimMade) -> None:
         if rival is not None:
             excluded = rival.model == demand.model or apart(state, rival.model, demand.model)
             require(not excluded, f"claims for {rival.key} and {demand.key}, which exclude each other")
-    stays = [r for r in state.runners.values() if (r.live or r.stuck) and r.id not in claim.victims]
-    fits = len(stays) + len(state.claims) < max_loaded(state)
+    stay = len(state.runners) - sum(not runner.stuck for runner in state.leaving.values())
+    stay -= sum(state.runners[victim].live or state.runners[victim].stuck for victim in claim.victims)
+    fits = stay + len(state.claims) < max_loaded(state)
     require(fits, f"no place for {claim.demand} beside {len(state.claims)} claims")
 
 
@@ -197,6 +198,10 @@ def _check_memory(state: State) -> None:
     require({k: v for k, v in state.held.items() if v} == {k: v for k, v in held.items() if v}, "held bytes")
     loading = {r.id: r for r in state.runners.values() if r.state is RunnerState.loading}
     require(state.loading == loading, "the list of loading runners is wrong")
+    resting = {id: r for id, r in state.runners.items() if r.state is RunnerState.ready and not r.held}
+    require(state.resting == resting, "the list of idle runners is wrong")
+    leaving = {id: r for id, r in state.runners.items() if not r.live}
+    require(state.leaving == leaving, "the list of leaving runners is wrong")
     coming: dict[str, int] = {}
     for runner in loading.values():
         for device in runner.reserved_bytes | runner.peak_bytes:

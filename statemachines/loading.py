@@ -15,7 +15,7 @@ Who comes after it is looked at next, unless it is barred: what those ahead need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from events import catalogue as c
@@ -23,6 +23,7 @@ from events.catalogue import NEVER, Considered
 from events.limits import (
     CONSIDERED_MAX,
     LINGER_MAX_NS,
+    LOOK_RUNNERS,
     MEMORY_FRESH_NS,
     MEMORY_RETRY_NS,
     MEMORY_WAIT_NS,
@@ -45,7 +46,7 @@ from statemachines.estimate import HOST
 from statemachines.groups import kept_from, preload_only
 from statemachines.ledger import NONE, gpu_names, unreadable
 from statemachines.policy import POLICIES, Cost, costs_to_lose
-from statemachines.room import Need, Room, in_use, lease, need_of, never_fits, short
+from statemachines.room import Need, Room, in_use, lease, most_beside, need_of, never_fits, short
 from statemachines.runner import RunnerState
 from statemachines.state import Claim, Demand, Runner, State, demand_key, less_than_default, satisfies
 
@@ -59,6 +60,9 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
     state = s.state
     if state.starving and not (state.stopping or s.more or state.dismissing) and s.left >= 0:
         # Otherwise this step is full, or will be gone on with: its last part places.
+        if arrived is None and state.seq > s.cause and len(state.runners) > LOOK_RUNNERS:
+            s.more = True
+            return
         if arrived is not None and _possible(s, arrived, NONE, NONE) is None:
             return
         if (arrived is None and _go_on(s)) or _next(s, arrived):
@@ -93,6 +97,8 @@ def _go_on(s: Scheduler) -> bool:
 
 def _fits(state: State, claim: Claim, demand: Demand, need: Need) -> bool:
     """Whether what a claim is for fits now, and leaves the other claims what they have booked."""
+    if len(state.runners) > most_beside(state, need):
+        return False  # its victims have not gone: the usual case
     others = [other for other in state.claims.values() if other is not claim]
     return Room(state, demand, need, Ahead(state, others)).fits()
 
@@ -243,51 +249,17 @@ def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
 
 def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahead) -> bool:
     """Find the room: wait for what is leaving anyway, else choose victims, else wait for those ahead, else
-    for other programs."""
+    for other programs. True if it was served or refused."""
     state = s.state
     if any(unreadable(state, device) for device in need.bytes):
         return _wait_for_memory(s, demand, need)  # whoever goes, it does not become readable by that
-    idle: list[Runner] = []
-    lingering: list[Runner] = []
-    busy: list[Runner] = []
-    kept: list[Runner] = []
-    leaving = unsure = settling = False
-    turn, ready, loading = demand.turn_due == NEVER, RunnerState.ready, RunnerState.loading
-    due = POLICIES[state.config.policy]
-    spoken = {device: None for device in ahead.devices if device != HOST}.keys()
-    preload = preload_only(state, demand)
-    guarded = state.pinned or state.group_of or preload or demand.excluded
-    for runner in state.runners.values():
-        if guarded and runner.live and kept_from(state, runner, demand):
-            kept.append(runner)
-        elif runner.state is ready:
-            # What is suspect is no victim: its probe, or its exit, says first what it is worth.
-            if spoken and not (
-                spoken.isdisjoint(runner.reserved_bytes) and spoken.isdisjoint(runner.peak_bytes)
-            ):
-                continue  # nor is what those ahead may choose
-            if runner.suspect:
-                unsure = True
-            elif (turn or not runner.held) and room.helps(runner):
-                # Without a turn it waits for one, and the busy ones were looked at.
-                if runner.held:
-                    busy.append(runner)
-                elif state.t - runner.idle_t < LINGER_MAX_NS and due(state, runner, demand) > state.t:
-                    lingering.append(runner)
-                else:
-                    idle.append(runner)
-        elif runner.state is loading:  # nor is what loads: its requests have waited for it
-            unsure = True
-            settling = settling or room.helps(runner)
-        elif not runner.stuck:  # what is stuck may hold its place for ever
-            leaving = True
-            room.lose(runner, place=runner.id not in ahead.victims)
-    if leaving and room.fits():
+    kept = _kept(state, demand)
+    may = _who_may_go(state, demand, room, ahead, kept)
+    if may.leaving and room.fits():
         return False
-    if kept and not (preload and room.promised()) and _blocked(s, demand, need, kept):
+    if kept and not (room.promised() and preload_only(state, demand)) and _blocked(s, demand, need, kept):
         return True
-    # What loads may be idle soon after it is ready: until then no busy runner is claimed for its room.
-    candidates = costs_to_lose(state, idle, [] if settling or lingering else busy)
+    candidates = costs_to_lose(state, may.idle, may.busy)
     chosen: list[Runner] = []
     for cost in candidates:
         runner = state.runners[cost[3]]
@@ -297,13 +269,82 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
             if room.fits():
                 _claim(s, demand, need, room, _only_needed(room, chosen), candidates)
                 return False
-    if lingering and demand.turn_due == NEVER:
-        _let_linger(s, demand, lingering)
-    if lingering or leaving or unsure or demand.turn_due != NEVER:
+    if may.lingering and demand.turn_due == NEVER:
+        _let_linger(s, demand, may.lingering)
+    if may.lingering or may.leaving or may.unsure or demand.turn_due != NEVER:
         return False
     if ahead.models and _ours_to_move(state, demand, need):
         return False  # it is those ahead of it that will, or its turn will come
     return _wait_for_memory(s, demand, need)
+
+
+class _MayGo:
+    """Whose leaving would bring a load nearer."""
+
+    __slots__ = ("busy", "idle", "leaving", "lingering", "unsure")
+
+    def __init__(self) -> None:
+        self.leaving = self.unsure = False
+        # Whether some leave anyway; whether there is one of which nobody knows yet what it is worth.
+        self.idle: list[Runner] = []
+        self.lingering: list[Runner] = []
+        """Idle, but they may keep their place for a moment."""
+        self.busy: list[Runner] = []
+
+
+def _who_may_go(state: State, demand: Demand, room: Room, ahead: Ahead, kept: Mapping[str, Runner]) -> _MayGo:
+    """Imagine gone what leaves anyway; of the others, who is not `kept`, find those that would help. The busy
+    ones are asked for only where no other can make room soon."""
+    may, helps, ready = _MayGo(), room.helps, RunnerState.ready
+    for runner in state.leaving.values():
+        if not runner.stuck:  # what is stuck may hold its place for ever
+            may.leaving = True
+            room.lose(runner, place=runner.id not in ahead.victims)
+    if may.leaving and room.fits():
+        return may
+    settling = False
+    for runner in state.loading.values():  # what loads is no victim: its requests have waited for it
+        if runner.id not in kept:
+            may.unsure = True
+            settling = settling or helps(runner)
+    due, spoken = POLICIES[state.config.policy], _not_host(ahead.devices)
+    for runner in state.resting.values():
+        if runner.suspect or runner.id in kept or not helps(runner) or _uses(runner, spoken):
+            continue
+        if state.t - runner.idle_t < LINGER_MAX_NS and due(state, runner, demand) > state.t:
+            may.lingering.append(runner)
+        else:
+            may.idle.append(runner)
+    # What loads may be idle soon after it is ready: until then no busy runner is claimed for its room. Who
+    # waits for a turn has looked at the busy ones. What is suspect is no victim: its probe, or its exit, says
+    # first what it is worth.
+    if demand.turn_due == NEVER and not (settling or may.lingering):
+        for runner in state.runners.values():
+            if runner.state is not ready or not (runner.held or runner.suspect) or runner.id in kept:
+                continue
+            if runner.suspect:
+                may.unsure = may.unsure or not _uses(runner, spoken)
+            elif helps(runner) and not _uses(runner, spoken):
+                may.busy.append(runner)
+    return may
+
+
+def _kept(state: State, demand: Demand) -> dict[str, Runner]:
+    """The runners that must not be evicted for a demand."""
+    if not (state.pinned or state.group_of or state.preloads or demand.excluded):
+        return {}
+    return {id: r for id, r in state.runners.items() if r.live and kept_from(state, r, demand)}
+
+
+def _not_host(devices: Iterable[str]) -> dict[str, None]:
+    return {device: None for device in devices if device != HOST}
+
+
+def _uses(runner: Runner, devices: Mapping[str, None]) -> bool:
+    """Whether a runner has memory of one of these devices."""
+    if not devices:
+        return False
+    return any(device in devices for device in (*runner.reserved_bytes, *runner.peak_bytes))
 
 
 def _ours_to_move(state: State, demand: Demand, need: Need) -> bool:
@@ -319,20 +360,20 @@ def _let_linger(s: Scheduler, demand: Demand, lingering: list[Runner]) -> None:
     """Wait for the first of the idle runners that may keep their place for a moment. (A demand that waits for
     a turn already is looked at when theirs are over: the fold arms that when a runner becomes idle.)"""
     turn = POLICIES[s.state.config.policy]
-    first = min(lingering, key=lambda runner: turn(s.state, runner, demand))
+    first = min(lingering, key=lambda runner: (turn(s.state, runner, demand), int(runner.id[1:])))
     s.emit(c.TurnWaits(demand.key, "linger", turn(s.state, first, demand), first.id))
 
 
-def _blocked(s: Scheduler, demand: Demand, need: Need, kept: list[Runner]) -> bool:
+def _blocked(s: Scheduler, demand: Demand, need: Need, kept: Mapping[str, Runner]) -> bool:
     """Whether only what must not be evicted is in the way, so that waiting is of no use: then say so."""
     state = s.state
     room = Room(state, demand, need)
     for runner in state.runners.values():
-        if runner not in kept and not runner.stuck:
+        if runner.id not in kept and not runner.stuck:
             room.lose(runner)
     if room.fits():
         return False
-    helpful = [runner for runner in kept if room.helps(runner)]
+    helpful = [runner for runner in kept.values() if room.helps(runner)]
     for runner in helpful:
         room.lose(runner)
     if not room.fits():

@@ -41,11 +41,14 @@ def request_to(request: Request, trigger: str) -> None:
     request.state = dest
 
 
-def runner_to(runner: Runner, trigger: str) -> None:
+def runner_to(state: State, runner: Runner, trigger: str) -> None:
     dest = runners.TABLE.get((runner.state, trigger))
     if dest is None:
         raise IllegalTransition(f"runner {runner.id}: {trigger} in {runner.state}")
     runner.state = dest
+    if not runner.live:
+        state.resting.pop(runner.id, None)
+        state.leaving[runner.id] = runner
 
 
 def enqueue(state: State, request: Request, excluded: str = "") -> None:
@@ -183,6 +186,8 @@ def release(state: State, request: Request) -> None:
 
 def idle(state: State, runner: Runner) -> None:
     runner.idle_t = state.t
+    if runner.state is RunnerState.ready:
+        state.resting[runner.id] = runner
     if runner.served:
         state.idle[runner.model] = (state.t, runner.options)
     keep_alive(state, runner)

@@ -64,8 +64,7 @@ class Room:
 
     def __init__(self, state: State, demand: Demand, need: Need, ahead: Ahead | None = None) -> None:
         self._need = need
-        self._limit = 0 if need.alone else max_loaded(state) - 1
-        """How many runners there may be beside it."""
+        self._limit = most_beside(state, need)
         self._count = len(state.runners) + (ahead.places(state, self._limit) if ahead is not None else 0)
         self._blocking = _blocking(state, demand, need)
         self._predicted: dict[str, int] = {}
@@ -103,12 +102,12 @@ class Room:
 
     def helps(self, runner: Runner) -> bool:
         """Whether losing this runner brings the load nearer."""
-        if self.full or runner.id in self._blocking:
+        if self.full:
             return True
         for device in self._short:
             if runner.reserved_bytes.get(device) or runner.peak_bytes.get(device):
                 return True
-        return False
+        return runner.id in self._blocking
 
     def lose(self, runner: Runner, *, place: bool = True) -> None:
         """Imagine a runner gone; its `place` may be another's."""
@@ -153,6 +152,11 @@ def _blocking(state: State, demand: Demand, need: Need) -> dict[str, bool]:
     if holder is not None:
         blocking[holder] = True
     return blocking
+
+
+def most_beside(state: State, need: Need) -> int:
+    """How many runners there may be beside a load."""
+    return 0 if need.alone else max_loaded(state) - 1
 
 
 def max_loaded(state: State) -> int:

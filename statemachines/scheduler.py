@@ -19,7 +19,7 @@ from statemachines.fold import apply
 from statemachines.runner import RunnerState
 from statemachines.state import Runner, State, dismissal_key
 
-RULES = 2
+RULES = 3
 """Raised by any change that could alter a decision; recorded by every start."""
 
 

@@ -218,10 +218,10 @@ class State:
     __slots__ = (
         "alone", "boot_id", "claims", "coming", "config", "cooling", "counts", "crowded", "deadlines",
         "demands", "dismissing", "drain_cost_ns", "footprints", "gone_t", "group_of", "held", "idle",
-        "leased", "load_cost_ns", "loading", "measure_t", "measured_t", "measuring", "models", "next_port",
-        "node", "only_loads", "operations", "pinned", "policy", "preloads", "profile", "quarantine", "queued",
-        "readings", "refused_ports",
-        "requests", "rules", "runners", "scaled", "seq", "starving", "stopping", "t", "think_ns", "wanted",
+        "leased", "leaving", "load_cost_ns", "loading", "measure_t", "measured_t", "measuring", "models",
+        "next_port", "node", "only_loads", "operations", "pinned", "policy", "preloads", "profile",
+        "quarantine", "queued", "readings", "refused_ports", "requests", "resting", "rules", "runners",
+        "scaled", "seq", "starving", "stopping", "t", "think_ns", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:  # noqa: PLR0915 (a field each)
@@ -242,6 +242,10 @@ class State:
         """The same by model; a model without one has no entry."""
         self.loading: dict[str, Runner] = {}
         """Those of them that load."""
+        self.resting: dict[str, Runner] = {}
+        """Those that are ready and have nothing to do, in no order."""
+        self.leaving: dict[str, Runner] = {}
+        """Those that neither load nor are ready, in no order."""
         self.leased: dict[int, str] = {}
         """Who holds each port."""
         self.alone: dict[str, None] = {}
@@ -407,7 +411,10 @@ def spec_key(digest: str, options: dict[str, Option]) -> str:
     return digest + "?" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))
 
 
-INDEXES = ("deadlines", "group_of", "leased", "loading", "models", "scaled", "starving", "wanted")
+INDEXES = (
+    "deadlines", "group_of", "leased", "leaving", "loading", "models", "resting", "scaled", "starving",
+    "wanted",
+)  # fmt: skip
 """What `canonical` writes in its own way, or is a second view of what it writes."""
 
 

@@ -49,8 +49,8 @@ MUTATIONS = (
     Mutation(
         "what is pinned or persistent is not evicted",
         "loading",
-        "if guarded and runner.live and",
-        "if False and runner.live and",
+        "if r.live and kept_from(state, r, demand)}",
+        "if False}",
     ),
     Mutation(
         "no more requests than slots",

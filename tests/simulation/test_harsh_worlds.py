@@ -27,6 +27,12 @@ def test_whoever_waits_has_a_cause_at_every_step(first: int) -> None:
         play(seed, overdue=False)
 
 
+def test_whoever_waits_for_a_look_in_a_step_of_its_own_has_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statemachines.loading.LOOK_RUNNERS", 0)
+    for seed in range(200_000, 200_000 + BLOCK):
+        play(seed, overdue=False)
+
+
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_no_decision_is_overdue_at_any_step(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.simulation.worlds.AGE_STEP_NS", 1 << 62)

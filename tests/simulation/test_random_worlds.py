@@ -53,6 +53,18 @@ def test_the_worlds_reach_what_they_are_for() -> None:
     assert counts["claims at once"] > 1, "no two claims ever stood side by side"
 
 
+def test_a_look_in_a_step_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in worlds of more runners than these have."""
+    monkeypatch.setattr("statemachines.loading.LOOK_RUNNERS", 0)
+    looks = 0
+    for seed in range(40):
+        log = run_world(seed).world.log
+        resumed = [event.seq for event in log if event.body == c.DeadlinePassed("resume", "")]
+        loads = (event.cause for event in log if isinstance(event.body, c.RunnerLoad | c.ClaimMade))
+        looks += sum(cause in resumed for cause in loads)
+    assert looks > 100
+
+
 def test_the_same_seed_is_the_same_log_under_every_hash_seed() -> None:
     seen = set()
     for hash_seed in ("0", "1", "4711"):

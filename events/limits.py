@@ -19,7 +19,7 @@ LOG_BLOCKED_MS = 250
 """After this long without a commit, arrivals are refused (503) before they become facts: long enough for a
 slow fsync or a checkpoint, short enough that a client is not left hanging."""
 
-FLUSH_S = 0.002
+FLUSH_NS = 2 * MS
 """How long the end of a request may wait for company on its way into the log: well within what a crash of the
 daemon loses anyway, and a watcher does not notice it."""
 

@@ -14,8 +14,8 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from heapq import heappop, heappush
 from itertools import islice
@@ -36,7 +36,7 @@ from events.failpoints import reach
 from events.histogram import APPEND_BUCKETS_NS, Histogram
 from events.limits import (
     CLOSE_S,
-    FLUSH_S,
+    FLUSH_NS,
     GROUP_ROWS,
     LOCK_S,
     LOG_BLOCKED_MS,
@@ -47,6 +47,7 @@ from events.limits import (
     RECENT_ROWS,
     VACUUM_PAGES,
     WITNESS_S,
+    S,
 )
 from events.lock import LogInUse, hold_lock, is_held, lock_path
 from events.opening import Durability, Found, configure, inspect
@@ -109,6 +110,46 @@ def _ignore(*_: object) -> None:
     """The callback of a caller that does not care."""
 
 
+class _Turns(trio.abc.Instrument):
+    """Does the log's part in each turn of trio's loop. As tasks these would take a turn each themselves, with
+    a look at every connection before it, and a request waits for both.
+
+    trio drops an instrument that raises, so whatever goes wrong here breaks the store."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Begin a transaction: the tasks that ran have had their turn, and what they append joins it."""
+        store = self._store
+        if store._urgent and store._writable():
+            try:
+                store._write_next()
+            except BaseException as error:
+                store._ring(
+                    partial(store._break, error)
+                )  # now it would wake nobody: the loop is about to wait
+
+    def after_io_wait(self, timeout: float) -> None:
+        """Make the calls that the writer's thread asks for: whom they wake has his turn in this round."""
+        store = self._store
+        while store._calls:
+            try:
+                store._calls.popleft()()
+            except BaseException as error:
+                store._break(error)
+
+
+@contextmanager
+def _taking_turns(store: EventStore) -> Iterator[None]:
+    turns = _Turns(store)
+    trio.lowlevel.add_instrument(turns)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(turns)
+
+
 class EventStore:
     """An open log. Made by `open_store`; everything here belongs to the trio thread."""
 
@@ -151,7 +192,6 @@ class EventStore:
         self._group: _Group | None = None
         self._held = self._closing = self._urgent = False
         self._unhurried = trio.Event()
-        self._gatherer: trio.lowlevel.Task | None = None
         self._moved = trio.Event()
         self._waiters: list[tuple[int, int, trio.Event]] = []
         self._committer = Committer(writer.raw, found.head)
@@ -176,7 +216,7 @@ class EventStore:
     def append(self, events: Sequence[Event], at: int, *, urgent: bool = True) -> None:
         """Queue the events of one step, which are written in one transaction. `at`: UTC, ns. Never waits.
 
-        What is not `urgent` goes with the next step that is, or after FLUSH_S: nobody waits for the end of a
+        What is not `urgent` goes with the next step that is, or after FLUSH_NS: nobody waits for the end of a
         request, and a transaction of its own would only be in the way of the next one's.
 
         Raises StoreBroken after the store's end, and what `encode_step` raises; then nothing was queued.
@@ -301,14 +341,10 @@ class EventStore:
     # --- writing -----------------------------------------------------------------------------------------
 
     def _proceed(self) -> None:
-        """Write what is queued, unless that is under way, or is in no hurry."""
-        if not self._writable():
-            return
-        if not self._urgent:
+        """What is queued is written before the loop next waits, unless another transaction is under way; what
+        is in no hurry, a little later."""
+        if not self._urgent and self._writable():
             self._unhurried.set()
-        elif self._gatherer is not None:
-            task, self._gatherer = self._gatherer, None
-            trio.lowlevel.reschedule(task)
 
     def _writable(self) -> bool:
         """There is something to write, and nothing else is being written."""
@@ -317,7 +353,6 @@ class EventStore:
     def _hurry(self) -> None:
         """Write what is queued as soon as that is possible."""
         self._urgent = True
-        self._proceed()
 
     def _write_next(self) -> None:
         group = self._group = self._queue.popleft()
@@ -347,13 +382,11 @@ class EventStore:
         self._calls.append(call)
         os.eventfd_write(self._bell, 1)
 
-    async def _answer(self) -> None:
-        """Make the calls that the writer's thread asks for."""
+    async def _hear(self) -> None:
+        """Be woken by the writer's thread; `_Turns` makes its calls."""
         while True:
             await trio.lowlevel.wait_readable(self._bell)
             os.eventfd_read(self._bell)
-            while self._calls:
-                self._calls.popleft()()
 
     def _failed(self, group: _Group, error: str) -> None:
         first = not group.error
@@ -431,13 +464,12 @@ class EventStore:
     async def _keep(self) -> None:
         """Checkpoints, the witness and a look at the files, for as long as the log is open."""
         try:
-            with self._keeper:
+            with self._keeper, _taking_turns(self):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._answer)
+                    nursery.start_soon(self._hear)
                     nursery.start_soon(self._checkpointer.run)
                     nursery.start_soon(self._witness)
                     nursery.start_soon(self._flush)
-                    nursery.start_soon(self._gather)
         except Exception as error:
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
@@ -445,25 +477,15 @@ class EventStore:
         finally:
             self._kept.set()
 
-    async def _gather(self) -> None:
-        """Begin a transaction when the tasks that run now have had their turn: what they append joins it."""
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._gatherer = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        while True:
-            if self._urgent and self._writable():
-                self._write_next()
-            self._gatherer = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(abort)
-
     async def _flush(self) -> None:
         while True:
             await self._unhurried.wait()
-            await trio.sleep(FLUSH_S)
             self._unhurried = trio.Event()
-            self._hurry()
+            while self._queue and not self._urgent:
+                left_ns = FLUSH_NS - (time.monotonic_ns() - self._queue[0].queued_ns[0])
+                if left_ns <= 0:
+                    self._hurry()
+                await trio.sleep(max(0, left_ns) / S)
 
     async def _witness(self) -> None:
         while True:

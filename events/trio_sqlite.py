@@ -7,7 +7,10 @@ three are private to aiosqlite, so its version is pinned and a test watches the 
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -16,9 +19,45 @@ from typing import Any, TypeVar
 import aiosqlite
 import outcome
 import trio
-from aiosqlite.core import _STOP_RUNNING_SENTINEL
+from aiosqlite.core import _STOP_RUNNING_SENTINEL, _connection_worker_thread
 
 T = TypeVar("T")
+
+
+class _Jobs:
+    """The queue of a connection's thread, by an eventfd.
+
+    Who puts a job into a `queue.SimpleQueue` holds the interpreter's lock when the thread wakes: on one
+    processor the thread stops who put it, only to wait for the lock, twice over. To write to an eventfd lets
+    go of the lock first."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Any] = deque()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def put_nowait(self, job: Any) -> None:
+        """Behind the others."""
+        self._jobs.append(job)
+        if self._bell >= 0:
+            os.eventfd_write(self._bell, 1)
+
+    def get(self) -> Any:
+        """The next one; wait for it."""
+        while not self._jobs:
+            os.read(self._bell, 8)  # not eventfd_read, which a signal breaks off
+        return self._jobs.popleft()
+
+    def close(self) -> None:
+        """There is nobody to do another."""
+        bell, self._bell = self._bell, -1
+        os.close(bell)
+
+
+def _work(jobs: _Jobs) -> None:
+    try:
+        _connection_worker_thread(jobs)  # type: ignore[arg-type]
+    finally:
+        jobs.close()
 
 
 class TrioSqlite(aiosqlite.Connection):
@@ -26,7 +65,9 @@ class TrioSqlite(aiosqlite.Connection):
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(connector, 64)
-        self._thread.daemon = True  # a program that is told to end must not wait for a hung disk
+        self._tx: Any = _Jobs()
+        # A program that is told to end must not wait for a hung disk.
+        self._thread = threading.Thread(target=_work, args=(self._tx,), daemon=True)
 
     async def run(self, job: Callable[[], T], *, may_leave: bool = False) -> T:
         """Run `job` in the connection's thread. Once begun it cannot be cancelled, so it tells the truth; nor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import threading
 from pathlib import Path
@@ -41,6 +43,28 @@ async def test_a_job_once_begun_tells_the_truth_to_a_cancelled_task(tmp_path: Pa
             scope.cancel()
             assert await connection.run(lambda: 7) == 7
         assert not scope.cancelled_caught
+
+
+async def test_a_signal_does_not_end_the_thread(tmp_path: Path) -> None:
+    """The kernel gives it to any thread, also to one that waits for a job."""
+    connection = TrioSqlite(lambda: sqlite3.connect(tmp_path / "x.db"))
+    async with connection:
+        thread = await connection.run(threading.get_ident)
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals, trio.fail_after(30):
+            for _ in range(20):
+                signal.pthread_kill(thread, signal.SIGUSR1)
+                await anext(signals)
+                assert await connection.run(threading.get_ident, may_leave=True) == thread
+
+
+async def test_a_connection_leaves_no_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        connection = TrioSqlite(lambda: sqlite3.connect(tmp_path / "x.db"))
+        async with connection:
+            await connection.execute("SELECT 1")
+        await trio.to_thread.run_sync(connection._thread.join, 5)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_connection_that_cannot_open_ends_its_thread(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ class Load:
     chunks: int = 0
     latencies: list[float] = field(default_factory=list)
 
+    def add(self, other: Load) -> None:
+        """Count another run with this one."""
+        self.seconds += other.seconds
+        self.requests += other.requests
+        self.latencies += other.latencies
+
     @property
     def per_s(self) -> float:
         """Requests a second."""

@@ -16,8 +16,7 @@ Rules for its readers:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import nsmallest
-from operator import itemgetter
+from heapq import heapify, heappop, heappush, nsmallest
 
 from events.catalogue import NEVER, ModelView
 from events.limits import FILL_TRIES
@@ -200,50 +199,53 @@ def in_rank(state: State) -> Iterator[Demand]:
     those for the same configured devices only the first: the rest is behind it. Of those whose device is open
     the first few, if they are asked for.
 
-    Of one priority the older is never in the worse rank, so that only the first of each are compared."""
+    Of one priority the older is never in the worse rank, so that only the first of each are compared; and who
+    is first for some devices is looked for only when nobody else can be older."""
     lines: dict[int, list[Entry]] = {priority: [] for priority, _ in state.starving}
-    demands, claims, cools, never = state.demands, state.claims, state.cooling, NEVER
     for (priority, where), agenda in state.starving.items():
-        first = agenda.first()
-        if first is None:
-            continue
-        key = first[1]
-        demand = demands[key]
-        if where and demand.turn_due == never and demand.model not in cools and key not in claims:
-            lines[priority].append((first[0], key, None))  # as below, without the calls
-        else:
-            lines[priority] += _of_agenda(state, agenda, first, is_open=not where)
-    lines = {priority: line for priority, line in lines.items() if line}
+        lines[priority].append((agenda.soonest, where, "", agenda))
     for line in lines.values():
-        line.sort(key=_AGE, reverse=True)
-    ranks: dict[int, tuple[int, int]] = {}
-    while lines:
-        priority = next(iter(lines))
-        if len(lines) > 1:
-            for each, line in lines.items():
-                if each not in ranks:
-                    ranks[each] = rank(state, state.demands[line[-1][1]])
-            priority = min(lines, key=ranks.__getitem__)
-            del ranks[priority]
-        line = lines[priority]
-        _, key, agenda_or_none = line.pop()
+        heapify(line)
+    ranks: dict[str, tuple[int, int]] = {}
+    while heads := {priority: key for priority, line in lines.items() if (key := _head(state, line))}:
+        priority = next(iter(heads))
+        if len(heads) > 1:
+            for key in heads.values():
+                if key not in ranks:
+                    ranks[key] = rank(state, state.demands[key])
+            priority = min(heads, key=lambda each: ranks[heads[each]])
+        _, where, key, agenda_or_none = heappop(lines[priority])
         yield state.demands[key]
         if agenda_or_none is not None:
-            line += _others(state, agenda_or_none, key)
-            line.sort(key=_AGE, reverse=True)
-        if not line:
-            del lines[priority]
+            for seq, other, _ in _others(state, agenda_or_none, key):
+                heappush(lines[priority], (seq, where, other, None))
 
 
-Entry = tuple[int, str, Agenda[str] | None]
-"""The age of a demand that starves (`head_seq`), its key, and where more of its kind are to be found."""
+Entry = tuple[int, tuple[str, ...], str, Agenda[str] | None]
+"""The age of a demand that starves (`head_seq`), its devices, its key, and where more of its kind are to be
+found. Without a key: nobody there is older."""
+
+
+def _head(state: State, line: list[Entry]) -> str:
+    """Who is the first of a priority; "": nobody is left."""
+    while line:
+        _, where, key, agenda = line[0]
+        if key or agenda is None:
+            return key
+        heappop(line)
+        for seq, first, more in _of_agenda(state, agenda, is_open=not where):
+            heappush(line, (seq, where, first, more))
+    return ""
 
 
 def _of_agenda(
-    state: State, agenda: Agenda[str], first: tuple[int, str], *, is_open: bool
-) -> Sequence[Entry]:
+    state: State, agenda: Agenda[str], *, is_open: bool
+) -> Sequence[tuple[int, str, Agenda[str] | None]]:
     """Who is to be looked at first of those for the same devices, which may be open."""
-    seq, key = first
+    oldest = agenda.first()
+    if oldest is None:
+        return ()
+    seq, key = oldest
     if key in state.claims:
         return _others(state, agenda, "") if is_open else ()
     if not eligible(state, state.demands[key]):
@@ -262,7 +264,7 @@ def first_of_its_kind(state: State, demand: Demand) -> bool:
     return first is None or first[1] == demand.key or not eligible(state, state.demands[first[1]])
 
 
-def _others(state: State, agenda: Agenda[str], but: str) -> list[Entry]:
+def _others(state: State, agenda: Agenda[str], but: str) -> list[tuple[int, str, None]]:
     """Some more of the same priority whose devices are open, too."""
     keys = (key for key in agenda.due if key != but and _may(state, key))
     some = nsmallest(FILL_TRIES, keys, key=agenda.due.__getitem__)
@@ -271,6 +273,3 @@ def _others(state: State, agenda: Agenda[str], but: str) -> list[Entry]:
 
 def _may(state: State, key: str) -> bool:
     return key not in state.claims and eligible(state, state.demands[key])
-
-
-_AGE = itemgetter(0)

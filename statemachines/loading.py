@@ -268,7 +268,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
             chosen.append(runner)
             if room.fits():
                 _claim(s, demand, need, room, _only_needed(room, chosen), candidates)
-                return False
+                return len(state.runners) > LOOK_RUNNERS
     if may.lingering and demand.turn_due == NEVER:
         _let_linger(s, demand, may.lingering)
     if may.lingering or may.leaving or may.unsure or demand.turn_due != NEVER:

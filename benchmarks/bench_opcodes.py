@@ -1,8 +1,11 @@
 """What a relayed request costs in Python: instructions and calls, counted by function rather than timed. They
 are the same on a busy machine as on a quiet one, and show what a change has cost to a hundredth.
 
-usage: python benchmarks/bench_opcodes.py [--connections 32] [--seconds 10] [--top 30]
+usage: python benchmarks/bench_opcodes.py [--connections 32] [--streams] [--seconds 10] [--top 30]
            [--save FILE] [--against FILE]
+
+With `--streams` each connection is a stream, and a chunk of it what is counted: as few a second as a daemon
+that counts can keep up with.
 
 An instruction of Python 3.11 is some 30 of the processor's here, and what it calls in C comes on top of that.
 """
@@ -33,6 +36,8 @@ Counts = dict[str, tuple[float, float]]
 """Instructions and calls of each request, by function."""
 
 OURS = ("daemon/", "events/", "statemachines/")
+
+SLOW_CHUNKS_PER_S = 10
 
 WRITTEN_S = 60.0
 """A daemon that counts has long written its file by then."""
@@ -91,24 +96,35 @@ def name_of(code: CodeType) -> str:
 # --- what is measured --------------------------------------------------------------------------------------
 
 
-def measure(connections: int, seconds: float) -> Counts:
-    """What a request costs at so many connections."""
+def measure(connections: int, seconds: float, *, streams: bool = False) -> Counts:
+    """What a request costs at so many connections, or a chunk of so many streams."""
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="runnerd-bench-") as name:
         directory = Path(name)
         counted = directory / "counted.json"
         program = (sys.executable, str(HERE / "bench_opcodes.py"), "--counted", str(counted))
-        with daemon(directory, cores[0], cores[-1], program=program) as (process, port):
-            return _counts(process, ("127.0.0.1", port), counted, connections, seconds)
+        rate = SLOW_CHUNKS_PER_S
+        with daemon(directory, cores[0], cores[-1], rate=rate, program=program) as (process, port):
+            return _counts(process, ("127.0.0.1", port), counted, connections, seconds, streams=streams)
 
 
 def _counts(
-    process: subprocess.Popen[str], front: load.Target, counted: Path, connections: int, seconds: float
+    process: subprocess.Popen[str],
+    front: load.Target,
+    counted: Path,
+    connections: int,
+    seconds: float,
+    *,
+    streams: bool,
 ) -> Counts:
     request = load.request_bytes(front, "m")
     load.closed_loop(front, request, connections=connections, seconds=3.0)  # it is loaded, pools are filled
     process.send_signal(signal.SIGUSR1)
-    done = load.closed_loop(front, request, connections=connections, seconds=seconds).requests
+    if streams:
+        endless = load.request_bytes(front, "m", chunks=int(2 * seconds * SLOW_CHUNKS_PER_S))
+        done = load.streams(front, endless, connections=connections, seconds=seconds).chunks
+    else:
+        done = load.closed_loop(front, request, connections=connections, seconds=seconds).requests
     process.send_signal(signal.SIGUSR2)
     late = time.monotonic() + WRITTEN_S
     while not counted.exists():
@@ -149,12 +165,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--streams", action="store_true", help="count a chunk of a stream")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--top", type=int, default=30)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--against", type=Path)
     options = parser.parse_args()
-    counts = measure(options.connections, options.seconds)
+    counts = measure(options.connections, options.seconds, streams=options.streams)
     before = json.loads(options.against.read_text()) if options.against else {}
     report(counts, before, options.top)
     if options.save:

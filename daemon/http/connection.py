@@ -23,6 +23,7 @@ from daemon.http.guard import Guard
 from daemon.http.head import CREDENTIALS, RequestReader, without
 from daemon.http.limits import Limits
 from daemon.http.loading import Words
+from daemon.http.pump import Pump
 from daemon.http.reaper import HangUps
 from daemon.http.refusals import Refusal, Refused
 from daemon.http.relay import AS_COMES, Exchange
@@ -56,6 +57,7 @@ class Shared(msgspec.Struct, frozen=True):
     pools: Pools
     held: Held
     hang_ups: HangUps
+    pump: Pump
 
 
 class Connection:

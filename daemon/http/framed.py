@@ -38,10 +38,18 @@ class Framed:
     async def piece(self, data: bytes) -> None:
         """Send `data` now. Nothing is sent for nothing."""
         if data:
-            chunked = self._version != "1.0"
-            framed = chunk(data) if chunked else data
-            await self.send(framed if self._begun else self._begin(chunked) + framed)
+            await self.send(self.framed(data))
+
+    def framed(self, data: bytes) -> bytes:
+        """What is to be sent for `data`, now. Nothing for nothing."""
+        if not data:
+            return b""
+        chunked = self._version != "1.0"
+        framed = chunk(data) if chunked else data
+        if not self._begun:
+            framed = self._begin(chunked) + framed
             self._begun = True
+        return framed
 
     async def begin(self) -> None:
         """Send the head now, with no more than that."""

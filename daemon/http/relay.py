@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 
 from daemon.http.answers import EVENT_STREAM, JSON, PHRASES, UNBUFFERED
@@ -30,6 +32,8 @@ BLANK = re.compile(rb"[\r\n]*")
 
 STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}\r\n".encode() for status, phrase in PHRASES.items()}
 """Written anew: a runner's may have another protocol's name or version, or control characters in it."""
+
+NOTHING = memoryview(b"")
 
 AS_COMES = Ask("", "")
 """The client's request and the runner's answer pass unchanged."""
@@ -120,7 +124,7 @@ class Exchange:
                     if self._given_up:
                         raise UpstreamFailed(self._given_up)
                 elif not reply.done:
-                    await self._relay_rest(reply)
+                    await self._relay_rest(reply, self._as_came)
             elif self._ask.only_load:
                 await self._say_loaded(translation)
             else:
@@ -310,22 +314,65 @@ class Exchange:
             reply.lines.append(b"X-Runnerd-Request: %b\r\n" % self._id.encode())
         return b"%b%b%b\r\n" % (status_line, b"".join(reply.lines), self._request.cors)
 
-    async def _relay_rest(self, reply: Reply) -> None:
+    async def _relay_rest(self, reply: Reply, made_of: Callable[[Reply, bytes], bytes]) -> None:
+        """Give the client what is `made_of` the runner's bytes as they come, to the end of its answer."""
+        upstream = self._upstream
+        assert upstream is not None
         while not reply.done:
-            data = await self._recv()
-            if not data:
-                if reply.ends_with_connection:
-                    return
-                raise UpstreamFailed("it closed the connection before the end of its answer")
-            self._feed(reply, data)
-            if reply.plain:
-                data = b"".join(reply.pieces)
-                reply.pieces.clear()
-                if not data:
-                    continue
-            elif reply.left >= 0 or reply.excess:
-                data = self._cut(reply, data)
-            await self._send(data)
+            if not upstream.plain:
+                unsent = self._pass_on(reply, made_of, await self._recv())
+            else:
+                try:
+                    step = partial(self._pass_next, upstream, reply, made_of)
+                    unsent = await self._pool.pump.drain(upstream, step)
+                except FAILURES as failure:
+                    raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
+            if unsent:
+                await self._send_rest(unsent)
+            elif unsent is not None and not reply.done:
+                return  # it ends with the connection
+
+    def _pass_next(
+        self, upstream: Upstream, reply: Reply, made_of: Callable[[Reply, bytes], bytes]
+    ) -> memoryview | None:
+        """Pass on what has come, if anything has; as `_pass_on`."""
+        try:
+            data = upstream.recv_now()
+        except BlockingIOError:
+            return None
+        return self._pass_on(reply, made_of, data)
+
+    def _pass_on(
+        self, reply: Reply, made_of: Callable[[Reply, bytes], bytes], data: bytes
+    ) -> memoryview | None:
+        """Give the client what is made of these bytes. Returns what it does not take at once, or nothing
+        where the answer is at its end; None: there is more to come."""
+        if not data:
+            if reply.ends_with_connection:
+                return NOTHING
+            raise UpstreamFailed("it closed the connection before the end of its answer")
+        self._feed(reply, data)
+        data = made_of(reply, data)
+        if data:
+            if not self.started:
+                self._start()
+            try:
+                sent = self._client.send_now(data)
+            except FAILURES:
+                raise ClientLost from None
+            self.bytes_to_client += sent
+            if sent != len(data):
+                return memoryview(data)[sent:]
+        return NOTHING if reply.done else None
+
+    def _as_came(self, reply: Reply, data: bytes) -> bytes:
+        """What goes to the client unchanged: the body alone, where it cannot take it in chunks."""
+        if reply.plain:
+            data = b"".join(reply.pieces)
+            reply.pieces.clear()
+        elif reply.left >= 0 or reply.excess:
+            data = self._cut(reply, data)
+        return data
 
     async def _tunnel(self) -> None:
         assert self._upstream is not None
@@ -386,19 +433,15 @@ class Exchange:
         )
 
     async def _translate_body(self, reply: Reply, translation: Translation, framed: Framed) -> None:
-        while True:
+        def translated(reply: Reply, _: bytes) -> bytes:
             piece = b"".join(reply.pieces)
             reply.pieces.clear()
-            if piece:
-                await framed.piece(translation.feed(piece))
-            if reply.done:
-                break
-            data = await self._recv()
-            if not data:
-                if reply.ends_with_connection:
-                    break
-                raise UpstreamFailed("it closed the connection before the end of its answer")
-            self._feed(reply, data)
+            return framed.framed(translation.feed(piece)) if piece else b""
+
+        begun = translated(reply, b"")
+        if begun:
+            await self._send(begun)
+        await self._relay_rest(reply, translated)
         await framed.end(translation.end())
 
     def _feed(self, reply: Reply, data: bytes) -> None:
@@ -423,8 +466,7 @@ class Exchange:
 
     async def _send(self, data: bytes) -> None:
         if not self.started:
-            self.started = True
-            self._request.body.close()  # from here on there is no other attempt
+            self._start()
         client = self._client
         try:
             sent = client.send_now(data)
@@ -433,6 +475,18 @@ class Exchange:
         except FAILURES:
             raise ClientLost from None
         self.bytes_to_client += len(data)
+
+    def _start(self) -> None:
+        """From here on there is no other attempt."""
+        self.started = True
+        self._request.body.close()
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        try:
+            await self._client.send_rest(rest)
+        except FAILURES:
+            raise ClientLost from None
+        self.bytes_to_client += len(rest)
 
     def _leave_upstream(self) -> None:
         upstream = self._upstream

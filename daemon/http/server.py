@@ -16,6 +16,7 @@ from daemon.http.connection import Connection, Shared
 from daemon.http.dialects import openai
 from daemon.http.guard import Guard
 from daemon.http.limits import Limits
+from daemon.http.pump import Pump
 from daemon.http.reaper import HangUps, reap
 from daemon.http.refusals import Refusal
 from daemon.http.upstream import Pools
@@ -52,7 +53,8 @@ class FrontDoor:
             local=Local(desk=desk, catalog=catalog, logs=logs, started_s=int(time.time())),
             limits=limits,
             clock=clock,
-            pools=Pools(clock, limits.upstream_idle_s),
+            pools=Pools(clock, limits.upstream_idle_s, pump := Pump()),
+            pump=pump,
             held=Held(limits.bodies_held_bytes),
             hang_ups=HangUps(),
         )
@@ -64,6 +66,7 @@ class FrontDoor:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(shared.hang_ups.run)
+                nursery.start_soon(shared.pump.run)
                 nursery.start_soon(reap, shared.clock, shared.limits.tick_s, self._connections, self._tidy)
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
@@ -74,6 +77,7 @@ class FrontDoor:
         finally:
             shared.pools.close()
             shared.hang_ups.close()
+            shared.pump.close()
 
     def pause(self) -> None:
         """Let nobody else in; who is served is, and then has to connect again. They wait in the listening

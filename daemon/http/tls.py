@@ -24,6 +24,8 @@ class TlsUpstream(Upstream):
 
     __slots__ = ("_name", "_stream")
 
+    plain = False
+
     _stream: trio.SSLStream[trio.SocketStream]
 
     def __init__(self, sock: socket.socket, clock: Clock, name: str) -> None:

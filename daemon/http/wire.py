@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
@@ -27,7 +28,7 @@ class Clock:
 class Wire:
     """One connected (or connecting) socket, used by one task at a time; any task may close it."""
 
-    __slots__ = ("_clock", "_fd", "_recv", "_send", "closed", "sock", "waiting_since")
+    __slots__ = ("_clock", "_fd", "_recv", "_send", "closed", "on_close", "sock", "waiting_since")
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         sock.setblocking(False)
@@ -35,6 +36,8 @@ class Wire:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.closed = False
+        self.on_close: Callable[[], None] | None = None
+        """Called before it is closed: by whom it is watched besides its task."""
         self.waiting_since: float | None = None
         """Since when the peer has taken nothing that we want to give it. The reaper looks at it."""
         self._clock = clock
@@ -69,6 +72,10 @@ class Wire:
             except BlockingIOError:
                 continue
         raise trio.ClosedResourceError
+
+    def recv_now(self) -> bytes:
+        """What has come; b"" at the end of the stream. Raises OSError: BlockingIOError if nothing has."""
+        return self._recv(HTTP_READ_BYTES)
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of it; raises one of FAILURES. Does not yield where the kernel takes it at once."""
@@ -106,6 +113,8 @@ class Wire:
         """Close it, and wake the task that waits on it with ClosedResourceError. Idempotent."""
         if not self.closed:
             self.closed = True
+            if self.on_close is not None:
+                self.on_close()
             notify_closing(self.sock)
             self.sock.close()
 

@@ -65,7 +65,7 @@ def test_the_counts_of_a_busy_daemon_are_those_of_its_log(tmp_path: Path) -> Non
         watcher = threading.Thread(target=watch)
         watcher.start()
         statuses = at_once(live, ["red", "blue", "rouge", "broken", "red", "blue"] * 4)
-        with live.stream("red"):
+        with live.stream("red", 100_000):
             pass  # leaving in the middle
         live.until(lambda: live.tags().count("request.cancelled") == 1)
         over.set()

@@ -38,8 +38,7 @@ class _Jobs:
     def put_nowait(self, job: Any) -> None:
         """Behind the others."""
         self._jobs.append(job)
-        if self._bell >= 0:
-            os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._bell, 1)
 
     def get(self) -> Any:
         """The next one; wait for it."""
@@ -47,17 +46,9 @@ class _Jobs:
             os.read(self._bell, 8)  # not eventfd_read, which a signal breaks off
         return self._jobs.popleft()
 
-    def close(self) -> None:
-        """There is nobody to do another."""
-        bell, self._bell = self._bell, -1
-        os.close(bell)
-
-
-def _work(jobs: _Jobs) -> None:
-    try:
-        _connection_worker_thread(jobs)  # type: ignore[arg-type]
-    finally:
-        jobs.close()
+    def __del__(self) -> None:
+        # Not at the thread's end: who puts the last job may yet be about to ring.
+        os.close(self._bell)
 
 
 class TrioSqlite(aiosqlite.Connection):
@@ -67,7 +58,7 @@ class TrioSqlite(aiosqlite.Connection):
         super().__init__(connector, 64)
         self._tx: Any = _Jobs()
         # A program that is told to end must not wait for a hung disk.
-        self._thread = threading.Thread(target=_work, args=(self._tx,), daemon=True)
+        self._thread = threading.Thread(target=_connection_worker_thread, args=(self._tx,), daemon=True)
 
     async def run(self, job: Callable[[], T], *, may_leave: bool = False) -> T:
         """Run `job` in the connection's thread. Once begun it cannot be cancelled, so it tells the truth; nor

@@ -133,6 +133,8 @@ class Exchange:
                 self.keep_alive = False
             reach("answer.after")
             if self._unframed:
+                if self._client.closed:  # it was reset: what came last may not have reached it
+                    raise ClientLost
                 self._client.reset_at_close(False)
             self.complete = True
             self.client_lost = False

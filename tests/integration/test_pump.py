@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +14,7 @@ import trio.testing
 
 from daemon.http.pump import Pump
 from daemon.http.wire import Clock, Wire
+from tests.integration.front_door_world import OVERDUE, Client, chat, read_request, world
 
 
 @asynccontextmanager
@@ -135,3 +138,37 @@ async def test_a_cancelled_task_leaves_nothing_behind() -> None:
         assert await pump.drain(wire, wire.recv_now) == b"x"
     wire.close()
     peer.close()
+
+
+async def test_whose_client_was_reset_between_the_last_bytes_and_its_task_has_not_got_all(
+    tmp_path: Path,
+) -> None:
+    """Of an answer that ends with the connection: its request is ended in the round in which the end comes."""
+
+    async def serve(peer: Client) -> None:
+        await read_request(peer)
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        await peer.send(bytes(200_000))
+
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", serve))
+        pump = here.door._shared.pump
+        whole = pump.drain
+
+        async def drain(wire: Wire, step: Callable[[], Any]) -> Any:
+            result = await whole(wire, step)
+            ticket = here.desk.tickets[0]
+            ticket.give(OVERDUE)
+            assert ticket.on_end is not None
+            ticket.on_end(OVERDUE)
+            return result
+
+        pump.drain = drain  # type: ignore[method-assign]
+        client = await here.client()
+        await client.send(chat())
+        await here.desk.until(lambda: here.desk.facts)
+        [fact] = here.desk.facts
+        assert not fact.complete
+        with pytest.raises(trio.BrokenResourceError):
+            while await client.more():
+                pass

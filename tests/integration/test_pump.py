@@ -143,7 +143,7 @@ async def test_a_cancelled_task_leaves_nothing_behind() -> None:
 async def test_whose_client_was_reset_between_the_last_bytes_and_its_task_has_not_got_all(
     tmp_path: Path,
 ) -> None:
-    """Of an answer that ends with the connection: its request is ended in the round in which the end comes."""
+    """Of an answer that ends with the connection: its request is ended in the round in which that comes."""
 
     async def serve(peer: Client) -> None:
         await read_request(peer)

@@ -330,7 +330,7 @@ class Exchange:
                 except FAILURES as failure:
                     raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
             if unsent:
-                await self._send_rest(unsent)
+                await self._send(unsent)
             elif unsent is not None and not reply.done:
                 return  # it ends with the connection
 
@@ -347,14 +347,17 @@ class Exchange:
     def _pass_on(
         self, reply: Reply, made_of: Callable[[Reply, bytes], bytes], data: bytes
     ) -> memoryview | None:
-        """Give the client what is made of these bytes. Returns what it does not take at once, or nothing
-        where the answer is at its end; None: there is more to come."""
+        """Give the client what is made of these bytes; None: there is more to come. Returns what it does not
+        take at once, and what the answer ends with: its task sends that, so that who has got all of it and
+        goes is not taken for one who left before."""
         if not data:
             if reply.ends_with_connection:
                 return NOTHING
             raise UpstreamFailed("it closed the connection before the end of its answer")
         self._feed(reply, data)
         data = made_of(reply, data)
+        if reply.done:
+            return memoryview(data)
         if data:
             if not self.started:
                 self._start()
@@ -365,7 +368,7 @@ class Exchange:
             self.bytes_to_client += sent
             if sent != len(data):
                 return memoryview(data)[sent:]
-        return NOTHING if reply.done else None
+        return None
 
     def _as_came(self, reply: Reply, data: bytes) -> bytes:
         """What goes to the client unchanged: the body alone, where it cannot take it in chunks."""
@@ -466,7 +469,7 @@ class Exchange:
         except FAILURES as failure:
             raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes | memoryview) -> None:
         if not self.started:
             self._start()
         client = self._client
@@ -482,13 +485,6 @@ class Exchange:
         """From here on there is no other attempt."""
         self.started = True
         self._request.body.close()
-
-    async def _send_rest(self, rest: memoryview) -> None:
-        try:
-            await self._client.send_rest(rest)
-        except FAILURES:
-            raise ClientLost from None
-        self.bytes_to_client += len(rest)
 
     def _leave_upstream(self) -> None:
         upstream = self._upstream

@@ -140,9 +140,39 @@ async def test_a_cancelled_task_leaves_nothing_behind() -> None:
     peer.close()
 
 
-async def test_whose_client_was_reset_between_the_last_bytes_and_its_task_has_not_got_all(
-    tmp_path: Path,
-) -> None:
+async def test_the_end_of_an_answer_is_its_tasks_to_send(tmp_path: Path) -> None:
+    """Who has all of it may go at once, and was served."""
+
+    async def serve(peer: Client) -> None:
+        await read_request(peer)
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in (b"3\r\none\r\n", b"3\r\ntwo\r\n", b"5\r\nthree\r\n0\r\n\r\n"):
+            await peer.send(piece)
+            await trio.testing.wait_all_tasks_blocked()
+
+    async with world(tmp_path) as here:
+        here.desk.dispatch_to(await here.runner("r1", serve))
+        pump, unsent = here.door._shared.pump, list[Any]()
+        whole = pump.drain
+
+        async def drain(wire: Wire, step: Callable[[], Any]) -> Any:
+            unsent.append(await whole(wire, step))
+            return unsent[-1]
+
+        pump.drain = drain  # type: ignore[method-assign]
+        client = await here.client()
+        await client.send(chat())
+        got = b""
+        while not got.endswith(b"0\r\n\r\n"):
+            got += await client.more()
+        await client.stream.aclose()
+        await here.desk.until(lambda: here.desk.facts)
+        [fact] = here.desk.facts
+        assert fact.complete
+        assert b"".join(unsent).endswith(b"0\r\n\r\n")
+
+
+async def test_a_client_that_was_reset_has_not_got_all(tmp_path: Path) -> None:
     """Of an answer that ends with the connection: its request is ended in the round in which that comes."""
 
     async def serve(peer: Client) -> None:

@@ -54,14 +54,8 @@ class Agenda(Generic[K]):
 
     def first(self) -> tuple[int, K] | None:
         """The key with the smallest number."""
-        heap = self._heap
-        if heap and not self._old:
-            entry: tuple[int, K] = heap[0]
-            if self.due.get(entry[1]) == entry[0]:
-                self.soonest = entry[0]
-                return entry
         old = self._top(self._old) if self._old else None
-        first = self._top(heap)
+        first = self._top(self._heap)
         if old is not None and (first is None or old < first):
             first = old
         self.soonest = END if first is None else first[0]

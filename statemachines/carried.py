@@ -147,11 +147,8 @@ def _state_of(carried: Carried) -> State:
     runners, demands = state.runners, state.demands
     state.models = {model: {id: runners[id] for id in ids} for model, ids in carried.models.items()}
     state.loading = {id: runners[id] for id in carried.loading}
-    ready = RunnerState.ready
-    state.resting = {
-        id: runner for id, runner in runners.items() if runner.state is ready and not runner.held
-    }
-    state.leaving = {id: runner for id, runner in runners.items() if not runner.live}
+    state.resting = {id: r for id, r in runners.items() if r.state is RunnerState.ready and not r.held}
+    state.leaving = {id: r for id, r in runners.items() if not r.live}
     state.wanted = {
         model: OrderedDict((key, demands[key]) for key in keys) for model, keys in carried.wanted.items()
     }

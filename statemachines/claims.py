@@ -98,7 +98,7 @@ class Ahead:
 
     def has(self, devices: Iterable[str]) -> bool:
         """Whether one of these devices is theirs."""
-        return any(device in self.devices for device in devices)
+        return bool(self.devices) and any(device in self.devices for device in devices)
 
     def share(self, devices: Iterable[str]) -> bool:
         """Whether they have booked something of one of these devices."""
@@ -188,9 +188,7 @@ def eligible(state: State, demand: Demand) -> bool:
     that)."""
     if NEVER not in (demand.short_t, demand.turn_due):
         return False
-    if not state.cooling:
-        return True
-    cooling = state.cooling.get(demand.model)
+    cooling = state.cooling.get(demand.model) if state.cooling else None
     return cooling is None or cooling.until_t <= state.t or bool(demand.operations)
 
 

@@ -60,9 +60,9 @@ def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:
     state.measured_t = event.t if state.gone_t == NEVER or read_t >= state.gone_t else NEVER
     state.measuring = False
     state.deadlines.disarm(("measure", ""))
-    seen, runners = f.runners.get, state.runners.values()
-    for runner in [r for r in runners if r.free_bytes or seen(r.id, NOTHING) != r.used_bytes]:
-        used = seen(runner.id, NOTHING)
+    used_by = f.runners.get
+    for runner in state.runners.values():
+        used = used_by(runner.id, NOTHING)
         if runner.free_bytes and all(device == HOST for device in used):
             used = _taken(state, runner) | used
         if used != runner.used_bytes:

@@ -15,7 +15,7 @@ Who comes after it is looked at next, unless it is barred: what those ahead need
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from events import catalogue as c
@@ -42,7 +42,6 @@ from statemachines.claims import (
     vacant,
     whole,
 )
-from statemachines.estimate import HOST
 from statemachines.groups import kept_from, preload_only
 from statemachines.ledger import NONE, gpu_names, unreadable
 from statemachines.policy import POLICIES, Cost, costs_to_lose
@@ -61,7 +60,7 @@ def place(s: Scheduler, arrived: Demand | None = None) -> None:
     if state.starving and not (state.stopping or s.more or state.dismissing) and s.left >= 0:
         # Otherwise this step is full, or will be gone on with: its last part places.
         if arrived is None and state.seq > s.cause and len(state.runners) > LOOK_RUNNERS:
-            s.more = True
+            s.more = True  # it has decided something: the look at all of them is a step of its own
             return
         if arrived is not None and _possible(s, arrived, NONE, NONE) is None:
             return
@@ -249,7 +248,7 @@ def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
 
 def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahead) -> bool:
     """Find the room: wait for what is leaving anyway, else choose victims, else wait for those ahead, else
-    for other programs. True if it was served or refused."""
+    for other programs. True if it was refused, or if others are to be looked at in a step of their own."""
     state = s.state
     if any(unreadable(state, device) for device in need.bytes):
         return _wait_for_memory(s, demand, need)  # whoever goes, it does not become readable by that
@@ -307,9 +306,9 @@ def _who_may_go(state: State, demand: Demand, room: Room, ahead: Ahead, kept: Ma
         if runner.id not in kept:
             may.unsure = True
             settling = settling or helps(runner)
-    due, spoken = POLICIES[state.config.policy], _not_host(ahead.devices)
+    due = POLICIES[state.config.policy]
     for runner in state.resting.values():
-        if runner.suspect or runner.id in kept or not helps(runner) or _uses(runner, spoken):
+        if runner.suspect or runner.id in kept or not helps(runner) or ahead.has(devices_of(runner)):
             continue
         if state.t - runner.idle_t < LINGER_MAX_NS and due(state, runner, demand) > state.t:
             may.lingering.append(runner)
@@ -323,8 +322,8 @@ def _who_may_go(state: State, demand: Demand, room: Room, ahead: Ahead, kept: Ma
             if runner.state is not ready or not (runner.held or runner.suspect) or runner.id in kept:
                 continue
             if runner.suspect:
-                may.unsure = may.unsure or not _uses(runner, spoken)
-            elif helps(runner) and not _uses(runner, spoken):
+                may.unsure = may.unsure or not ahead.has(devices_of(runner))
+            elif helps(runner) and not ahead.has(devices_of(runner)):
                 may.busy.append(runner)
     return may
 
@@ -334,17 +333,6 @@ def _kept(state: State, demand: Demand) -> dict[str, Runner]:
     if not (state.pinned or state.group_of or state.preloads or demand.excluded):
         return {}
     return {id: r for id, r in state.runners.items() if r.live and kept_from(state, r, demand)}
-
-
-def _not_host(devices: Iterable[str]) -> dict[str, None]:
-    return {device: None for device in devices if device != HOST}
-
-
-def _uses(runner: Runner, devices: Mapping[str, None]) -> bool:
-    """Whether a runner has memory of one of these devices."""
-    if not devices:
-        return False
-    return any(device in devices for device in (*runner.reserved_bytes, *runner.peak_bytes))
 
 
 def _ours_to_move(state: State, demand: Demand, need: Need) -> bool:

@@ -38,6 +38,7 @@ Counts = dict[str, tuple[float, float]]
 OURS = ("daemon/", "events/", "statemachines/")
 
 SLOW_CHUNKS_PER_S = 10
+"""Of each stream: with each instruction traced a daemon does about a thirtieth of what it does else."""
 
 WRITTEN_S = 60.0
 """A daemon that counts has long written its file by then."""

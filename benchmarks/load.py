@@ -25,6 +25,8 @@ class Load:
         """Count another run with this one."""
         self.seconds += other.seconds
         self.requests += other.requests
+        self.errors += other.errors
+        self.chunks += other.chunks
         self.latencies += other.latencies
 
     @property

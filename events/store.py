@@ -126,9 +126,8 @@ class _Turns(trio.abc.Instrument):
             try:
                 store._write_next()
             except BaseException as error:
-                store._ring(
-                    partial(store._break, error)
-                )  # now it would wake nobody: the loop is about to wait
+                # By the bell: to break it now would wake nobody, for the loop is about to wait.
+                store._ring(partial(store._break, error))
 
     def after_io_wait(self, timeout: float) -> None:
         """Make the calls that the writer's thread asks for: whom they wake has his turn in this round."""
@@ -485,7 +484,8 @@ class EventStore:
                 left_ns = FLUSH_NS - (time.monotonic_ns() - self._queue[0].queued_ns[0])
                 if left_ns <= 0:
                     self._hurry()
-                await trio.sleep(max(0, left_ns) / S)
+                else:
+                    await trio.sleep(left_ns / S)
 
     async def _witness(self) -> None:
         while True:

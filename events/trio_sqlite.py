@@ -1,8 +1,9 @@
 """aiosqlite under trio: its connection and worker thread, waking trio tasks instead of asyncio futures.
 
 aiosqlite knows only asyncio. Everything of it that touches the event loop goes through three methods, which
-are replaced here; SQLAlchemy's `sqlite+aiosqlite` dialect then works under `greenlet_spawn` as it is. The
-three are private to aiosqlite, so its version is pinned and a test watches the seam.
+are replaced here; SQLAlchemy's `sqlite+aiosqlite` dialect then works under `greenlet_spawn` as it is. Its
+thread takes its jobs from a queue of ours. All this is private to aiosqlite, so its version is pinned and a
+test watches the seam.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ from daemon.http.guard import Guard
 from daemon.http.head import CREDENTIALS, RequestReader, without
 from daemon.http.limits import Limits
 from daemon.http.loading import Words
-from daemon.http.pump import Pump
-from daemon.http.reaper import HangUps
+from daemon.http.reaper import HANG_UP, Watch
 from daemon.http.refusals import Refusal, Refused
 from daemon.http.relay import AS_COMES, Exchange
 from daemon.http.routes import Route
@@ -56,8 +55,7 @@ class Shared(msgspec.Struct, frozen=True):
     clock: Clock
     pools: Pools
     held: Held
-    hang_ups: HangUps
-    pump: Pump
+    watch: Watch
 
 
 class Connection:
@@ -99,7 +97,7 @@ class Connection:
         """What is handled here goes on no longer than its client stays."""
         self._dialect: Dialect = openai
         """How this request's errors are written."""
-        shared.hang_ups.watch(sock, self.hung_up)
+        shared.watch.watch(sock, HANG_UP, self.hung_up)
 
     # --- what other tasks call -----------------------------------------------------------------------------
 
@@ -188,7 +186,7 @@ class Connection:
         finally:
             self.hung_up()
             self._body.close()
-            self._shared.hang_ups.forget(self._wire.sock)
+            self._shared.watch.forget(self._wire.sock)
             self._wire.close()
             self._request.close()
             closed(self)

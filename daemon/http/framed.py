@@ -37,8 +37,9 @@ class Framed:
 
     async def piece(self, data: bytes) -> None:
         """Send `data` now. Nothing is sent for nothing."""
-        if data:
-            await self.send(self.framed(data))
+        framed = self.framed(data)
+        if framed:
+            await self.send(framed)
 
     def framed(self, data: bytes) -> bytes:
         """What is to be sent for `data`, now. Nothing for nothing."""

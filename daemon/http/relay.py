@@ -17,6 +17,7 @@ from daemon.http.answers import EVENT_STREAM, JSON, PHRASES, UNBUFFERED
 from daemon.http.calls import Ask, Translation
 from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
+from daemon.http.pump import drain
 from daemon.http.refusals import REQUEST
 from daemon.http.tunnel import tunnel
 from daemon.http.upstream import Pool, Reply, Upstream
@@ -34,6 +35,9 @@ STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}\r\n".encode() for status, p
 """Written anew: a runner's may have another protocol's name or version, or control characters in it."""
 
 NOTHING = memoryview(b"")
+
+Making = Callable[[Reply, bytes], bytes]
+"""What goes to the client for bytes that the parser has just been fed."""
 
 AS_COMES = Ask("", "")
 """The client's request and the runner's answer pass unchanged."""
@@ -316,17 +320,17 @@ class Exchange:
             reply.lines.append(b"X-Runnerd-Request: %b\r\n" % self._id.encode())
         return b"%b%b%b\r\n" % (status_line, b"".join(reply.lines), self._request.cors)
 
-    async def _relay_rest(self, reply: Reply, made_of: Callable[[Reply, bytes], bytes]) -> None:
+    async def _relay_rest(self, reply: Reply, made_of: Making) -> None:
         """Give the client what is `made_of` the runner's bytes as they come, to the end of its answer."""
         upstream = self._upstream
         assert upstream is not None
         while not reply.done:
-            if not upstream.plain:
+            if upstream.wrapped:
                 unsent = self._pass_on(reply, made_of, await self._recv())
             else:
                 try:
                     step = partial(self._pass_next, upstream, reply, made_of)
-                    unsent = await self._pool.pump.drain(upstream, step)
+                    unsent = await drain(self._pool.watch, upstream, step)
                 except FAILURES as failure:
                     raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
             if unsent:
@@ -334,9 +338,7 @@ class Exchange:
             elif unsent is not None and not reply.done:
                 return  # it ends with the connection
 
-    def _pass_next(
-        self, upstream: Upstream, reply: Reply, made_of: Callable[[Reply, bytes], bytes]
-    ) -> memoryview | None:
+    def _pass_next(self, upstream: Upstream, reply: Reply, made_of: Making) -> memoryview | None:
         """Pass on what has come, if anything has; as `_pass_on`."""
         try:
             data = upstream.recv_now()
@@ -344,9 +346,7 @@ class Exchange:
             return None
         return self._pass_on(reply, made_of, data)
 
-    def _pass_on(
-        self, reply: Reply, made_of: Callable[[Reply, bytes], bytes], data: bytes
-    ) -> memoryview | None:
+    def _pass_on(self, reply: Reply, made_of: Making, data: bytes) -> memoryview | None:
         """Give the client what is made of these bytes; None: there is more to come. Returns what it does not
         take at once, and what the answer ends with: its task sends that, so that who has got all of it and
         goes is not taken for one who left before."""

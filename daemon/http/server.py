@@ -16,8 +16,7 @@ from daemon.http.connection import Connection, Shared
 from daemon.http.dialects import openai
 from daemon.http.guard import Guard
 from daemon.http.limits import Limits
-from daemon.http.pump import Pump
-from daemon.http.reaper import HangUps, reap
+from daemon.http.reaper import Watch, reap
 from daemon.http.refusals import Refusal
 from daemon.http.upstream import Pools
 from daemon.http.wire import Clock, notice_vanished
@@ -40,7 +39,7 @@ class FrontDoor:
 
     def __init__(self, desk: Control, catalog: Catalog, logs: Logs, *, limits: Limits | None = None) -> None:
         limits = limits or Limits()
-        clock = Clock()
+        clock, watch = Clock(), Watch()
         self._connections: set[Connection] = set()
         self._accepting = trio.CancelScope()
         """What lets others in."""
@@ -53,10 +52,9 @@ class FrontDoor:
             local=Local(desk=desk, catalog=catalog, logs=logs, started_s=int(time.time())),
             limits=limits,
             clock=clock,
-            pools=Pools(clock, limits.upstream_idle_s, pump := Pump()),
-            pump=pump,
+            pools=Pools(clock, limits.upstream_idle_s, watch),
             held=Held(limits.bodies_held_bytes),
-            hang_ups=HangUps(),
+            watch=watch,
         )
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
@@ -65,8 +63,7 @@ class FrontDoor:
         shared = self._shared
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(shared.hang_ups.run)
-                nursery.start_soon(shared.pump.run)
+                nursery.start_soon(shared.watch.run)
                 nursery.start_soon(reap, shared.clock, shared.limits.tick_s, self._connections, self._tidy)
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
@@ -76,8 +73,7 @@ class FrontDoor:
                             accepting.start_soon(self._accept, listener, nursery)
         finally:
             shared.pools.close()
-            shared.hang_ups.close()
-            shared.pump.close()
+            shared.watch.close()
 
     def pause(self) -> None:
         """Let nobody else in; who is served is, and then has to connect again. They wait in the listening

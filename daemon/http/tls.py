@@ -24,7 +24,7 @@ class TlsUpstream(Upstream):
 
     __slots__ = ("_name", "_stream")
 
-    plain = False
+    wrapped = True
 
     _stream: trio.SSLStream[trio.SocketStream]
 

@@ -14,12 +14,12 @@ async def tunnel(client: Wire, upstream: Wire, to_client: Callable[[int], None])
     """Until one of the two ends; `to_client` is told of the bytes that went to the client."""
     async with trio.open_nursery() as nursery:
 
-        async def pump(source: Wire, sink: Wire, passed: Callable[[int], None]) -> None:
+        async def one_way(source: Wire, sink: Wire, passed: Callable[[int], None]) -> None:
             with suppress(*FAILURES):
                 while data := await source.recv():
                     await sink.send(data)
                     passed(len(data))
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(pump, client, upstream, lambda size: None)
-        nursery.start_soon(pump, upstream, client, to_client)
+        nursery.start_soon(one_way, client, upstream, lambda size: None)
+        nursery.start_soon(one_way, upstream, client, to_client)

@@ -11,7 +11,7 @@ import httptools
 import trio
 
 from daemon.http.head import connection_names, without
-from daemon.http.pump import Pump
+from daemon.http.reaper import Watch
 from daemon.http.wire import Clock, Wire, notice_vanished
 from daemon.ports import Address
 from events.limits import HTTP_REPLY_HEAD_BYTES, UPSTREAM_IDLE_CONNECTIONS
@@ -185,8 +185,8 @@ class Upstream(Wire):
 
     __slots__ = ("_poll", "idle_since", "reply", "reused")
 
-    plain = True
-    """What comes is what its socket has: `recv_now` is all there is to do for it."""
+    wrapped = False
+    """Whether what comes has to be unwrapped: then it is not for `recv_now`."""
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         super().__init__(sock, clock)
@@ -225,11 +225,11 @@ class Pool:
         "host_line",
         "moved",
         "prefix",
-        "pump",
+        "watch",
     )
 
-    def __init__(self, address: Address, clock: Clock, idle_s: float, pump: Pump) -> None:
-        self.pump = pump
+    def __init__(self, address: Address, clock: Clock, idle_s: float, watch: Watch) -> None:
+        self.watch = watch
         url = urlsplit(address.url)
         self._path = url.path if url.scheme == "unix" else ""
         self._host = url.hostname or "localhost"
@@ -299,10 +299,10 @@ class Pool:
 class Pools:
     """One pool for each runner that has been sent something."""
 
-    def __init__(self, clock: Clock, idle_s: float, pump: Pump) -> None:
+    def __init__(self, clock: Clock, idle_s: float, watch: Watch) -> None:
         self._clock = clock
         self._idle_s = idle_s
-        self._pump = pump
+        self._watch = watch
         self._pools: dict[str, Pool] = {}
         self._peers: dict[tuple[str, str], Pool] = {}
 
@@ -310,14 +310,14 @@ class Pools:
         """The runner's pool. Runners are incarnations: their address never changes."""
         pool = self._pools.get(address.runner)
         if pool is None:
-            pool = self._pools[address.runner] = Pool(address, self._clock, self._idle_s, self._pump)
+            pool = self._pools[address.runner] = Pool(address, self._clock, self._idle_s, self._watch)
         return pool
 
     def of_peer(self, id: str, url: str) -> Pool:
         """A peer's pool. What a reload has changed is another."""
         pool = self._peers.get((id, url))
         if pool is None:
-            pool = self._peers[id, url] = Pool(Address(id, url), self._clock, self._idle_s, self._pump)
+            pool = self._peers[id, url] = Pool(Address(id, url), self._clock, self._idle_s, self._watch)
         return pool
 
     def moved(self, runner: str) -> int:

@@ -12,21 +12,22 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.http.pump import Pump
+from daemon.http.pump import drain
+from daemon.http.reaper import Watch
 from daemon.http.wire import Clock, Wire
 from tests.integration.front_door_world import OVERDUE, Client, chat, read_request, world
 
 
 @asynccontextmanager
-async def pumping() -> AsyncIterator[Pump]:
-    pump = Pump()
+async def watching() -> AsyncIterator[Watch]:
+    watch = Watch()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pump.run)
+        nursery.start_soon(watch.run)
         with trio.fail_after(10):
-            yield pump
-        assert not pump._flows
+            yield watch
+        assert not watch._calls
         nursery.cancel_scope.cancel()
-    pump.close()
+    watch.close()
 
 
 def pair() -> tuple[Wire, socket.socket]:
@@ -36,7 +37,7 @@ def pair() -> tuple[Wire, socket.socket]:
 
 async def test_each_piece_is_a_step_until_one_returns_something() -> None:
     wire, peer = pair()
-    async with pumping() as pump:
+    async with watching() as watch:
         taken: list[bytes] = []
         came = trio.Event()
 
@@ -54,22 +55,22 @@ async def test_each_piece_is_a_step_until_one_returns_something() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(say)
-            assert await pump.drain(wire, step) == "over"
+            assert await drain(watch, wire, step) == "over"
         assert taken == [b"first", b"second", b"last"]
         peer.send(b"more")  # it is as it was: a task may read from it, or drain it again
         assert await wire.recv() == b"more"
         peer.close()
-        assert await pump.drain(wire, lambda: wire.recv_now() or b"end") == b"end"
+        assert await drain(watch, wire, lambda: wire.recv_now() or b"end") == b"end"
     wire.close()
 
 
 async def test_what_a_step_raises_is_its_tasks_alone() -> None:
     (wire, peer), (other, other_peer) = pair(), pair()
-    async with pumping() as pump, trio.open_nursery() as nursery:
+    async with watching() as watch, trio.open_nursery() as nursery:
         done: list[bytes] = []
 
         async def whole() -> None:
-            done.append(await pump.drain(other, other.recv_now))
+            done.append(await drain(watch, other, other.recv_now))
 
         nursery.start_soon(whole)
         await trio.testing.wait_all_tasks_blocked()
@@ -79,7 +80,7 @@ async def test_what_a_step_raises_is_its_tasks_alone() -> None:
             raise ValueError("no")
 
         with pytest.raises(ValueError, match="no"):
-            await pump.drain(wire, fail)
+            await drain(watch, wire, fail)
         other_peer.send(b"well")
     assert done == [b"well"]
     for end in (wire, peer, other, other_peer):
@@ -88,7 +89,7 @@ async def test_what_a_step_raises_is_its_tasks_alone() -> None:
 
 async def test_closing_it_ends_the_wait() -> None:
     wire, peer = pair()
-    async with pumping() as pump, trio.open_nursery() as nursery:
+    async with watching() as watch, trio.open_nursery() as nursery:
 
         async def close() -> None:
             await trio.testing.wait_all_tasks_blocked()
@@ -96,30 +97,30 @@ async def test_closing_it_ends_the_wait() -> None:
 
         nursery.start_soon(close)
         with pytest.raises(trio.ClosedResourceError):
-            await pump.drain(wire, wire.recv_now)
+            await drain(watch, wire, wire.recv_now)
         with pytest.raises(trio.ClosedResourceError):
-            await pump.drain(wire, wire.recv_now)
+            await drain(watch, wire, wire.recv_now)
     peer.close()
 
 
 async def test_a_step_that_closes_another_wire_ends_that_one_too() -> None:
     """Both are ready in the same round."""
     (wire, peer), (other, other_peer) = pair(), pair()
-    async with pumping() as pump, trio.open_nursery() as nursery:
+    async with watching() as watch, trio.open_nursery() as nursery:
         ended: list[str] = []
 
-        async def drain(mine: Wire, theirs: Wire) -> None:
+        async def either(mine: Wire, theirs: Wire) -> None:
             def step() -> str:
                 theirs.close()
                 return "first"
 
             try:
-                ended.append(await pump.drain(mine, step))
+                ended.append(await drain(watch, mine, step))
             except trio.ClosedResourceError:
                 ended.append("closed")
 
-        nursery.start_soon(drain, wire, other)
-        nursery.start_soon(drain, other, wire)
+        nursery.start_soon(either, wire, other)
+        nursery.start_soon(either, other, wire)
         await trio.testing.wait_all_tasks_blocked()
         peer.send(b"x")
         other_peer.send(b"x")
@@ -130,17 +131,19 @@ async def test_a_step_that_closes_another_wire_ends_that_one_too() -> None:
 
 async def test_a_cancelled_task_leaves_nothing_behind() -> None:
     wire, peer = pair()
-    async with pumping() as pump:
+    async with watching() as watch:
         with trio.move_on_after(0.01) as scope:
-            await pump.drain(wire, wire.recv_now)
+            await drain(watch, wire, wire.recv_now)
         assert scope.cancelled_caught
         peer.send(b"x")
-        assert await pump.drain(wire, wire.recv_now) == b"x"
+        assert await drain(watch, wire, wire.recv_now) == b"x"
     wire.close()
     peer.close()
 
 
-async def test_the_end_of_an_answer_is_its_tasks_to_send(tmp_path: Path) -> None:
+async def test_the_end_of_an_answer_is_its_tasks_to_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who has all of it may go at once, and was served."""
 
     async def serve(peer: Client) -> None:
@@ -152,14 +155,13 @@ async def test_the_end_of_an_answer_is_its_tasks_to_send(tmp_path: Path) -> None
 
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", serve))
-        pump, unsent = here.door._shared.pump, list[Any]()
-        whole = pump.drain
+        unsent = list[Any]()
 
-        async def drain(wire: Wire, step: Callable[[], Any]) -> Any:
-            unsent.append(await whole(wire, step))
+        async def drained(watch: Watch, wire: Wire, step: Callable[[], Any]) -> Any:
+            unsent.append(await drain(watch, wire, step))
             return unsent[-1]
 
-        pump.drain = drain  # type: ignore[method-assign]
+        monkeypatch.setattr("daemon.http.relay.drain", drained)
         client = await here.client()
         await client.send(chat())
         got = b""
@@ -172,7 +174,9 @@ async def test_the_end_of_an_answer_is_its_tasks_to_send(tmp_path: Path) -> None
         assert b"".join(unsent).endswith(b"0\r\n\r\n")
 
 
-async def test_a_client_that_was_reset_has_not_got_all(tmp_path: Path) -> None:
+async def test_a_client_that_was_reset_has_not_got_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of an answer that ends with the connection: its request is ended in the round in which that comes."""
 
     async def serve(peer: Client) -> None:
@@ -182,18 +186,16 @@ async def test_a_client_that_was_reset_has_not_got_all(tmp_path: Path) -> None:
 
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", serve))
-        pump = here.door._shared.pump
-        whole = pump.drain
 
-        async def drain(wire: Wire, step: Callable[[], Any]) -> Any:
-            result = await whole(wire, step)
+        async def drained(watch: Watch, wire: Wire, step: Callable[[], Any]) -> Any:
+            result = await drain(watch, wire, step)
             ticket = here.desk.tickets[0]
             ticket.give(OVERDUE)
             assert ticket.on_end is not None
             ticket.on_end(OVERDUE)
             return result
 
-        pump.drain = drain  # type: ignore[method-assign]
+        monkeypatch.setattr("daemon.http.relay.drain", drained)
         client = await here.client()
         await client.send(chat())
         await here.desk.until(lambda: here.desk.facts)

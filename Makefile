@@ -22,11 +22,12 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test test-llama test-systemd test-browser check simulate fuzz crash mutate bench bench-policy venv clean
+.PHONY: demo test test-compiled test-llama test-systemd test-browser check simulate fuzz crash mutate bench bench-policy venv clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+COMPILED := build/compiled
 APART := tests/llama tests/systemd tests/browser
 # Tests at once: as many as there are cores, and no more than tests/ports.py has ports for.
 WORKERS ?= auto --maxprocesses 4
@@ -79,8 +80,14 @@ crash: venv
 mutate: venv
 	@$(BIN)/python -m tests.simulation.mutations
 
-bench: venv
-	@$(BIN)/python benchmarks/bench_step.py
+test-compiled: $(COMPILED)/.built
+	@[ -e $(COMPILED)/statemachines/scheduler.py ] || exit 0
+	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/pytest -n $(WORKERS) --dist worksteal -o pythonpath="$(COMPILED) ." \
+	    -m "not interpreted" $(APART:%=--ignore=%) $(ARGS)
+
+bench: $(COMPILED)/.built
+	@export PYTHONPATH=$(CURDIR)/$(COMPILED)
+	$(BIN)/python -m benchmarks.bench_step
 	$(BIN)/python benchmarks/bench_store.py 60
 	$(BIN)/python -m benchmarks.bench_scrape
 	$(BIN)/python benchmarks/bench_relay.py
@@ -117,6 +124,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	install="$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt"
 	$$install setuptools
 	$$install --no-build-isolation --editable '.[dev]'
+	touch $@
+
+# With a compiler and Python's headers: as `RUNNERD_COMPILE=1 pip install .` makes it. Else it stays empty, and
+# what would be compiled is interpreted from here.
+$(COMPILED)/.built: setup.py $(INSTALLED) $(shell find daemon events statemachines migrations -type f -not -name '*.pyc')
+	@rm -rf build
+	mkdir -p $(COMPILED)
+	if [ -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] && command -v gcc >/dev/null; then
+	    echo "compiling what requests and steps run through: two minutes" >&2
+	    RUNNERD_COMPILE=1 $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps \
+	        --target $(COMPILED) .
+	else
+	    echo "nothing is compiled: there is no gcc, or there are no headers of Python's" >&2
+	fi
 	touch $@
 
 clean:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))
 
 from benchmarks import load  # noqa: E402
 from benchmarks.backend import CHUNKS_PER_S  # noqa: E402

@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from daemon.beside import running
 from daemon.clock import Clock
 from daemon.config.retention import Retention
 from daemon.driver import Driver
@@ -93,7 +94,7 @@ async def soak(log: Path, requests: int, retention: Retention, seconds: float) -
         driver.machinery, driver.meter = Nobody(), Meter()
         kept = Keeping(driver, store, log, 0, lambda: retention)
         began, done = time.monotonic(), 0
-        async with driver.run(), kept.run():
+        async with running(driver.run, kept.run):
             runner = await load(driver)
             while done < requests and time.monotonic() < began + seconds:
                 ids = [driver.arrive(c.RequestArrived("m0", "chat")).request for _ in range(AT_ONCE)]

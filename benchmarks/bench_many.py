@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))
 
 from benchmarks import load  # noqa: E402
 from benchmarks.bench_daemon import backend_port, daemon  # noqa: E402

@@ -27,7 +27,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))
 
 from benchmarks import load  # noqa: E402
 from benchmarks.bench_daemon import daemon  # noqa: E402

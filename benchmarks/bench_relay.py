@@ -24,7 +24,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))
 
 from benchmarks import load  # noqa: E402
 

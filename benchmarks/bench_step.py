@@ -16,10 +16,10 @@ from time import perf_counter_ns
 from events import catalogue as c
 from events.catalogue import Event
 from events.limits import GIB, MS, S
+from statemachines.parts import Runner
 from statemachines.replay import rederive, steps, verify
 from statemachines.scheduler import RULES, Scheduler
 from statemachines.simulator import Exchange, Life, Nature, World
-from statemachines.state import Runner
 
 RUNNERS = 64
 QUEUED = 10_000

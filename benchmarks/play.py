@@ -15,10 +15,10 @@ from benchmarks.workloads import Workload
 from events import catalogue as c
 from events.catalogue import Event
 from events.limits import GIB, MS, S
+from statemachines.parts import Runner
 from statemachines.policy import quantum_ns
 from statemachines.runner import RunnerState
 from statemachines.simulator import Exchange, Life, Nature, World
-from statemachines.state import Runner
 
 POLICIES = ("balanced", "fifo", "collate")
 END_NS = 1_000 * 3600 * S

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,14 +31,17 @@ from daemon.tally import Tally
 from daemon.tickets import LeaseTicket, Ticket
 from events import catalogue as c
 from events.catalogue import Event, Fact
+from events.commit import StoreBroken
 from events.envelope import Record
 from events.failpoints import reach
 from events.limits import SAMPLE_NS, SAMPLE_STEP_BYTES, S
-from events.store import SLOW, EventStore, StoreBroken
+from events.store import following
+from events.writing import SLOW, EventStore
+from statemachines.parts import Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState, why_cut
 from statemachines.scheduler import Scheduler
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 log = logging.getLogger("runnerd")
 
@@ -462,28 +465,17 @@ class Driver:
         await operation.done.wait()
         return operation.answer
 
-    async def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
+    def watch(self, after_seq: int, *, follow: bool) -> AsyncIterator[Record]:
         """Every durable event after `after_seq`, in order and without a gap."""
-        while True:
-            page = await self._store.records(after_seq)
-            for record in page:
-                yield record
-                after_seq = record.seq
-            if not page:
-                if not follow:
-                    return
-                await self._store.wait(after_seq + 1)
+        return following(self._store, after_seq, forever=follow)
 
     # --- tasks -------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """The driver's own tasks: deadlines, measurements, the log's health."""
+    async def run(self) -> None:
+        """The driver's own tasks: deadlines, measurements, the log's health. Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deadlines)
             nursery.start_soon(self._meter_task)
-            yield
-            nursery.cancel_scope.cancel()
 
     async def _deadlines(self) -> None:
         """Fire deadlines when they come due; woken early when one is armed that comes sooner."""

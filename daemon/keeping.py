@@ -11,8 +11,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -73,15 +73,8 @@ class Keeping:
         self.carried_seq = carried_seq
         """The last event whose state is in the log, or was to be."""
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """Do it in the background."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep)
-            yield
-            nursery.cancel_scope.cancel()
-
-    async def _keep(self) -> None:
+    async def run(self) -> None:
+        """Do it, until cancelled, or the log is broken."""
         with suppress(StoreBroken, StepFailed):  # then the daemon ends
             while True:
                 with trio.move_on_after(CARRY_S) as waited:

@@ -19,9 +19,10 @@ from daemon.limits import REHEARSAL_S, RESTART_DRAIN_S, SETTLE_S
 from events import catalogue as c
 from events.failpoints import reach
 from events.limits import S
+from statemachines.parts import Request
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Request, State
+from statemachines.state import State
 
 log = logging.getLogger("runnerd")
 

@@ -27,7 +27,8 @@ from daemon.estimates import with_estimates
 from daemon.recovery import unlimited, use_profile
 from events import catalogue as c
 from events.failpoints import reach
-from statemachines.state import Runner, State
+from statemachines.parts import Runner
+from statemachines.state import State
 
 log = logging.getLogger("runnerd")
 

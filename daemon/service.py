@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from daemon import guardian, unit
+from daemon.beside import running
 from daemon.catalog import Catalog
 from daemon.config.commands import Command
 from daemon.config.config import Config, SpecChanged
@@ -122,7 +123,7 @@ async def _recover_and_run(
             keeping = Keeping(
                 driver, store, places.log, recovered.carried_seq, lambda: catalog.config.retention
             )
-            async with driver.run(), keeping.run():
+            async with running(driver.run, keeping.run):
                 run = _Run(driver, catalog, reloader, places, options)
                 await run.run(doors, signals, store.log_id, notifier)
                 doors.lock = store.keep_lock() if doors.kept else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import events
@@ -10,6 +11,9 @@ import migrations
 import statemachines
 
 VERSION = version("runnerd")
+
+COMPILED = not str(getattr(find_spec("statemachines.scheduler"), "origin", "")).endswith(".py")
+"""Whether the modules that `setup.py` lists are compiled."""
 
 
 def foreign_package() -> str:

@@ -20,9 +20,10 @@ import msgspec
 
 from events.catalogue import NEVER
 from events.limits import KILL_NS, LOAD_GUESS_NS, LOAD_NS, MEASURE_NS, MEMORY_WAIT_NS, RECLAIM_NS, STOP_NS
+from statemachines.parts import Demand
 from statemachines.policy import rank
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, State, satisfies
+from statemachines.state import State, satisfies
 
 END_NS = STOP_NS + KILL_NS + RECLAIM_NS + MEASURE_NS
 """From the last request of a runner to the load that its room is for."""

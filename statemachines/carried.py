@@ -21,8 +21,9 @@ from events.catalogue import ConfigView, ModelDismissed, Option, Reading, StateC
 from events.limits import CARRIED_PART_CHARS, CARRIED_TEXT_BYTES
 from statemachines.agenda import Agenda
 from statemachines.groups import members_of
+from statemachines.parts import Claim, Cooling, Demand, Operation, Request, Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Claim, Cooling, Demand, Operation, Request, Runner, State
+from statemachines.state import State
 
 LAYOUT = 1
 """The form of the text."""

@@ -23,9 +23,10 @@ from events.limits import FILL_TRIES
 from statemachines.agenda import Agenda
 from statemachines.estimate import HOST
 from statemachines.groups import evicts
+from statemachines.parts import Claim, Demand, Runner
 from statemachines.policy import rank
 from statemachines.room import Need, Room, need_of, ports_of
-from statemachines.state import Claim, Demand, Runner, State
+from statemachines.state import State
 
 
 class Ahead:

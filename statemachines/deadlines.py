@@ -19,9 +19,10 @@ from statemachines.decide import (
 )
 from statemachines.leases import cut, due
 from statemachines.loading import place
+from statemachines.parts import Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, instances
+from statemachines.state import instances
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler

@@ -22,21 +22,12 @@ from statemachines.groups import kept_from, protected
 from statemachines.leases import cut, end_all
 from statemachines.ledger import back, footprint_of
 from statemachines.loading import grow, place
+from statemachines.parts import Demand, Request, Runner
 from statemachines.policy import rank
 from statemachines.request import RequestState
 from statemachines.room import next_ports
 from statemachines.runner import RunnerState, last_words
-from statemachines.state import (
-    Demand,
-    Request,
-    Runner,
-    dismissed,
-    fits,
-    head_seq,
-    satisfies,
-    unload_due,
-    waiting_for,
-)  # fmt: skip
+from statemachines.state import dismissed, fits, head_seq, satisfies, unload_due, waiting_for
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler

@@ -37,20 +37,10 @@ from statemachines.moves import (
     serve,
     watched,
 )
+from statemachines.parts import Claim, Operation, Request, Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import (
-    Claim,
-    Operation,
-    Request,
-    Runner,
-    State,
-    demand_key,
-    dismissal_key,
-    dismissed,
-    less_than_default,
-    unload_due,
-)
+from statemachines.state import State, demand_key, dismissal_key, dismissed, less_than_default, unload_due
 
 
 def _measured(state: State, event: Event, f: c.MemoryMeasured) -> None:

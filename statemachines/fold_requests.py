@@ -20,9 +20,10 @@ from statemachines.moves import (
     unqueue,
     watched,
 )
+from statemachines.parts import Request
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Request, State
+from statemachines.state import State
 
 
 def _arrived(state: State, event: Event, f: c.RequestArrived) -> None:

@@ -21,9 +21,10 @@ from events.limits import (
 from statemachines.estimate import HOST
 from statemachines.invariants import check_ended, check_lease, check_load, check_stop, require
 from statemachines.moves import Handlers, idle, loaded, loads_on, runner_to, serve, watched
+from statemachines.parts import Cooling, Runner
 from statemachines.room import next_ports
 from statemachines.runner import RunnerState
-from statemachines.state import Cooling, Runner, State, satisfies, spec_key, waiting_for
+from statemachines.state import State, satisfies, spec_key, waiting_for
 
 OF_PROCESS = ("load", "stall", "keep_alive", "linger", "drain", "stop", "kill", "probe", "reprobe", "watch")
 """The deadlines of a runner that mean nothing once its process is gone."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from events.catalogue import ConfigView, GroupView, MatrixView
 from events.limits import MATRIX_CHOICES
-from statemachines.state import Demand, Runner, State
+from statemachines.parts import Demand, Runner
+from statemachines.state import State
 
 DEFAULT_GROUP = GroupView(())
 """Of the models that no group names: one of them at a time, and nothing else beside it."""

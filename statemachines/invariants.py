@@ -11,21 +11,11 @@ from events.catalogue import LEASE, ClaimMade, RunnerLoad
 from statemachines.claims import apart, devices_of, vacant
 from statemachines.groups import in_the_way, kept_from, members_of
 from statemachines.ledger import budget_bytes, held_bytes
+from statemachines.parts import Claim, Demand, Request, Runner
 from statemachines.request import RequestState
 from statemachines.room import max_loaded
 from statemachines.runner import RunnerState
-from statemachines.state import (
-    Claim,
-    Demand,
-    Request,
-    Runner,
-    State,
-    being_dismissed,
-    head_seq,
-    instances,
-    satisfies,
-    where_of,
-)
+from statemachines.state import State, being_dismissed, head_seq, instances, satisfies, where_of
 
 
 class Breach(Exception):

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from events import catalogue as c
 from events.catalogue import LEASE
+from statemachines.parts import Request, Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Request, Runner, State, satisfies, unload_due, waiting_for
+from statemachines.state import State, satisfies, unload_due, waiting_for
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler

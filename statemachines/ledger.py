@@ -15,8 +15,9 @@ from typing import Literal
 from events.catalogue import NEVER, Estimate, ModelView, Option
 from events.limits import GIB, MIB, RECLAIM_PERCENT, SAMPLE_STEP_BYTES
 from statemachines.estimate import ANY, HOST, estimated_bytes, gpu_layers, least_bytes, raised
+from statemachines.parts import Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, State, spec_key
+from statemachines.state import State, spec_key
 
 Source = Literal["configured", "measured", "estimated", "unknown"]
 """Where the figure of what a load needs is from."""

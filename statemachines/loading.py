@@ -44,10 +44,11 @@ from statemachines.claims import (
 )
 from statemachines.groups import kept_from, preload_only
 from statemachines.ledger import NONE, gpu_names, unreadable
+from statemachines.parts import Claim, Demand, Runner
 from statemachines.policy import POLICIES, Cost, costs_to_lose
 from statemachines.room import Need, Room, in_use, lease, most_beside, need_of, never_fits, short
 from statemachines.runner import RunnerState
-from statemachines.state import Claim, Demand, Runner, State, demand_key, less_than_default, satisfies
+from statemachines.state import State, demand_key, less_than_default, satisfies
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler

@@ -12,8 +12,9 @@ import msgspec
 
 from statemachines.groups import in_the_way
 from statemachines.ledger import budget_bytes, mib, predicted_bytes
+from statemachines.parts import Demand, Runner
 from statemachines.room import ADVICE, Need, Room, max_loaded, need_of, never_fits
-from statemachines.state import Demand, Runner, State
+from statemachines.state import State
 
 
 def obstacles(state: State, models: Sequence[str]) -> list[str]:

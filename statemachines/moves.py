@@ -13,13 +13,11 @@ from statemachines import request as requests
 from statemachines import runner as runners
 from statemachines.agenda import Agenda
 from statemachines.machine import IllegalTransition
+from statemachines.parts import Demand, Request, Runner
 from statemachines.policy import lease_turn_ns, linger_ns
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.state import (
-    Demand,
-    Request,
-    Runner,
     State,
     demand_key,
     dismissal_key,

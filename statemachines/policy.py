@@ -22,7 +22,8 @@ from events.limits import (
     LOAD_GUESS_NS,
     WATCH_NS,
 )
-from statemachines.state import Demand, Runner, State, oldest
+from statemachines.parts import Demand, Runner
+from statemachines.state import State, oldest
 
 Turn = Callable[[State, Runner, Demand], int]
 """The time at which a runner may be claimed for a demand; NEVER: not while it is busy."""

@@ -21,7 +21,8 @@ from statemachines.ledger import (
     reported_bytes,
     unreadable,
 )
-from statemachines.state import Demand, Runner, State, instances
+from statemachines.parts import Demand, Runner
+from statemachines.state import State, instances
 
 if TYPE_CHECKING:
     from statemachines.claims import Ahead

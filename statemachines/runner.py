@@ -18,7 +18,7 @@ from events.catalogue import CUT_OFF, NEVER, RunnerStop
 from statemachines.machine import compile_table, declare
 
 if TYPE_CHECKING:
-    from statemachines.state import Runner
+    from statemachines.parts import Runner
 
 
 class RunnerState(StrEnum):

@@ -16,8 +16,9 @@ from events.catalogue import Decision, Event, Fact, Payload
 from events.limits import STEP_DECISIONS
 from statemachines import deadlines, decide, leases
 from statemachines.fold import apply
+from statemachines.parts import Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, State, dismissal_key
+from statemachines.state import State, dismissal_key
 
 RULES = 3
 """Raised by any change that could alter a decision; recorded by every start."""

@@ -23,11 +23,12 @@ from events.catalogue import LEASE, NEVER, Event, Fact, Process, Reading
 from events.limits import LOAD_LOOKS, MS, S
 from statemachines.carried import carry, restore
 from statemachines.invariants import check_all, require
+from statemachines.parts import Runner
 from statemachines.replay import fold
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState, why_cut
 from statemachines.scheduler import RULES, Scheduler
-from statemachines.state import Runner, canonical
+from statemachines.state import canonical
 
 STILL_STEPS = 100_000
 """Steps without time passing: more is a loop, not a burst."""

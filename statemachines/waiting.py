@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from events.catalogue import NEVER
 from statemachines.claims import before
+from statemachines.parts import Demand, Request, Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Request, Runner, State, satisfies
+from statemachines.state import State, satisfies
 
 ASKED = ("is asked for its health", "are asked for their health")
 

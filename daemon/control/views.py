@@ -9,8 +9,9 @@ from events.catalogue import NEVER
 from events.limits import SHARD
 from statemachines.leases import held
 from statemachines.ledger import budget_bytes, free_bytes, held_bytes, needs
+from statemachines.parts import Runner
 from statemachines.request import RequestState
-from statemachines.state import Runner, State
+from statemachines.state import State
 from statemachines.waiting import cause, holder
 
 View = dict[str, Any]

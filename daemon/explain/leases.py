@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from daemon.explain.words import count, duration, listed
 from statemachines.leases import held
-from statemachines.state import Request, Runner, State
+from statemachines.parts import Request, Runner
+from statemachines.state import State
 
 
 def holder(request: Request) -> str:

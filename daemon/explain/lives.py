@@ -13,10 +13,11 @@ from events import catalogue as c
 from events.catalogue import NEVER, Option
 from statemachines.leases import held
 from statemachines.ledger import back
+from statemachines.parts import Demand, Runner
 from statemachines.request import RequestState
 from statemachines.room import need_of
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Runner, State, oldest, waiting_for
+from statemachines.state import State, oldest, waiting_for
 
 TURNS_KEPT = 32
 """Times that a demand is told to wait, of which the first are kept: their words repeat."""

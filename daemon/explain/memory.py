@@ -15,10 +15,11 @@ from events.catalogue import NEVER, Considered
 from events.limits import LOAD_GUESS_NS
 from statemachines.groups import kept_from
 from statemachines.ledger import budget_bytes, free_bytes, held_bytes
+from statemachines.parts import Demand, Runner
 from statemachines.policy import costs_to_lose
 from statemachines.room import Room, need_of
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, Runner, State
+from statemachines.state import State
 
 
 class Holder(msgspec.Struct, frozen=True):

@@ -24,11 +24,12 @@ from statemachines.claims import before
 from statemachines.groups import in_the_way
 from statemachines.leases import held
 from statemachines.ledger import Source
+from statemachines.parts import Demand, Runner
 from statemachines.request import RequestState
 from statemachines.room import Need, Room, need_of
 from statemachines.runner import RunnerState
 from statemachines.scheduler import Scheduler
-from statemachines.state import Demand, Runner, State, satisfies
+from statemachines.state import State, satisfies
 from statemachines.waiting import cause
 
 TRIAL_STEPS = 1000

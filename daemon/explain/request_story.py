@@ -21,9 +21,10 @@ from events.catalogue import LEASE
 from events.reader import Reader
 from statemachines.leases import held
 from statemachines.ledger import back
+from statemachines.parts import Demand
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, State, demand_key, fits
+from statemachines.state import State, demand_key, fits
 
 ENDS = (
     c.RequestCompleted, c.RequestFailed, c.RequestCancelled, c.RequestTimedOut, c.RequestRejected,

@@ -10,7 +10,8 @@ from daemon.explain.told import Phase
 from daemon.explain.walk import Happening
 from events import catalogue as c
 from events.catalogue import NEVER
-from statemachines.state import Demand, State
+from statemachines.parts import Demand
+from statemachines.state import State
 from statemachines.waiting import cause
 
 PHASES_SHOWN = 24

@@ -14,8 +14,9 @@ import msgspec
 from events import catalogue as c
 from events.catalogue import LEASE, NEVER, Event, Fact, Option, Reading
 from events.limits import S
+from statemachines.parts import Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 CRASH_NS = S
 """An exchange that ends incomplete so shortly before its runner's exit was ended by that: a broken connection

@@ -17,8 +17,9 @@ The rules are those of `statemachines.waiting`, which puts the same into words, 
 from __future__ import annotations
 
 from events.catalogue import NEVER
+from statemachines.parts import Demand
 from statemachines.runner import RunnerState
-from statemachines.state import Demand, State, satisfies
+from statemachines.state import State, satisfies
 from statemachines.waiting import failed_by
 
 PARTS = ("queued", "turn", "drain", "unload", "memory", "load", "pause", "retry", "down", "served")

@@ -26,9 +26,10 @@ from events.catalogue import NEVER, Event
 from events.envelope import Record, decode
 from statemachines.fold import apply
 from statemachines.ledger import budget_bytes
+from statemachines.parts import Runner
 from statemachines.request import TERMINAL, RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 ENDS = REQUEST_ENDS | RUNNER_ENDS
 

@@ -20,8 +20,9 @@ import msgspec
 from daemon.history.observed import CRASH_NS, Arrival, Attempt, Behaviour, Input, Measure, Recorder, Restart
 from events.catalogue import NEVER
 from events.limits import LOAD_GUESS_NS, MS, S
+from statemachines.parts import Runner
 from statemachines.simulator import Exchange, Life
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 SERVICE_GUESS_NS = 5 * S
 """What a request takes where a log has not a single one that was completed: some hundred tokens."""

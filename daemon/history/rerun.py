@@ -20,11 +20,12 @@ from daemon.history.recording import Memory, Recording
 from events import catalogue as c
 from events.catalogue import NEVER, ConfigView, Event, Fact, Reading
 from events.limits import MS, PROBE_NS, S
+from statemachines.parts import Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import RULES, Scheduler
 from statemachines.simulator import Exchange, Life, Nature, Sim, World
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 LAST = 1 << 62
 """Comes after everything else that is planned for a moment."""

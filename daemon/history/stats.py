@@ -17,8 +17,9 @@ from daemon.tally import REQUEST_ENDS, RUNNER_ENDS
 from events import catalogue as c
 from events.catalogue import NEVER, Event
 from events.limits import S
+from statemachines.parts import Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 HOUR_NS = 3600 * S
 

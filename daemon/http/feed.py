@@ -25,8 +25,9 @@ from daemon.ports import Control, ModelRow
 from events.envelope import Record
 from events.limits import MS, S
 from events.reader import CursorPruned
+from statemachines.parts import Request
 from statemachines.request import RequestState
-from statemachines.state import Request, State
+from statemachines.state import State
 
 STOPPED = "stopped"
 """llama-swap's word for a model without a runner."""

@@ -85,6 +85,7 @@ class RequestReader:
     Read `headed`, `done` and `refusal` after each `feed`; `reset` before the next request.
     """
 
+    __deletable__ = ("_parser",)  # for mypyc
     __slots__ = (
         "_barren", "_fed", "_limits", "_named", "_offered", "_parser", "body", "body_bytes",
         "chunked", "cors", "credentials", "done", "excess", "expects_continue", "headed", "host",

@@ -15,9 +15,9 @@ from daemon.logs import PROXY, UPSTREAM
 from daemon.ports import LogBlocked, ModelRow
 from events.catalogue import NEVER, CancelRequested, Fact, ProfileRequested, UnloadRequested
 from events.limits import S
+from statemachines.parts import Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Runner
 
 STATES = {
     RunnerState.loading: "starting",

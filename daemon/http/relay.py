@@ -19,8 +19,9 @@ from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
 from daemon.http.pump import drain
 from daemon.http.refusals import REQUEST
+from daemon.http.reply import Reply
 from daemon.http.tunnel import tunnel
-from daemon.http.upstream import Pool, Reply, Upstream
+from daemon.http.upstream import Pool, Upstream
 from daemon.http.wire import FAILURES, Wire
 from daemon.ports import Dispatched
 from events.catalogue import FIRST_BYTE_LATE, UpstreamEnded
@@ -408,9 +409,9 @@ class Exchange:
             if self.started and not self._aborted:
                 await framed.end(translation.broken(f"the model server failed: {failure}"))
             raise
-        except ValueError as failure:
+        except ValueError as strange:
             # Another runner would say the same, and this one is well: only the client hears of it.
-            self.error = f"its answer is not as expected: {failure}"
+            self.error = f"its answer is not as expected: {strange}"
             if not (self.started or self._framed):
                 framed = self._framing(502, JSON)
             await framed.end(translation.broken(f"the model server failed: {self.error}"))

@@ -12,8 +12,9 @@ from daemon.ollama import names, said
 from daemon.ports import Card, Catalog
 from events.catalogue import NEVER, Option
 from events.limits import S
+from statemachines.parts import Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 FOREVER_NS = (1 << 63) - 1
 """What Ollama adds to the time of day for a model that never expires: 292 years."""

@@ -19,9 +19,10 @@ from events.reader import Reader
 from statemachines import replay
 from statemachines.fold import apply
 from statemachines.invariants import check_all
+from statemachines.parts import Request, Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Request, Runner, State
+from statemachines.state import State
 from tests.crash.lessee import DIRECT
 from tests.crash.workload import Told
 

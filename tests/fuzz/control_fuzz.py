@@ -21,6 +21,7 @@ import pytest
 import trio
 import trio.testing
 
+from daemon.beside import running
 from daemon.catalog import Catalog
 from daemon.clock import Clock
 from daemon.config.file import load
@@ -160,7 +161,7 @@ async def world(directory: Path) -> AsyncIterator[World]:
         control._service.explainer = Quick()
         path = directory / "control.sock"
         with listen(path) as sock:
-            async with driver.run():
+            async with running(driver.run):
                 nursery.start_soon(reloader.run)
                 nursery.start_soon(control.serve, sock)
                 yield World(path, driver, control)

@@ -37,7 +37,8 @@ from daemon.readiness import Unready
 from events.catalogue import Event, Fact, Option, RequestArrived, UpstreamEnded
 from events.envelope import Record
 from events.limits import HTTP_BODY_BYTES
-from statemachines.state import Runner, State
+from statemachines.parts import Runner
+from statemachines.state import State
 
 LIMIT_S = 10
 """Every test ends within this, or fails."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from benchmarks.bench_opcodes import measure, total
 
 INSTRUCTIONS = 5_400
@@ -18,6 +20,9 @@ chunk wakes a task it is 1,040."""
 
 ELSEWHERE = 1.3
 """Other versions of Python have other instructions."""
+
+
+pytestmark = pytest.mark.interpreted
 
 
 def test_a_relayed_request_costs_no_more_than_it_did() -> None:

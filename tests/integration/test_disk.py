@@ -20,7 +20,7 @@ import pytest
 from events import catalogue as c
 from events.limits import EXIT_LOG_FAILED, EXIT_STEP_FAILED
 from events.lock import lock_path
-from events.store import SLOW
+from events.writing import SLOW
 from tests.integration.live import PATIENCE_S, Live, gone, ngram
 
 FAULTS = Path(__file__).parents[1] / "fault_disk.c"
@@ -311,6 +311,7 @@ def test_another_daemon_that_got_in_ends_the_first(live: Bad, tmp_path: Path) ->
     assert live.tags().count("runner.load") == 1
 
 
+@pytest.mark.interpreted
 def test_a_step_that_fails_while_nothing_can_be_written_ends_the_daemon(failing: Bad) -> None:
     live = failing
     asked = threading.Thread(target=lambda: live.runnerctl("pin", "one"))

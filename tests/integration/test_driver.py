@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from daemon.beside import running
 from daemon.clock import Clock
 from daemon.driver import Driver, StepFailed
 from daemon.past import nearest
@@ -182,7 +183,7 @@ async def driving(tmp_path: Path, clock: Clock | None = None) -> AsyncIterator[H
         driver.machinery, driver.meter = machine, FakeMeter()
         driver.submit(c.DaemonStarted(RULES, "balanced", "boot", "test"))
         driver.submit(c.ConfigChanged(VIEW))
-        async with driver.run():
+        async with running(driver.run):
             yield Here(driver, store, machine)
     with Reader(log) as reader:
         reader.verify_chain()
@@ -303,7 +304,7 @@ async def test_a_step_that_cannot_be_written_is_a_failed_one(tmp_path: Path) -> 
         driver.machinery, driver.meter = FakeMachinery(), FakeMeter()
         driver.submit(c.DaemonStarted(RULES, "balanced", "boot", "test"))
         with pytest.RaisesGroup(StepFailed, flatten_subgroups=True):
-            async with driver.run():
+            async with running(driver.run):
                 with pytest.raises(StepFailed, match="UnicodeEncodeError"):
                     driver.submit(c.StopRequested("drain", by="\ud800"))
                 with pytest.raises(StepFailed):

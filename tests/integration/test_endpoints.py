@@ -14,9 +14,9 @@ from daemon.config.file import load
 from daemon.http import routes
 from daemon.ports import Address, Ended, ModelRow, Output
 from events.catalogue import CancelRequested, ProfileRequested, UnloadRequested
+from statemachines.parts import Request
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Request
 from tests.integration.front_door_world import Client, World, echo, once, read_request, request, world
 
 BOUNDARY = "----x9"

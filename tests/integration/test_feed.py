@@ -12,9 +12,9 @@ import trio
 from daemon.ports import ModelRow, Output
 from events.envelope import Record
 from events.reader import CursorPruned
+from statemachines.parts import Request
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
-from statemachines.state import Request
 from tests.integration.front_door_world import Client, FakeCatalog, World, echo, request, world
 
 

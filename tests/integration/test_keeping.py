@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from daemon import keeping
+from daemon.beside import running
 from daemon.config.retention import Retention
 from daemon.keeping import KeeperFailed, Keeping, archive_path
 from daemon.past import nearest
@@ -45,7 +46,7 @@ async def test_snapshots_come_into_the_log_as_it_grows(
         def grown(before: int) -> bool:
             return kept.carried_seq > before
 
-        async with kept.run():
+        async with running(kept.run):
             runner = await here.loaded("a")
             with trio.fail_after(LIMIT_S):
                 for _ in range(3):
@@ -158,7 +159,7 @@ async def test_a_log_that_is_damaged_under_its_daemon_is_found_out(
             await kept.carry(whole=True)
         monkeypatch.setattr(keeping, "CARRY_S", 0)
         caplog.set_level(logging.ERROR, "runnerd")
-        async with kept.run():
+        async with running(kept.run):
             with trio.fail_after(LIMIT_S):
                 while "the chain breaks at event 20" not in caplog.text:
                     await trio.lowlevel.checkpoint()

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from daemon.beside import running
 from daemon.clock import Clock
 from daemon.driver import Driver
 from daemon.ports import Dispatched, Ended, Revoked
@@ -46,7 +47,7 @@ async def driving(tmp_path: Path) -> AsyncIterator[tuple[Here, Hand]]:
         driver.machinery, driver.meter = machine, FakeMeter()
         driver.submit(c.DaemonStarted(RULES, "balanced", "boot", "test"))
         driver.submit(c.ConfigChanged(msgspec.structs.replace(VIEW, models=models)))
-        async with driver.run():
+        async with running(driver.run):
             yield Here(driver, store, machine), clock
     with Reader(log) as reader:
         reader.verify_chain()

@@ -69,6 +69,7 @@ async def test_where_it_is_scheduled(tmp_path: Path, error: Exception) -> None:
         assert here.door.connections == 0
 
 
+@pytest.mark.interpreted
 async def test_before_an_answer_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(tmp_path) as here:
         here.desk.dispatch_to(await here.runner("r1", once(OK, OK)))
@@ -84,6 +85,7 @@ async def test_before_an_answer_has_begun(tmp_path: Path, monkeypatch: pytest.Mo
         assert (await (await here.client()).chat()).status == 200
 
 
+@pytest.mark.interpreted
 async def test_in_the_middle_of_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has begun just ends: no second answer is put into it."""
     async with world(tmp_path) as here:

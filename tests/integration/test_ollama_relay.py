@@ -15,8 +15,8 @@ from daemon.config.filters import Filters
 from daemon.ports import PeerModel
 from events.catalogue import NEVER, UnloadRequested
 from events.limits import HTTP_BODY_MEMORY_BYTES, S
+from statemachines.parts import Runner
 from statemachines.runner import RunnerState
-from statemachines.state import Runner
 from tests.integration.front_door_world import FAILED, Client, read_request, request, world
 
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

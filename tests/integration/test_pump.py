@@ -141,6 +141,7 @@ async def test_a_cancelled_task_leaves_nothing_behind() -> None:
     peer.close()
 
 
+@pytest.mark.interpreted
 async def test_the_end_of_an_answer_is_its_tasks_to_send(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +175,7 @@ async def test_the_end_of_an_answer_is_its_tasks_to_send(
         assert b"".join(unsent).endswith(b"0\r\n\r\n")
 
 
+@pytest.mark.interpreted
 async def test_a_client_that_was_reset_has_not_got_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from daemon.beside import running
 from daemon.driver import Driver
 from daemon.ports import Launch
 from daemon.recovery import begin, fold_log
@@ -41,7 +42,7 @@ async def started_again(log: Path, runner: str) -> list[str]:
         machine = Survivors()
         driver.machinery, driver.meter = machine, FakeMeter()
         await store.hold()
-        async with driver.run(), trio.open_nursery() as nursery:
+        async with running(driver.run), trio.open_nursery() as nursery:
             nursery.start_soon(begin, driver, store, VIEW, log)
             with trio.fail_after(LIMIT_S):
                 await wait_all_tasks_blocked(0.01)

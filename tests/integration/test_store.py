@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-from events import opening, store
+from events import opening, writing
 from events.catalogue import Event
 from events.commit import Committer
 from events.envelope import OutOfOrder, encode, first_hash
@@ -57,7 +57,7 @@ def log(tmp_path: Path) -> Path:
 class Watch:
     """What a store's callbacks have said."""
 
-    def __init__(self, log: store.EventStore) -> None:
+    def __init__(self, log: writing.EventStore) -> None:
         self.groups: list[list[int]] = []
         self.blocked = trio.Event()
         self.resumed: list[tuple[int, str]] = []
@@ -69,7 +69,7 @@ class Watch:
         self.groups.append([event.seq for event in events])
 
     def resume(self, blocked_ns: int, error: str) -> None:
-        if error != store.SLOW:  # the machine may be
+        if error != writing.SLOW:  # the machine may be
             self.resumed.append((blocked_ns, error))
 
     @property
@@ -100,7 +100,7 @@ async def test_events_become_durable_in_order_and_stay(log: Path) -> None:
 
 
 async def test_a_step_is_never_split(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "GROUP_ROWS", 5)
+    monkeypatch.setattr(writing, "GROUP_ROWS", 5)
     async with open_store(log) as opened:
         watch = Watch(opened)
         await opened.hold()
@@ -290,7 +290,7 @@ async def test_a_refused_write_blocks_and_loses_nothing(log: Path) -> None:
 
 
 async def test_leaving_a_blocked_log_gives_up_in_the_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CLOSE_S", 0.05)
+    monkeypatch.setattr(writing, "CLOSE_S", 0.05)
     foreign = None
     with pytest.raises(StoreBroken, match="database is locked"):
         async with open_store(log) as opened:

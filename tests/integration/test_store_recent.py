@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from events import store
+from events import writing
 from events.limits import RECENT_GROUPS, RECENT_ROWS
 from events.reader import Reader
 from events.store import open_store
@@ -26,7 +26,7 @@ async def test_what_has_just_been_written_is_at_hand(tmp_path: Path, monkeypatch
         for after in (last + 2, last + 1, last, last + 2 - RECENT_ROWS, last + 1 - RECENT_ROWS, 5):
             page = await opened.records(after)
             assert page == stored_rows[after : after + len(page)] and bool(page) == (after < last + 2)
-        monkeypatch.setattr(store, "greenlet_spawn", None)  # by which the file is read
+        monkeypatch.setattr(writing, "greenlet_spawn", None)  # by which the file is read
         assert len(await opened.records(last + 2 - RECENT_ROWS)) == RECENT_ROWS
         with pytest.raises(TypeError):
             await opened.records(last + 1 - RECENT_ROWS)

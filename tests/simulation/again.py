@@ -14,9 +14,10 @@ from events import catalogue as c
 from events.catalogue import ConfigView, Event
 from events.limits import GIB, MS, S
 from statemachines.fold import apply
+from statemachines.parts import Runner
 from statemachines.replay import steps
 from statemachines.simulator import Exchange, Life, Nature, World
-from statemachines.state import Runner, State
+from statemachines.state import State
 
 
 def record(log: list[Event], after: int = 0) -> tuple[Recording, Column]:

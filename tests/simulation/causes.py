@@ -13,10 +13,11 @@ from statemachines.claims import vacant
 from statemachines.decide import dispatch_waiting
 from statemachines.invariants import require
 from statemachines.loading import place
+from statemachines.parts import Demand, Runner
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import Scheduler
-from statemachines.state import Demand, Runner, State, being_dismissed, satisfies
+from statemachines.state import State, being_dismissed, satisfies
 
 WAITS = (c.MemoryMeasure, c.TurnWaits, c.ClaimEnded)
 """What asking again may well conclude: a measurement has aged, a turn is counted from now."""

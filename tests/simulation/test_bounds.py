@@ -14,6 +14,7 @@ SEEDS = 120
 """About a third of them are calm, and take 50 ms each."""
 
 
+@pytest.mark.interpreted
 def test_no_wait_is_too_long_in_a_calm_world(monkeypatch: pytest.MonkeyPatch) -> None:
     take, looked = Scheduler._take, 0
 

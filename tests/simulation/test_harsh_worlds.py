@@ -33,6 +33,7 @@ def test_whoever_waits_for_a_look_in_a_step_of_its_own_has_a_cause(monkeypatch: 
         play(seed, overdue=False)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_no_decision_is_overdue_at_any_step(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.simulation.worlds.AGE_STEP_NS", 1 << 62)

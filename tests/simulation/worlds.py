@@ -17,10 +17,11 @@ import msgspec
 from events import catalogue as c
 from events.catalogue import NEVER, Event, Fact
 from events.limits import AGE_STEP_NS, GIB, MS, S
+from statemachines.parts import Runner
 from statemachines.replay import fold, verify
 from statemachines.runner import RunnerState
 from statemachines.simulator import Exchange, Life, Nature, World
-from statemachines.state import Runner, canonical
+from statemachines.state import canonical
 
 MINUTE = 60 * S
 TRAFFIC_NS = 15 * MINUTE

@@ -20,9 +20,10 @@ from events.catalogue import Event, Option
 from events.envelope import Record, decode, encode, first_hash
 from events.limits import MS
 from events.upcast import type_of
+from statemachines.parts import Runner
 from statemachines.replay import fold, steps, verify
 from statemachines.simulator import Exchange, Life, Nature, World
-from statemachines.state import Runner, canonical
+from statemachines.state import canonical
 from tests.unit.scenario_expect import EXPECTATIONS, History
 from tests.unit.scenario_lines import duration, line, seconds, size, state_lines
 

@@ -19,11 +19,12 @@ from events import catalogue as c
 from events.catalogue import NEVER, Event, Fact, Process, Reading
 from events.limits import GIB, S
 from statemachines.invariants import check_all
+from statemachines.parts import Request, Runner
 from statemachines.replay import fold, steps, verify
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
 from statemachines.scheduler import RULES, Scheduler
-from statemachines.state import Request, Runner, State, canonical
+from statemachines.state import State, canonical
 from tests.simulation.causes import check_causes
 from tests.simulation.worlds import TRAFFIC_NS, RandomWorld
 

@@ -14,7 +14,8 @@ from daemon.leaving import Leaver
 from daemon.limits import SETTLE_S
 from events import catalogue as c
 from events.limits import MS, S
-from statemachines.state import Request, State
+from statemachines.parts import Request
+from statemachines.state import State
 
 
 class Desk:

@@ -6,8 +6,9 @@ from daemon.history.parts import DRAIN, LOAD, MEMORY, PARTS, PAUSE, QUEUED, TURN
 from events import catalogue as c
 from events.limits import GIB, S
 from statemachines.fold import apply
+from statemachines.parts import Cooling
 from statemachines.replay import steps
-from statemachines.state import Cooling, State
+from statemachines.state import State
 from statemachines.waiting import cause
 from tests.simulation.worlds import run_world
 from tests.unit.test_scheduler import Core, model

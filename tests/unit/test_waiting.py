@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from events import catalogue as c
 from events.limits import GIB, S
-from statemachines.state import Cooling
+from statemachines.parts import Cooling
 from statemachines.waiting import cause
 from tests.unit.test_scheduler import Core, model
 

@@ -10,8 +10,8 @@ from daemon.history.parts import DOWN, DRAIN, LOAD, PARTS, QUEUED, SERVED, TURN,
 from daemon.history.whatif_notes import notes
 from events import catalogue as c
 from events.limits import GIB, S
+from statemachines.parts import Runner
 from statemachines.simulator import Life, World
-from statemachines.state import Runner
 from tests.simulation.again import LOAD_NS, SERVED_NS, Plain, in_turn, play, record, story
 
 

@@ -82,8 +82,9 @@ mutate: venv
 
 test-compiled: $(COMPILED)/.built
 	@[ -e $(COMPILED)/statemachines/scheduler.py ] || exit 0
-	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/pytest -n $(WORKERS) --dist worksteal -o pythonpath="$(COMPILED) ." \
-	    -m "not interpreted" $(APART:%=--ignore=%) $(ARGS)
+	export PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -o pythonpath="$(COMPILED) ." -m "not interpreted" \
+	    $(APART:%=--ignore=%) $(ARGS)
 
 bench: $(COMPILED)/.built
 	@export PYTHONPATH=$(CURDIR)/$(COMPILED)

@@ -23,11 +23,11 @@ from daemon.http.guard import Guard
 from daemon.http.head import CREDENTIALS, RequestReader, without
 from daemon.http.limits import Limits
 from daemon.http.loading import Words
-from daemon.http.reaper import HANG_UP, Watch
 from daemon.http.refusals import Refusal, Refused
 from daemon.http.relay import AS_COMES, Exchange
 from daemon.http.routes import Route
 from daemon.http.upstream import Pools
+from daemon.http.watch import Watch
 from daemon.http.wire import FAILURES, Clock, Wire
 from daemon.limits import LOOK_S
 from daemon.ports import Address, Catalog, Desk, Dispatched, Ended, LogBlocked, Ticket
@@ -68,7 +68,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, shared: Shared) -> None:
         self._shared = shared
-        self._wire = Wire(sock, shared.clock)
+        self._wire = Wire(sock, shared.clock, shared.watch)
         self._caller = caller(sock)
         self._access = shared.catalog.access
         """Who may come in, when the last bytes of a head did."""
@@ -97,7 +97,7 @@ class Connection:
         """What is handled here goes on no longer than its client stays."""
         self._dialect: Dialect = openai
         """How this request's errors are written."""
-        shared.watch.watch(sock, HANG_UP, self.hung_up)
+        self._wire.on_hang_up = self.hung_up
 
     # --- what other tasks call -----------------------------------------------------------------------------
 
@@ -186,7 +186,6 @@ class Connection:
         finally:
             self.hung_up()
             self._body.close()
-            self._shared.watch.forget(self._wire.sock)
             self._wire.close()
             self._request.close()
             closed(self)

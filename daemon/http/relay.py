@@ -17,7 +17,6 @@ from daemon.http.answers import EVENT_STREAM, JSON, PHRASES, UNBUFFERED
 from daemon.http.calls import Ask, Translation
 from daemon.http.framed import Framed
 from daemon.http.head import RequestReader, without
-from daemon.http.pump import drain
 from daemon.http.refusals import REQUEST
 from daemon.http.reply import Reply
 from daemon.http.tunnel import tunnel
@@ -331,7 +330,7 @@ class Exchange:
             else:
                 try:
                     step = partial(self._pass_next, upstream, reply, made_of)
-                    unsent = await drain(self._pool.watch, upstream, step)
+                    unsent = await upstream.drain(step)
                 except FAILURES as failure:
                     raise UpstreamFailed(f"the connection failed: {describe(failure)}") from None
             if unsent:
@@ -341,11 +340,8 @@ class Exchange:
 
     def _pass_next(self, upstream: Upstream, reply: Reply, made_of: Making) -> memoryview | None:
         """Pass on what has come, if anything has; as `_pass_on`."""
-        try:
-            data = upstream.recv_now()
-        except BlockingIOError:
-            return None
-        return self._pass_on(reply, made_of, data)
+        data = upstream.recv_now()
+        return None if data is None else self._pass_on(reply, made_of, data)
 
     def _pass_on(self, reply: Reply, made_of: Making, data: bytes) -> memoryview | None:
         """Give the client what is made of these bytes; None: there is more to come. Returns what it does not

@@ -16,9 +16,10 @@ from daemon.http.connection import Connection, Shared
 from daemon.http.dialects import openai
 from daemon.http.guard import Guard
 from daemon.http.limits import Limits
-from daemon.http.reaper import Watch, reap
+from daemon.http.reaper import reap
 from daemon.http.refusals import Refusal
 from daemon.http.upstream import Pools
+from daemon.http.watch import Watch, watching
 from daemon.http.wire import Clock, notice_vanished
 from daemon.logs import Logs
 from daemon.ports import Catalog, Control
@@ -62,18 +63,24 @@ class FrontDoor:
         the caller's again. Each dispatch that was under way is reported as ended."""
         shared = self._shared
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(shared.watch.run)
-                nursery.start_soon(reap, shared.clock, shared.limits.tick_s, self._connections, self._tidy)
-                with self._accepting:
-                    async with trio.open_nursery() as accepting:
-                        for listener in listeners:
-                            listener.setblocking(False)
-                            notice_vanished(listener)
-                            accepting.start_soon(self._accept, listener, nursery)
+            with watching(shared.watch):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(shared.watch.run)
+                    nursery.start_soon(
+                        reap, shared.clock, shared.limits.tick_s, self._connections, self._tidy
+                    )
+                    await self._let_in(listeners, nursery)
         finally:
             shared.pools.close()
             shared.watch.close()
+
+    async def _let_in(self, listeners: Sequence[socket.socket], nursery: trio.Nursery) -> None:
+        with self._accepting:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    listener.setblocking(False)
+                    notice_vanished(listener)
+                    accepting.start_soon(self._accept, listener, nursery)
 
     def pause(self) -> None:
         """Let nobody else in; who is served is, and then has to connect again. They wait in the listening

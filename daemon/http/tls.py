@@ -9,6 +9,7 @@ from functools import cache
 import trio
 
 from daemon.http.upstream import Upstream
+from daemon.http.watch import Watch
 from daemon.http.wire import Clock
 from events.limits import HTTP_READ_BYTES
 
@@ -28,9 +29,9 @@ class TlsUpstream(Upstream):
 
     _stream: trio.SSLStream[trio.SocketStream]
 
-    def __init__(self, sock: socket.socket, clock: Clock, name: str) -> None:
+    def __init__(self, sock: socket.socket, clock: Clock, watch: Watch, name: str) -> None:
         """`name`: whose certificate it must be."""
-        super().__init__(sock, clock)
+        super().__init__(sock, clock, watch)
         self._name = name
 
     async def connect(self, address: object) -> None:

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import trio
 
-from daemon.http.reaper import Watch
 from daemon.http.reply import Reply
+from daemon.http.watch import Watch
 from daemon.http.wire import Clock, Wire, notice_vanished
 from daemon.ports import Address
 from events.limits import UPSTREAM_IDLE_CONNECTIONS
@@ -24,8 +24,8 @@ class Upstream(Wire):
     wrapped = False
     """Whether what comes has to be unwrapped: then it is not for `recv_now`."""
 
-    def __init__(self, sock: socket.socket, clock: Clock) -> None:
-        super().__init__(sock, clock)
+    def __init__(self, sock: socket.socket, clock: Clock, watch: Watch) -> None:
+        super().__init__(sock, clock, watch)
         self.reply = Reply()
         poll = select.poll()
         poll.register(sock, select.POLLIN)
@@ -58,14 +58,14 @@ class Pool:
         "_path",
         "_port",
         "_tls",
+        "_watch",
         "host_line",
         "moved",
         "prefix",
-        "watch",
     )
 
     def __init__(self, address: Address, clock: Clock, idle_s: float, watch: Watch) -> None:
-        self.watch = watch
+        self._watch = watch
         url = urlsplit(address.url)
         self._path = url.path if url.scheme == "unix" else ""
         self._host = url.hostname or "localhost"
@@ -105,7 +105,7 @@ class Pool:
     async def open(self) -> tuple[Upstream, object]:
         """A new connection, not yet connected, and the address to connect it to. Raises OSError."""
         if self._path:
-            return Upstream(socket.socket(socket.AF_UNIX), self._clock), self._path
+            return Upstream(socket.socket(socket.AF_UNIX), self._clock, self._watch), self._path
         found = await trio.socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         sock = socket.socket(family, kind, protocol)
@@ -113,8 +113,8 @@ class Pool:
         if self._tls:
             from daemon.http.tls import TlsUpstream  # ssl takes some MiB, and few have peers
 
-            return TlsUpstream(sock, self._clock, self._host), address
-        return Upstream(sock, self._clock), address
+            return TlsUpstream(sock, self._clock, self._watch, self._host), address
+        return Upstream(sock, self._clock, self._watch), address
 
     def tidy(self) -> None:
         """Close the connections that have been idle for too long."""

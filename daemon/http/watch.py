@@ -1,0 +1,125 @@
+"""What happens on the sockets of clients and runners: one epoll for all of them, in which each stays.
+
+For trio to wait on a socket is to put it into an epoll and to take it out again, and to wake a task that then
+reads. Here what comes is read before any task has its turn, and only who gets something is waked.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import trio
+
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""The peer has closed its end, or half-closed it. A client that shuts down its sending side counts as gone:
+there is no telling the two apart before an answer is written, and a queued request of nobody would hold its
+place for minutes."""
+
+ASKED = select.EPOLLIN | select.EPOLLRDHUP
+"""What a socket is watched for, as long as nothing comes that nobody asked for."""
+
+UNASKED = GONE | select.EPOLLET
+"""For as long as what has come is not asked for: that it is there is said once."""
+
+
+class Watched(Protocol):
+    """A socket's owner."""
+
+    fd: int
+
+    def came(self) -> bool:
+        """Something has come, or its end. Whether anybody waited for that. Must not raise."""
+        ...
+
+    def hung_up(self) -> None:
+        """The peer is gone, and nobody waits for what it sends."""
+        ...
+
+
+class Watch:
+    """See the module. `look` and `run` belong together: `watching` calls the one, a task runs the other."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._all: dict[int, Watched] = {}
+        self._asked: set[int] = set()
+        """Those that are watched for all that comes."""
+        self._left: list[tuple[Watched, int]] = []
+        """What nobody waited for, for `run` to see to."""
+        self._error: BaseException | None = None
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def ask(self, watched: Watched) -> None:
+        """From now on it is told what comes."""
+        fd = watched.fd
+        if fd in self._asked:
+            return
+        if fd in self._all:
+            self._epoll.modify(fd, ASKED)
+        else:
+            self._epoll.register(fd, ASKED)
+            self._all[fd] = watched
+        self._asked.add(fd)
+
+    def forget(self, watched: Watched) -> None:
+        """Before the socket is closed. Idempotent."""
+        if self._all.pop(watched.fd, None) is not None:
+            self._asked.discard(watched.fd)
+            self._epoll.unregister(watched.fd)
+
+    def look(self) -> None:
+        """Tell everybody what has come."""
+        try:
+            for fd, events in self._epoll.poll(0):
+                watched = self._all.get(fd)  # None: another's has had it forgotten
+                if watched is not None and not watched.came():
+                    self._left.append((watched, events))
+        except BaseException as error:  # trio would only drop who calls this
+            self._error = error
+
+    async def run(self) -> None:
+        """Until cancelled: see to what nobody waited for, in a task, as the daemon's own work has to be."""
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            if self._error is not None:
+                raise self._error
+            left, self._left = self._left, []
+            for watched, events in left:
+                fd = watched.fd
+                if self._all.get(fd) is not watched or watched.came():
+                    continue  # it is closed, or has been asked for since
+                if fd in self._asked:
+                    self._asked.discard(fd)
+                    self._epoll.modify(fd, UNASKED)
+                if events & GONE:
+                    watched.hung_up()
+
+    def close(self) -> None:
+        """After `run` has been cancelled and every socket has been forgotten."""
+        self._epoll.close()
+
+
+class _Looks(trio.abc.Instrument):
+    """Looks in each turn of trio's loop, so that whom it wakes has his turn in the same."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._watch.look()
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Have it look as long as this lasts."""
+    looks = _Looks(watch)
+    trio.lowlevel.add_instrument(looks)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(looks)

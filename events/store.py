@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -19,36 +19,11 @@ from events.commit import StoreBroken
 from events.envelope import Record
 from events.limits import LOCK_S
 from events.lock import LogInUse, hold_lock, is_held, lock_path
+from events.loop import part_in_loop
 from events.opening import Durability, configure, inspect
 from events.trio_sqlite import TrioSqlite
 from events.witness import TailLost
 from events.writing import EventStore, StoreStats
-
-
-class _Turns(trio.abc.Instrument):
-    """Does the log's part in each turn of trio's loop. As tasks these would take a turn each themselves, with
-    a look at every connection before it, and a request waits for both.
-
-    trio drops an instrument that raises: neither of these does."""
-
-    def __init__(self, store: EventStore) -> None:
-        self._store = store
-
-    def before_io_wait(self, timeout: float) -> None:
-        self._store.begin()
-
-    def after_io_wait(self, timeout: float) -> None:
-        self._store.hear()
-
-
-@contextmanager
-def _taking_turns(store: EventStore) -> Iterator[None]:
-    turns = _Turns(store)
-    trio.lowlevel.add_instrument(turns)
-    try:
-        yield
-    finally:
-        trio.lowlevel.remove_instrument(turns)
 
 
 @asynccontextmanager
@@ -75,7 +50,7 @@ async def open_store(
             async with _connection(engine) as helper:
                 await helper.run(partial(configure, helper.raw, durability))
                 store = EventStore(log, lock, found, writer, helper, engine, bell)
-                with _taking_turns(store):
+                with part_in_loop(bell, before=store.begin, after=store.hear):
                     trio.lowlevel.spawn_system_task(store.keep, name="event log")
                     try:
                         with store.body:

@@ -158,6 +158,8 @@ class EventStore:
         """The eventfd by which the writer's thread wakes this one: `run_sync_soon` would cost more."""
         self._calls: deque[Callable[[], None]] = deque()
         """What it wants to have called, in order."""
+        self._unrung = 0
+        """Calls that were made before their bell was heard."""
         self.body = trio.CancelScope()
         """What its user does; cancelled if it breaks."""
         self._keeper = trio.CancelScope()
@@ -325,9 +327,15 @@ class EventStore:
     def hear(self) -> None:
         """Make the calls that the writer's thread asks for: called after trio's loop has waited, so that whom
         they wake has his turn in this round."""
-        while self._calls:
+        calls = self._calls
+        if not calls and not self._unrung:
+            return
+        with suppress(BlockingIOError):
+            self._unrung -= os.eventfd_read(self._bell)
+        while calls:  # whoever has rung has his call here
+            self._unrung += 1
             try:
-                self._calls.popleft()()
+                calls.popleft()()
             except BaseException as error:
                 self._break(error)
 
@@ -358,12 +366,6 @@ class EventStore:
         """In the writer's thread: have trio's make a call."""
         self._calls.append(call)
         os.eventfd_write(self._bell, 1)
-
-    async def _hear(self) -> None:
-        """Be woken by the writer's thread; `hear` makes its calls."""
-        while True:
-            await trio.lowlevel.wait_readable(self._bell)
-            os.eventfd_read(self._bell)
 
     def _failed(self, group: _Group, error: str) -> None:
         first = not group.error
@@ -443,7 +445,6 @@ class EventStore:
         try:
             with self._keeper:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._hear)
                     nursery.start_soon(self._checkpointer.run)
                     nursery.start_soon(self._witness)
                     nursery.start_soon(self._flush)

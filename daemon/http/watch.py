@@ -7,11 +7,13 @@ reads. Here what comes is read before any task has its turn, and only who gets s
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
-import trio
+import outcome
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from events.loop import part_in_loop
 
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """The peer has closed its end, or half-closed it. A client that shuts down its sending side counts as gone:
@@ -49,7 +51,14 @@ class Watch:
         """Those that are watched for all that comes."""
         self._left: list[tuple[Watched, int]] = []
         """What nobody waited for, for `run` to see to."""
+        self._task: Task | None = None
+        """That of `run`, while it has nothing to do."""
         self._error: BaseException | None = None
+
+    @property
+    def fd(self) -> int:
+        """Readable when something has come."""
+        return self._epoll.fileno()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -81,11 +90,16 @@ class Watch:
                     self._left.append((watched, events))
         except BaseException as error:  # trio would only drop who calls this
             self._error = error
+        if self._task is not None and (self._left or self._error is not None):
+            task, self._task = self._task, None
+            reschedule(task, outcome.Value(None))
 
     async def run(self) -> None:
         """Until cancelled: see to what nobody waited for, in a task, as the daemon's own work has to be."""
         while True:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            if not self._left and self._error is None:
+                self._task = current_task()
+                await wait_task_rescheduled(self._abort)
             if self._error is not None:
                 raise self._error
             left, self._left = self._left, []
@@ -99,27 +113,15 @@ class Watch:
                 if events & GONE:
                     watched.hung_up()
 
+    def _abort(self, _: object) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED
+
     def close(self) -> None:
         """After `run` has been cancelled and every socket has been forgotten."""
         self._epoll.close()
 
 
-class _Looks(trio.abc.Instrument):
-    """Looks in each turn of trio's loop, so that whom it wakes has his turn in the same."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def after_io_wait(self, timeout: float) -> None:
-        self._watch.look()
-
-
-@contextmanager
-def watching(watch: Watch) -> Iterator[None]:
-    """Have it look as long as this lasts."""
-    looks = _Looks(watch)
-    trio.lowlevel.add_instrument(looks)
-    try:
-        yield
-    finally:
-        trio.lowlevel.remove_instrument(looks)
+def watching(watch: Watch) -> AbstractContextManager[None]:
+    """Have it look in each turn of trio's loop, as long as this lasts."""
+    return part_in_loop(watch.fd, after=watch.look)

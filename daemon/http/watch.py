@@ -37,7 +37,7 @@ class Watched(Protocol):
         ...
 
     def hung_up(self) -> None:
-        """The peer is gone, and nobody waits for what it sends."""
+        """The peer is gone, and nobody waits for what it sends. May be said twice."""
         ...
 
 
@@ -49,8 +49,8 @@ class Watch:
         self._all: dict[int, Watched] = {}
         self._asked: set[int] = set()
         """Those that are watched for all that comes."""
-        self._left: list[tuple[Watched, int]] = []
-        """What nobody waited for, for `run` to see to."""
+        self._left: list[Watched] = []
+        """Those whose peer is gone while nobody waited for it, for `run` to tell them."""
         self._task: Task | None = None
         """That of `run`, while it has nothing to do."""
         self._error: BaseException | None = None
@@ -86,8 +86,13 @@ class Watch:
         try:
             for fd, events in self._epoll.poll(0):
                 watched = self._all.get(fd)  # None: another's has had it forgotten
-                if watched is not None and not watched.came():
-                    self._left.append((watched, events))
+                if watched is None or watched.came():
+                    continue
+                if fd in self._asked:
+                    self._asked.discard(fd)
+                    self._epoll.modify(fd, UNASKED)
+                if events & GONE:
+                    self._left.append(watched)
         except BaseException as error:  # trio would only drop who calls this
             self._error = error
         if self._task is not None and (self._left or self._error is not None):
@@ -95,7 +100,7 @@ class Watch:
             reschedule(task, outcome.Value(None))
 
     async def run(self) -> None:
-        """Until cancelled: see to what nobody waited for, in a task, as the daemon's own work has to be."""
+        """Until cancelled: tell who was left, in a task, as whatever the daemon is told has to be."""
         while True:
             if not self._left and self._error is None:
                 self._task = current_task()
@@ -103,15 +108,9 @@ class Watch:
             if self._error is not None:
                 raise self._error
             left, self._left = self._left, []
-            for watched, events in left:
-                fd = watched.fd
-                if self._all.get(fd) is not watched or watched.came():
-                    continue  # it is closed, or has been asked for since
-                if fd in self._asked:
-                    self._asked.discard(fd)
-                    self._epoll.modify(fd, UNASKED)
-                if events & GONE:
-                    watched.hung_up()
+            for watched in left:
+                if self._all.get(watched.fd) is watched and watched.fd not in self._asked:
+                    watched.hung_up()  # else it is closed; or it was asked for since, and who reads will see
 
     def _abort(self, _: object) -> Abort:
         self._task = None

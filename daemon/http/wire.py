@@ -102,8 +102,8 @@ class Wire:
         Raises what `step` does, and ClosedResourceError if it is closed."""
         if self.closed:
             raise trio.ClosedResourceError
-        self._step, self._task = step, current_task()
         self._watch.ask(self)
+        self._step, self._task = step, current_task()
         result: T = await wait_task_rescheduled(self._abort)
         return result
 

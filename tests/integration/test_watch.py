@@ -205,8 +205,10 @@ async def test_what_was_asked_for_since_it_was_seen_is_not_lost() -> None:
 
         nursery.start_soon(recv)
         await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(10):
-            await watch.run()
+        nursery.start_soon(watch.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with watching(watch), trio.fail_after(10):
+            await trio.sleep_forever()
     assert not gone
     wire.close()
     watch.close()

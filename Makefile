@@ -96,13 +96,16 @@ test-compiled: $(COMPILED)/.built
 	    $(APART:%=--ignore=%) $(ARGS)
 
 bench: $(COMPILED)/.built
-	@export PYTHONPATH=$(CURDIR)/$(COMPILED)
-	$(BIN)/python -m benchmarks.bench_step
-	$(BIN)/python benchmarks/bench_store.py 60
+	@$(BIN)/python benchmarks/bench_store.py 60
 	$(BIN)/python -m benchmarks.bench_scrape
-	$(BIN)/python benchmarks/bench_relay.py
 	$(BIN)/python benchmarks/bench_opcodes.py --top 10
-	$(BIN)/python benchmarks/bench_daemon.py --soak 1000000
+	for built in "" $(CURDIR)/$(COMPILED); do
+	    export PYTHONPATH=$$built
+	    $(BIN)/runnerd --version
+	    $(BIN)/python benchmarks/bench_step.py
+	    $(BIN)/python benchmarks/bench_relay.py
+	    $(BIN)/python benchmarks/bench_daemon.py $${built:+--soak 1000000}
+	done
 
 bench-policy: venv
 	@$(BIN)/python -c 'import scipy' 2>/dev/null || $(BIN)/python -m pip install -qq \

@@ -1,4 +1,4 @@
-"""What a step of the core costs, by kind: `python -m benchmarks.bench_step`.
+"""What a step of the core costs, by kind: `python benchmarks/bench_step.py`.
 
 A simulated machine with 64 runners and 10,000 queued requests makes a log, once with all memory in one device
 and once with eight; then every step of it is taken again, several times, and the least time of each counts:

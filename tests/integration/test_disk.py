@@ -107,7 +107,7 @@ def step(self, fact, t, step=Scheduler.step):
     assert not isinstance(fact, ProcessExited), "a mistake"
     return step(self, fact, t)
 
-Keeping._keep, Scheduler.step = keep, step
+Keeping.run, Scheduler.step = keep, step
 Driver._log_blocked = lambda self, error: blocked.set()
 del sys.argv[1]
 sys.exit(runnerd.main())

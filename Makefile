@@ -30,9 +30,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 COMPILED := build/compiled
-CAN_COMPILE = command -v gcc >/dev/null && \
-    [ -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]
-COMPILE = echo "compiling: about two minutes" >&2 && rm -rf build/lib* && RUNNERD_COMPILE=1 $(BIN)/python -m pip install -qq \
+CAN_COMPILE = { command -v gcc >/dev/null && \
+    [ -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; }
+COMPILE = echo "compiling: about two minutes" >&2 && RUNNERD_COMPILE=1 $(BIN)/python -m pip install -qq \
     --disable-pip-version-check --no-build-isolation --no-deps
 APART := tests/llama tests/systemd tests/browser
 # Tests at once: as many as there are cores, and no more than tests/ports.py has ports for.
@@ -151,7 +151,7 @@ compiled: venv
 	$(BIN)/runnerd --version
 
 # The same beside the source, for tests and benchmarks. Where nothing can be compiled it is empty, and they use the source.
-$(COMPILED)/.built: setup.py $(INSTALLED) $(shell find daemon events statemachines migrations -type f -not -name '*.pyc')
+$(COMPILED)/.built: setup.py scripts/build_backend.py $(INSTALLED) $(shell find daemon events statemachines migrations -type f -not -name '*.pyc')
 	@rm -rf build
 	mkdir -p $(COMPILED)
 	if $(CAN_COMPILE); then

@@ -57,9 +57,9 @@ COMPILED = (
 
 
 def compiled() -> list[Extension]:
-    """The modules that are compiled: none, unless that is asked for, and mypyc is there (which it is when a
-    wheel is built, not yet when setuptools is asked what that takes)."""
-    if not os.environ.get("RUNNERD_COMPILE") or "egg_info" in sys.argv:
+    """The modules that are compiled: none, unless that is asked for, and a wheel is built (for what else
+    setuptools is asked, mypyc may not be there)."""
+    if not os.environ.get("RUNNERD_COMPILE") or "bdist_wheel" not in sys.argv:
         return []
     from mypyc.build import mypycify
 

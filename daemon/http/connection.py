@@ -133,7 +133,7 @@ class Connection:
         """Serve no other request: the daemon ends. Close it now if it has served its client, who asked for
         nothing else yet."""
         self._leaving = True
-        if self._due is None or self._reading or self._fresh:
+        if self._due is None or self._reading or self._fresh or not self._wire.waits:
             return
         try:
             self._wire.sock.recv(1, socket.MSG_PEEK)

@@ -85,7 +85,15 @@ class Wire:
         It waits before it tries: on a relay the bytes are mostly not there yet, and a fast peer must not keep
         the task from yielding.
         """
-        return await self.drain(self.recv_now)
+        data = await self.drain(self.recv_now)
+        if self.closed:  # since they came
+            raise trio.ClosedResourceError
+        return data
+
+    @property
+    def waits(self) -> bool:
+        """Its task waits for what comes, and has not got it yet."""
+        return self._step is not None
 
     def recv_now(self) -> bytes | None:
         """What has come; b"" at the end of the stream, None if nothing has. Raises OSError."""

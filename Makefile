@@ -32,8 +32,8 @@ INSTALLED := $(VENV)/.installed
 COMPILED := build/compiled
 CAN_COMPILE = { command -v gcc >/dev/null && \
     [ -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; }
-COMPILE = echo "compiling: about two minutes" >&2 && RUNNERD_COMPILE=1 $(BIN)/python -m pip install -qq \
-    --disable-pip-version-check --no-build-isolation --no-deps
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+COMPILE = echo "compiling: about two minutes" >&2 && RUNNERD_COMPILE=1 $(INSTALL) --no-build-isolation --no-deps
 APART := tests/llama tests/systemd tests/browser
 # Tests at once: as many as there are cores, and no more than tests/ports.py has ports for.
 WORKERS ?= auto --maxprocesses 4
@@ -108,8 +108,7 @@ bench: $(COMPILED)/.built
 	done
 
 bench-policy: venv
-	@$(BIN)/python -c 'import scipy' 2>/dev/null || $(BIN)/python -m pip install -qq \
-	    --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[bench]'
+	@$(BIN)/python -c 'import scipy' 2>/dev/null || $(INSTALL) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m benchmarks.bench_policy $(ARGS)
 
 venv: $(INSTALLED)
@@ -134,9 +133,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    "$$python" -m venv --without-pip $(VENV)
 	    "$$python" -m pip --python $(BIN)/python install -qq pip
 	fi
-	install="$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt"
-	$$install setuptools
-	$$install --no-build-isolation --editable '.[dev]'
+	$(INSTALL) setuptools
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	touch $@
 
 # For a server: what requests and steps run through is compiled, and the programs in .venv/bin are those. After a change

@@ -12,8 +12,10 @@ import statemachines
 
 VERSION = version("runnerd")
 
-COMPILED = not str(getattr(find_spec("statemachines.scheduler"), "origin", "")).endswith(".py")
-"""Whether the modules that `setup.py` lists are compiled."""
+
+def is_compiled() -> bool:
+    """Whether the modules that `setup.py` lists are compiled."""
+    return not str(getattr(find_spec("statemachines.scheduler"), "origin", "")).endswith(".py")
 
 
 def foreign_package() -> str:

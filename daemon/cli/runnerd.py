@@ -10,7 +10,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from daemon.version import COMPILED, VERSION, foreign_package
+from daemon.version import VERSION, foreign_package, is_compiled
 
 EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE = 1, 2, 3
 EXIT_INTERRUPTED = 130
@@ -74,7 +74,7 @@ def _command(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="runnerd", description="Decides which model runners are loaded.")
-    version = f"runnerd {VERSION}{', compiled' if COMPILED else ''}"
+    version = f"runnerd {VERSION}{', compiled' if is_compiled() else ''}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the daemon in the foreground (or under systemd)")

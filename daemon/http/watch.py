@@ -10,8 +10,7 @@ import select
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import outcome
-from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+import trio
 
 from events.loop import part_in_loop
 
@@ -51,8 +50,8 @@ class Watch:
         """Those that are watched for all that comes."""
         self._left: list[Watched] = []
         """Those whose peer is gone while nobody waited for it, for `run` to tell them."""
-        self._task: Task | None = None
-        """That of `run`, while it has nothing to do."""
+        self._stirred = trio.Event()
+        """There is something for `run` to do."""
         self._error: BaseException | None = None
 
     @property
@@ -95,26 +94,20 @@ class Watch:
                     self._left.append(watched)
         except BaseException as error:  # trio would only drop who calls this
             self._error = error
-        if self._task is not None and (self._left or self._error is not None):
-            task, self._task = self._task, None
-            reschedule(task, outcome.Value(None))
+        if self._left or self._error is not None:
+            self._stirred.set()
 
     async def run(self) -> None:
         """Until cancelled: tell who was left, in a task, as whatever the daemon is told has to be."""
         while True:
-            if not self._left and self._error is None:
-                self._task = current_task()
-                await wait_task_rescheduled(self._abort)
+            await self._stirred.wait()
+            self._stirred = trio.Event()
             if self._error is not None:
                 raise self._error
             left, self._left = self._left, []
             for watched in left:
                 if self._all.get(watched.fd) is watched and watched.fd not in self._asked:
                     watched.hung_up()  # else it is closed; or it was asked for since, and who reads will see
-
-    def _abort(self, _: object) -> Abort:
-        self._task = None
-        return Abort.SUCCEEDED
 
     def close(self) -> None:
         """After `run` has been cancelled and every socket has been forgotten."""

@@ -51,6 +51,7 @@ COMPILED = (
     "statemachines/room.py",
     "statemachines/scheduler.py",
     "statemachines/state.py",
+    "statemachines/tables.py",
     "statemachines/waiting.py",
 )
 """What each request and each step runs through."""

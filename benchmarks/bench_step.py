@@ -1,9 +1,9 @@
 """What a step of the core costs, by kind: `python benchmarks/bench_step.py`.
 
 A simulated machine with 64 runners and 10,000 queued requests makes a log, once with all memory in one device
-and once with eight; then every step of it is taken again, several times, and the least time of each counts:
-what is left is the step, without the noise of a shared machine. The garbage collector is off meanwhile. Hot
-steps are measured in a loop of their own.
+and once with eight: the queue fills, then somebody asks for each who leaves it. Every step is taken again,
+several times, and the least time of each counts: what is left is the step, without the noise of a shared
+machine. The garbage collector is off meanwhile. Hot steps are measured in a loop of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import random
+from collections.abc import Callable
 from time import perf_counter_ns
 
 from events import catalogue as c
@@ -34,6 +35,8 @@ class Busy(Nature):
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
+        self.queued = 0
+        self.arrive: Callable[[], None] = lambda: None
 
     def life(self, world: World, runner: Runner) -> Life:
         n = self.chance.randrange
@@ -53,13 +56,18 @@ class Busy(Nature):
         if type(event.body) is c.RequestArrived and n(20) == 0:
             gone = c.ClientGone(event.subject)
             world.after(n(30) * S, lambda: world.submit(gone), lasting=True)
+        if world.state.queued < self.queued:
+            for _ in range(self.queued - world.state.queued):
+                world.after(n(20) * MS, self.arrive)
+        self.queued = world.state.queued
 
 
 def make_log(seed: int, seconds: int, gpus: int) -> list[Event]:
     """The log of a machine under full load."""
     chance = random.Random(seed)
     devices = {f"gpu{i}": MEMORY_BYTES // gpus for i in range(gpus)}
-    world = World(Busy(chance), {"host": 512 * GIB, **devices}, check=False)
+    nature = Busy(chance)
+    world = World(nature, {"host": 512 * GIB, **devices}, check=False)
     pick, n = chance.choice, chance.randrange
     models = {
         f"m{i}": c.ModelView(
@@ -81,10 +89,9 @@ def make_log(seed: int, seconds: int, gpus: int) -> list[Event]:
         options: dict[str, c.Option] = {"num_ctx": pick([2048, 8192])} if n(20) == 0 else {}
         world.submit(c.RequestArrived(name, "chat", options, pick([0, 0, 0, 0, 0, 0, 0, 0, 0, 1])))
 
-    for _ in range(QUEUED + RUNNERS):
-        world.at(n(20) * S, arrive)
-    for _ in range(150 * seconds):
-        world.at(20 * S + n(seconds * S), arrive)
+    nature.arrive = arrive
+    for _ in range(QUEUED):
+        world.at(n(20 * S), arrive)
     world.at(25 * S, lambda: world.submit(c.UnloadRequested("m3", cancel=True)))
     world.run((20 + seconds) * S)
     print(f"{gpus} GPUs: {len(world.log)} events; at the end {len(world.state.runners)} runners, "

@@ -313,7 +313,7 @@ class Driver:
             address = Address(held.runner, "")
         ticket.tell(Dispatched(address, held.attempt))
         if held.revoked:
-            ticket.tell(Revoked(held.revoked, self.state.deadlines.due["revoke", request]))
+            ticket.tell(Revoked(held.revoked, self.state.deadlines["revoke", request]))
         return ticket
 
     def let_go(self, ticket: LeaseTicket, *, granted: bool) -> None:

@@ -53,7 +53,7 @@ class Scrape:
         for demand in self.state.demands.values():
             if demand.waiting:
                 model = self._model(demand.model)
-                oldest = self.state.requests[next(iter(demand.waiting))]
+                oldest = self.state.requests[demand.waiting.first()]
                 model.queued += len(demand.waiting)
                 model.oldest_ns = max(model.oldest_ns, figures.t - oldest.arrived_t)
         for runner in self.state.runners.values():

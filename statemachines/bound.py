@@ -46,7 +46,7 @@ def overdue(state: State, t: int) -> Overdue | None:
     round_ns = longest_round_ns(state, t) if waits else 0
     worst: Overdue | None = None
     for demand, ahead in waits:
-        request = state.requests[next(iter(demand.waiting))]
+        request = state.requests[demand.waiting.first()]
         loads = state.counts.get("loads", 0) - max(request.loads, demand.bound_loads)
         bound_ns = (2 + ahead + loads) * round_ns + MEMORY_WAIT_NS
         waited_ns = t - max(request.queued_t, demand.bound_t)

@@ -19,11 +19,11 @@ import msgspec
 
 from events.catalogue import ConfigView, ModelDismissed, Option, Reading, StateCarried
 from events.limits import CARRIED_PART_CHARS, CARRIED_TEXT_BYTES
-from statemachines.agenda import Agenda
 from statemachines.groups import members_of
 from statemachines.parts import Claim, Cooling, Demand, Operation, Request, Runner
 from statemachines.runner import RunnerState
 from statemachines.state import State
+from statemachines.tables import Ages, Line, as_dict
 
 LAYOUT = 1
 """The form of the text."""
@@ -88,7 +88,7 @@ class Carried(msgspec.Struct, forbid_unknown_fields=True):
 DERIVED = ("group_of", "leaving", "resting", "scaled")
 """Fields of State that follow from its configuration, or its runners."""
 
-INDEXES = ("models", "loading", "wanted", "starving", "deadlines")
+INDEXES = ("models", "loading", "wanted", "starving", "deadlines", "requests")
 """Those that are carried as something else than what they are."""
 
 PLAIN = tuple(name for name in Carried.__struct_fields__ if name not in INDEXES)
@@ -100,15 +100,18 @@ def carry(state: State) -> str:
         **{name: getattr(state, name) for name in PLAIN},
         models={model: list(runners) for model, runners in state.models.items()},
         loading=list(state.loading),
+        requests=as_dict(state.requests),
         wanted={model: list(demands) for model, demands in state.wanted.items()},
-        starving=[(*place, agenda.due) for place, agenda in state.starving.items()],
-        deadlines=[(kind, id, due) for (kind, id), due in state.deadlines.due.items()],
+        starving=[(*place, {key: age for age, key in ages}) for place, ages in state.starving.items()],
+        deadlines=[(kind, id, due) for due, (kind, id) in state.deadlines],
     )
-    return msgspec.json.encode(carried).decode()
+    return msgspec.json.encode(carried, enc_hook=as_dict).decode()
 
 
 def _ordered(kind: type, value: Any) -> Any:
-    """msgspec knows no OrderedDict."""
+    """msgspec knows no OrderedDict, nor ours."""
+    if kind is Line:
+        return Line(value)
     if get_origin(kind) is OrderedDict:
         return OrderedDict(value)
     raise NotImplementedError
@@ -145,6 +148,8 @@ def _state_of(carried: Carried) -> State:
         setattr(state, name, getattr(carried, name))
     state.group_of = members_of(state.config)
     state.scaled = {name: None for name, view in state.config.models.items() if view.instances_max > 1}
+    for id, request in carried.requests.items():
+        state.requests[id] = request
     runners, demands = state.runners, state.demands
     state.models = {model: {id: runners[id] for id in ids} for model, ids in carried.models.items()}
     state.loading = {id: runners[id] for id in carried.loading}
@@ -153,17 +158,13 @@ def _state_of(carried: Carried) -> State:
     state.wanted = {
         model: OrderedDict((key, demands[key]) for key in keys) for model, keys in carried.wanted.items()
     }
-    for priority, where, due in carried.starving:
-        state.starving[priority, where] = _agenda(due)
-    state.deadlines = _agenda({(kind, id): due for kind, id, due in carried.deadlines})
+    for priority, where, given in carried.starving:
+        ages = state.starving[priority, where] = Ages()
+        for key, age in given.items():
+            ages.put(key, age)
+    for kind, id, at in carried.deadlines:
+        state.deadlines.arm((kind, id), at)
     return state
-
-
-def _agenda(due: dict[Any, int]) -> Agenda[Any]:
-    agenda: Agenda[Any] = Agenda()
-    for key, at in due.items():
-        agenda.arm(key, at)
-    return agenda
 
 
 def pieces(text: str, upto: int, hash: bytes) -> Iterator[StateCarried]:

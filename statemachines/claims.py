@@ -16,17 +16,18 @@ Rules for its readers:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush, nsmallest
+from heapq import heapify, heappop, heappush
+from itertools import islice
 
 from events.catalogue import NEVER, ModelView
 from events.limits import FILL_TRIES
-from statemachines.agenda import Agenda
 from statemachines.estimate import HOST
 from statemachines.groups import evicts
 from statemachines.parts import Claim, Demand, Runner
 from statemachines.policy import rank
 from statemachines.room import Need, Room, need_of, ports_of
 from statemachines.state import State
+from statemachines.tables import Ages
 
 
 class Ahead:
@@ -201,8 +202,8 @@ def in_rank(state: State) -> Iterator[Demand]:
     Of one priority the older is never in the worse rank, so that only the first of each are compared; and who
     is first for some devices is looked for only when nobody else can be older."""
     lines: dict[int, list[Entry]] = {priority: [] for priority, _ in state.starving}
-    for (priority, where), agenda in state.starving.items():
-        lines[priority].append((agenda.soonest, where, "", agenda))
+    for (priority, where), ages in state.starving.items():
+        lines[priority].append((ages.first()[0], where, "", ages))
     for line in lines.values():
         heapify(line)
     ranks: dict[str, tuple[int, int]] = {}
@@ -213,14 +214,14 @@ def in_rank(state: State) -> Iterator[Demand]:
                 if key not in ranks:
                     ranks[key] = rank(state, state.demands[key])
             priority = min(heads, key=lambda each: ranks[heads[each]])
-        _, where, key, agenda_or_none = heappop(lines[priority])
+        _, where, key, more = heappop(lines[priority])
         yield state.demands[key]
-        if agenda_or_none is not None:
-            for seq, other, _ in _others(state, agenda_or_none, key):
+        if more is not None:
+            for seq, other, _ in _others(state, more, key):
                 heappush(lines[priority], (seq, where, other, None))
 
 
-Entry = tuple[int, tuple[str, ...], str, Agenda[str] | None]
+Entry = tuple[int, tuple[str, ...], str, Ages | None]
 """The age of a demand that starves (`head_seq`), its devices, its key, and where more of its kind are to be
 found. Without a key: nobody there is older."""
 
@@ -228,46 +229,39 @@ found. Without a key: nobody there is older."""
 def _head(state: State, line: list[Entry]) -> str:
     """Who is the first of a priority; "": nobody is left."""
     while line:
-        _, where, key, agenda = line[0]
-        if key or agenda is None:
+        _, where, key, ages = line[0]
+        if key or ages is None:
             return key
         heappop(line)
-        for seq, first, more in _of_agenda(state, agenda, is_open=not where):
+        for seq, first, more in _first_of(state, ages, is_open=not where):
             heappush(line, (seq, where, first, more))
     return ""
 
 
-def _of_agenda(
-    state: State, agenda: Agenda[str], *, is_open: bool
-) -> Sequence[tuple[int, str, Agenda[str] | None]]:
+def _first_of(state: State, ages: Ages, *, is_open: bool) -> Sequence[tuple[int, str, Ages | None]]:
     """Who is to be looked at first of those for the same devices, which may be open."""
-    oldest = agenda.first()
-    if oldest is None:
-        return ()
-    seq, key = oldest
+    seq, key = ages.first()
     if key in state.claims:
-        return _others(state, agenda, "") if is_open else ()
+        return _others(state, ages, "") if is_open else ()
     if not eligible(state, state.demands[key]):
-        keys = [key for key in agenda.due if _may(state, key)]
-        if not keys:
+        oldest = next((entry for entry in ages if _may(state, entry[1])), None)
+        if oldest is None:
             return ()
-        key = min(keys, key=agenda.due.__getitem__)
-        seq = agenda.due[key]
-    return ((seq, key, agenda if is_open else None),)
+        seq, key = oldest
+    return ((seq, key, ages if is_open else None),)
 
 
 def first_of_its_kind(state: State, demand: Demand) -> bool:
     """Whether nobody is before a demand among those for the same devices, of the same priority."""
-    agenda = state.starving.get((demand.priority, demand.where))
-    first = agenda.first() if agenda is not None and demand.where else None
-    return first is None or first[1] == demand.key or not eligible(state, state.demands[first[1]])
+    ages = state.starving.get((demand.priority, demand.where))
+    key = ages.first()[1] if ages is not None and demand.where else demand.key
+    return key == demand.key or not eligible(state, state.demands[key])
 
 
-def _others(state: State, agenda: Agenda[str], but: str) -> list[tuple[int, str, None]]:
+def _others(state: State, ages: Ages, but: str) -> list[tuple[int, str, None]]:
     """Some more of the same priority whose devices are open, too."""
-    keys = (key for key in agenda.due if key != but and _may(state, key))
-    some = nsmallest(FILL_TRIES, keys, key=agenda.due.__getitem__)
-    return [(agenda.due[key], key, None) for key in some]
+    may = ((seq, key, None) for seq, key in ages if key != but and _may(state, key))
+    return list(islice(may, FILL_TRIES))
 
 
 def _may(state: State, key: str) -> bool:

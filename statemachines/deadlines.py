@@ -45,7 +45,7 @@ def _expired(s: Scheduler, id: str) -> None:
     """An idle runner goes; of a model that has a least number of instances only what is above it, or all at
     once, when the last of them is over."""
     state = s.state
-    if ("keep_alive", id) in state.deadlines.due:
+    if ("keep_alive", id) in state.deadlines:
         return  # it was put off
     runner = state.runners[id]
     mine = [runner]
@@ -66,7 +66,7 @@ def _is_over(s: Scheduler, runner: Runner) -> bool:
     if runner.held or runner.state is not RunnerState.ready:
         return False
     never = runner.keep_alive_ns == NEVER or runner.model in s.state.pinned
-    return not never and ("keep_alive", runner.id) not in s.state.deadlines.due
+    return not never and ("keep_alive", runner.id) not in s.state.deadlines
 
 
 def _drain_late(s: Scheduler, id: str) -> None:

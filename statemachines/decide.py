@@ -23,7 +23,7 @@ from statemachines.leases import cut, end_all
 from statemachines.ledger import back, footprint_of
 from statemachines.loading import grow, place
 from statemachines.parts import Demand, Request, Runner
-from statemachines.policy import rank
+from statemachines.policy import first_of
 from statemachines.request import RequestState
 from statemachines.room import next_ports
 from statemachines.runner import RunnerState, last_words
@@ -109,7 +109,7 @@ def _turnover_ns(s: Scheduler) -> int:
 
 def _free_runner(s: Scheduler, f: c.RequestArrived, runners: dict[str, Runner]) -> Runner | None:
     """The least busy runner with a free slot that serves these options, unless others wait for it."""
-    if ("resume", "") in s.state.deadlines.due and s.state.queued:
+    if s.state.queued and ("resume", "") in s.state.deadlines:
         return None
     best: Runner | None = None
     for runner in runners.values():
@@ -187,7 +187,7 @@ def slot_freed(s: Scheduler, runner: Runner) -> None:
 
 def _suspect(s: Scheduler, runner: Runner) -> None:
     """Ask a newly suspected runner for its health, now."""
-    due = s.state.deadlines.due
+    due = s.state.deadlines
     if ("probe", runner.id) not in due and ("reprobe", runner.id) not in due:
         s.emit(c.RunnerProbe(runner.id, "suspect"))
 
@@ -202,7 +202,7 @@ def dispatch_waiting(s: Scheduler, runner: Runner) -> None:
         s.left -= 1
         if s.left < 0:
             return
-        request = state.requests[next(iter(demand.waiting))]
+        request = state.requests[demand.waiting.first()]
         s.emit(c.RequestDispatched(request.id, runner.id, request.attempt + 1))
 
 
@@ -210,14 +210,11 @@ def _next_demand(s: Scheduler, runner: Runner) -> Demand | None:
     state = s.state
     # The common case: no options, no priority.
     own = None if runner.less else state.demands.get(runner.model)
-    mine = [
-        demand
-        for demand in waiting_for(state, runner.model)
-        if demand.servers and demand.waiting and (demand is own or satisfies(runner, demand))
-    ]
-    if len(mine) <= 1:
-        return mine[0] if mine else None
-    return min(mine, key=lambda demand: rank(state, demand))
+    best: Demand | None = None
+    for demand in waiting_for(state, runner.model):
+        if demand.servers and demand.waiting and (demand is own or satisfies(runner, demand)):
+            best = demand if best is None else first_of(state, best, demand)
+    return best
 
 
 def client_gone(s: Scheduler, f: c.ClientGone, id: str) -> None:
@@ -274,7 +271,7 @@ def dismiss_waiting(s: Scheduler, key: str) -> None:
             operation = next(iter(demand.operations))
             s.emit(c.OperationEnded(operation, False, why.reason, why.runner, why.detail))
         else:
-            s.emit(c.RequestFailed(next(iter(demand.waiting)), why.reason, why.runner, why.detail))
+            s.emit(c.RequestFailed(demand.waiting.first(), why.reason, why.runner, why.detail))
 
 
 # --- runners ---------------------------------------------------------------------------------------------
@@ -317,8 +314,8 @@ def finish(s: Scheduler, runner: Runner) -> None:
     state = s.state
     if runner.held:
         return
-    if ("memory", runner.id) in state.deadlines.due and not back(state, runner):
-        if not state.measuring and ("poll", runner.id) not in state.deadlines.due:
+    if ("memory", runner.id) in state.deadlines and not back(state, runner):
+        if not state.measuring and ("poll", runner.id) not in state.deadlines:
             s.emit(c.MemoryMeasure(f"reclaim {runner.id}"))
         return
     footprint = footprint_of(state, runner)
@@ -430,7 +427,7 @@ def measured(s: Scheduler, f: c.MemoryMeasured, id: str) -> None:
 def _reclaim(s: Scheduler, runner: Runner) -> None:
     if back(s.state, runner):
         finish(s, runner)
-    elif ("poll", runner.id) not in s.state.deadlines.due:
+    elif ("poll", runner.id) not in s.state.deadlines:
         s.emit(c.ReclaimWaits(runner.id, s.state.t + RECLAIM_POLL_NS))
 
 

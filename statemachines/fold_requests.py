@@ -16,7 +16,6 @@ from statemachines.moves import (
     look_at_lease,
     release,
     request_to,
-    rerank,
     unqueue,
     watched,
 )
@@ -86,7 +85,7 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
         runner.idle_t = NEVER
         state.deadlines.disarm(("keep_alive", runner.id))
         state.deadlines.disarm(("linger", runner.id))
-        if ("watch", runner.id) not in state.deadlines.due:
+        if ("watch", runner.id) not in state.deadlines:
             state.deadlines.arm(("watch", runner.id), event.t + WATCH_NS)
     runner.held[request.id] = event.t
     if request.kind == LEASE:
@@ -99,12 +98,6 @@ def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
     request_to(request, "requeue")
     enqueue(state, request, d.runner)
     _limit_wait(state, request)
-    demand = state.demands[request.demand]
-    for id in list(demand.waiting):  # its old place: few wait with the same runner excluded
-        if state.requests[id].seq > request.seq:
-            del demand.waiting[id]  # not move_to_end, of whose order msgspec would know nothing (`carried`)
-            demand.waiting[id] = None
-    rerank(state, demand)
 
 
 def _completed(state: State, event: Event, d: c.RequestCompleted) -> None:

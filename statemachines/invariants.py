@@ -226,7 +226,7 @@ def _check_slots(state: State) -> None:
 
 def _check_lease(state: State, request: Request, holder: Runner) -> None:
     """A lease that is held will be looked at; the slot of one that was cut is nobody else's any more."""
-    due, id = state.deadlines.due, request.id
+    due, id = state.deadlines, request.id
     if request.state is RequestState.failed:
         require(not request.revoked or not holder.live, f"{holder.id} serves on, though {id} was cut")
     elif request.state is RequestState.dispatched:
@@ -238,7 +238,7 @@ def _check_lease(state: State, request: Request, holder: Runner) -> None:
 
 def _check_queues(state: State) -> None:
     waiting = 0
-    keys = [key for agenda in state.starving.values() for key in agenda.due]
+    keys = [key for ages in state.starving.values() for _, key in ages]
     require(all(key in state.demands for key in keys), "a demand starves that is not there")
     wanted = {key: demand for mine in state.wanted.values() for key, demand in mine.items()}
     require(wanted == state.demands and all(state.wanted.values()), "demands by model are wrong")
@@ -249,7 +249,7 @@ def _check_queues(state: State) -> None:
         require(servers == demand.servers, f"demand {key}: {demand.servers} servers counted, {servers} there")
         require(demand.where == where_of(state.model(demand.model)), f"demand {key}: {demand.where}")
         starving = state.starving.get((demand.priority, demand.where))
-        rank = starving.due.get(key) if starving else None
+        rank = starving.get(key) if starving else None
         require(rank == (None if servers else head_seq(demand)), f"demand {key}: starving is wrong")
         for id in demand.waiting:
             require(state.requests[id].state is RequestState.queued, f"{id} waits but is not queued")
@@ -259,7 +259,7 @@ def _check_queues(state: State) -> None:
 
 def _check_waiters(state: State) -> None:
     """No waiter without a pending cause, itself a state with a deadline; no claim without a waiter."""
-    due = state.deadlines.due
+    due = state.deadlines
     for claim in state.claims if ("resume", "") not in due else ():
         require(claim in state.demands, f"a claim for {claim}, which nobody wants")
     for demand in state.demands.values():
@@ -282,7 +282,7 @@ def _check_waiters(state: State) -> None:
 
 
 def _served_cause(state: State, demand: Demand) -> bool:
-    due = state.deadlines.due
+    due = state.deadlines
     for runner in state.runners.values():
         if not runner.live or not satisfies(runner, demand):
             continue

@@ -222,7 +222,7 @@ def _load(s: Scheduler, demand: Demand, need: Need, reason: str = "") -> bool:
     if ports is None:
         s.dismiss(demand.model, "no_port", detail="every port of the range is in use", demand=demand.key)
         return True
-    reason = reason or ("operator" if demand.operations else f"request {next(iter(demand.waiting))}")
+    reason = reason or ("operator" if demand.operations else f"request {demand.waiting.first()}")
     if demand.key in state.claims:
         s.emit(c.ClaimEnded(demand.key, "room_made"))
     s.emit(

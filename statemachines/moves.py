@@ -11,7 +11,6 @@ from events.catalogue import LEASE, NEVER, Event
 from events.limits import LEASE_GRACE_NS, UPSTREAM_CLOSE_NS, WATCH_NS
 from statemachines import request as requests
 from statemachines import runner as runners
-from statemachines.agenda import Agenda
 from statemachines.machine import IllegalTransition
 from statemachines.parts import Demand, Request, Runner
 from statemachines.policy import lease_turn_ns, linger_ns
@@ -27,6 +26,7 @@ from statemachines.state import (
     waiting_for,
     where_of,
 )
+from statemachines.tables import Ages
 
 Handler = Callable[[State, Event, Any], None]
 Handlers = dict[type, Handler]
@@ -55,7 +55,7 @@ def enqueue(state: State, request: Request, excluded: str = "") -> None:
     demand = demand_of(state, key, request.model, request.options, request.priority, excluded)
     request.demand = key
     request.queued_t, request.loads = state.t, state.counts.get("loads", 0)
-    demand.waiting[request.id] = None
+    demand.waiting.add(request.id)
     state.queued += 1
     rerank(state, demand)
 
@@ -78,12 +78,10 @@ def rerank(state: State, demand: Demand) -> None:
     if demand.servers:
         return
     place = (demand.priority, demand.where)
-    agenda = state.starving.get(place)
-    if agenda is None:
-        agenda = state.starving[place] = Agenda()
-    seq = head_seq(demand)
-    if agenda.due.get(demand.key) != seq:
-        agenda.arm(demand.key, seq)
+    ages = state.starving.get(place)
+    if ages is None:
+        ages = state.starving[place] = Ages()
+    ages.put(demand.key, head_seq(demand))
 
 
 def relocate(state: State) -> None:
@@ -99,16 +97,16 @@ def relocate(state: State) -> None:
 def feed(state: State, demand: Demand) -> None:
     """A demand starves no more."""
     place = (demand.priority, demand.where)
-    agenda = state.starving.get(place)
-    if agenda is not None:
-        agenda.disarm(demand.key)
-        if not agenda.due:
+    ages = state.starving.get(place)
+    if ages is not None:
+        ages.drop(demand.key)
+        if not ages:
             del state.starving[place]
 
 
 def unqueue(state: State, request: Request) -> None:
     demand = state.demands[request.demand]
-    del demand.waiting[request.id]
+    demand.waiting.remove(request.id)
     state.queued -= 1
     if demand.waiting:
         rerank(state, demand)

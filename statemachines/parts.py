@@ -11,6 +11,7 @@ import msgspec
 from events.catalogue import NEVER, Option, Process
 from statemachines.request import RequestState
 from statemachines.runner import RunnerState
+from statemachines.tables import Line
 
 
 class Runner(msgspec.Struct):
@@ -151,7 +152,7 @@ class Demand(msgspec.Struct):
     priority: int
     excluded: str = ""
     """A runner that must not serve it: the one that failed its request before."""
-    waiting: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
+    waiting: Line = msgspec.field(default_factory=Line)
     """Queued requests, oldest first."""
     operations: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
     """Operators' loads that wait for a runner."""

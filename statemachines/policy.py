@@ -23,7 +23,7 @@ from events.limits import (
     WATCH_NS,
 )
 from statemachines.parts import Demand, Runner
-from statemachines.state import State, oldest
+from statemachines.state import State, head_seq, oldest
 
 Turn = Callable[[State, Runner, Demand], int]
 """The time at which a runner may be claimed for a demand; NEVER: not while it is busy."""
@@ -32,15 +32,21 @@ Turn = Callable[[State, Runner, Demand], int]
 def since_ns(state: State, demand: Demand) -> int:
     """Since when who has waited longest in a demand has been waiting."""
     id = oldest(demand)
-    return state.requests[id].arrived_t if id in demand.waiting else state.operations[id].asked_t
+    return state.requests[id].arrived_t if id[0] == "q" else state.operations[id].asked_t
 
 
 def rank(state: State, demand: Demand) -> tuple[int, int]:
     """Sort key of a demand among waiters: smallest first. Who has waited longest speaks for all,
     be it a request or an operator's load."""
-    id = oldest(demand)
-    since = state.requests[id].arrived_t if id[0] == "q" else state.operations[id].asked_t
-    return (-(demand.priority + (state.t - since) // state.config.age_step_ns), int(id[1:]))
+    steps = (state.t - since_ns(state, demand)) // state.config.age_step_ns
+    return (-(demand.priority + steps), head_seq(demand))
+
+
+def first_of(state: State, one: Demand, other: Demand) -> Demand:
+    """The one of two in the better rank. Of one priority that is the older, whatever the time."""
+    if one.priority == other.priority:
+        return one if head_seq(one) < head_seq(other) else other
+    return min(one, other, key=lambda demand: rank(state, demand))
 
 
 def quantum_ns(state: State, runner: Runner, rival: Demand) -> int:

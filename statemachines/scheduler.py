@@ -62,8 +62,8 @@ class Scheduler:
         """Fire the first deadline alone, if it is due at `t`: one step of `advance`, for replay."""
         events: list[Event] = []
         self.events = events
-        first = self.state.deadlines.first()
-        if first is not None and first[0] <= t:
+        first = self.state.deadlines.due(t)
+        if first is not None:
             self._take(c.DeadlinePassed(*first[1]), max(first[0], self.state.t))
         return events
 
@@ -75,14 +75,11 @@ class Scheduler:
     def is_due_before(self, t: int) -> bool:
         """Whether a deadline is due before `t`: cheap where none is."""
         deadlines = self.state.deadlines
-        if deadlines.soonest >= t:
-            return False
-        deadlines.first()
-        return deadlines.soonest < t
+        return deadlines.soonest < t and deadlines.due(t - 1) is not None
 
     def _fire(self, t: int) -> None:
         deadlines = self.state.deadlines
-        while (first := deadlines.first()) is not None and first[0] <= t:
+        while (first := deadlines.due(t)) is not None:
             due, key = first
             self._take(c.DeadlinePassed(*key), max(due, self.state.t))
 
@@ -96,7 +93,7 @@ class Scheduler:
         self.left, self.more = STEP_DECISIONS, False
         HANDLERS[type(fact)](self, fact, event.subject)
         if self.left < 0 or self.more:
-            resumes = ("resume", "") in state.deadlines.due
+            resumes = ("resume", "") in state.deadlines
             if not resumes or (state.only_loads and self.left < 0):
                 self.emit(c.StepContinues(only_loads=self.left >= 0))
 

@@ -15,6 +15,7 @@ import msgspec
 from events.catalogue import NEVER, ConfigView, ModelDismissed, ModelView, Option, Reading
 from statemachines.agenda import Agenda
 from statemachines.parts import Claim, Cooling, Demand, Operation, Request, Runner
+from statemachines.tables import Ages, Table, as_dict, number
 
 FIELDS = (
     "alone", "boot_id", "claims", "coming", "config", "cooling", "counts", "crowded", "deadlines",
@@ -61,13 +62,13 @@ class State:
         """Bytes that they hold on each device."""
         self.coming: dict[str, int] = {}
         """Bytes of these that runners that load have yet to take."""
-        self.requests: dict[str, Request] = {}
+        self.requests: Table[Request] = Table()
         """Requests that have not ended, or whose slot is not back."""
         self.demands: dict[str, Demand] = {}
         """Demands with somebody waiting."""
         self.wanted: dict[str, OrderedDict[str, Demand]] = {}
         """The same by model; a model that nobody waits for has no entry."""
-        self.starving: dict[tuple[int, tuple[str, ...]], Agenda[str]] = {}
+        self.starving: dict[tuple[int, tuple[str, ...]], Ages] = {}
         """Demands that no live runner satisfies, by priority and configured devices (`Demand.where`), each
         with the age of its head (`head_seq`)."""
         self.dismissing: dict[str, ModelDismissed] = {}
@@ -109,11 +110,11 @@ class State:
 
 def oldest(demand: Demand) -> str:
     """Who has waited longest in a demand: a request, or an operator's load."""
-    request = next(iter(demand.waiting), "")
+    request = demand.waiting.first() if demand.waiting else ""
     if not demand.operations:
         return request
     operation = next(iter(demand.operations))
-    return request if request and int(request[1:]) < int(operation[1:]) else operation
+    return request if request and number(request) < number(operation) else operation
 
 
 def where_of(view: ModelView | None) -> tuple[str, ...]:
@@ -130,7 +131,9 @@ def unload_due(state: State, runner: Runner) -> int:
 
 def head_seq(demand: Demand) -> int:
     """The age of a demand: the number of its oldest request or operator's load."""
-    return int(oldest(demand)[1:])
+    if not demand.operations:
+        return demand.waiting.age()
+    return number(oldest(demand))
 
 
 def demand_key(model: str, options: dict[str, Option], priority: int, excluded: str = "") -> str:
@@ -230,7 +233,9 @@ def canonical(state: State) -> bytes:
     plain = {name: getattr(state, name) for name in FIELDS if name not in INDEXES}
     plain["models"] = {model: list(runners) for model, runners in state.models.items()}
     plain["wanted"] = {model: list(demands) for model, demands in state.wanted.items()}
-    plain["deadlines"] = sorted((due, kind, id) for (kind, id), due in state.deadlines.due.items())
+    plain["deadlines"] = [(due, kind, id) for due, (kind, id) in state.deadlines]
     plain["footprints"] = list(state.footprints.items())  # their order says which is forgotten
-    plain["starving"] = [(*key, agenda.due) for key, agenda in state.starving.items()]
-    return msgspec.json.encode(msgspec.to_builtins(plain, str_keys=True), order="deterministic")
+    plain["starving"] = [(*key, list(ages)) for key, ages in state.starving.items()]
+    return msgspec.json.encode(
+        msgspec.to_builtins(plain, str_keys=True, enc_hook=as_dict), order="deterministic"
+    )

@@ -20,7 +20,7 @@ def cause(state: State, demand: Demand) -> str:
 
 def holder(state: State, request: Request) -> str:
     """What a lease that is held waits for: `its holder, to come back`; "" while all is well."""
-    if ("grace", request.id) in state.deadlines.due:
+    if ("grace", request.id) in state.deadlines:
         return "its holder, to come back"
     return "its holder, to let go" if request.revoked else ""
 
@@ -63,7 +63,7 @@ def _starving(state: State, demand: Demand) -> str:
     runners = list(state.runners.values())
     return (
         _all((r for r in runners if not r.live and not r.stuck), "is leaving", "are leaving")
-        or _all((r for r in runners if ("linger", r.id) in state.deadlines.due), "lingers", "linger")
+        or _all((r for r in runners if ("linger", r.id) in state.deadlines), "lingers", "linger")
         or _all(state.loading.values(), "loads", "load")
         or _all((r for r in runners if r.live and r.suspect), *ASKED)
         or ("a measurement" if state.measuring else "room")

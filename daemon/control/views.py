@@ -79,7 +79,7 @@ def runners(state: State, t: int) -> list[View]:
 
 def runner_view(state: State, runner: Runner, t: int) -> View:
     """One runner."""
-    expires = state.deadlines.due.get(("keep_alive", runner.id))
+    expires = state.deadlines.get(("keep_alive", runner.id))
     process = runner.processes.get(SHARD)
     return {
         "id": runner.id,

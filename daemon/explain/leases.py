@@ -36,7 +36,7 @@ def serves(state: State, runner: Runner) -> str:
 def told(before: State, after: State, leases: list[Request]) -> str:
     """What becomes of the leases on runners that have to go, or would: in `after` they are revoked."""
     one = len(leases) == 1
-    due = max(after.deadlines.due["revoke", request.id] for request in leases)
+    due = max(after.deadlines["revoke", request.id] for request in leases)
     had = all(before.requests[request.id].revoked for request in leases)
     verb = f"{'has' if one else 'have'} been told to let go" if had else "would be told to let go at once"
     late = f"{'is' if one else 'are'} cut" if had else "be cut"
@@ -47,7 +47,7 @@ def first_told(state: State, leases: list[Request]) -> str:
     """Which of the leases on runners that stay is the first to go, while others wait for a slot, and when."""
     first = [request for request in leases if request.revoked] or leases
     kind = "revoke" if first[0].revoked else "lease"
-    due, id = min((state.deadlines.due[kind, request.id], request.id) for request in first)
+    due, id = min((state.deadlines[kind, request.id], request.id) for request in first)
     left = duration(max(0, due - state.t))
     if first[0].revoked:
         return f"{id} has been told to let go, and is cut in {left}"

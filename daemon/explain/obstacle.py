@@ -238,7 +238,7 @@ def _when_free(state: State, mine: list[Runner]) -> str:
 
 def _first_due(state: State, kind: str, runners: list[Runner]) -> int:
     """The first deadline of a kind; NEVER: none has one."""
-    dues = [due for runner in runners if (due := state.deadlines.due.get((kind, runner.id))) is not None]
+    dues = [due for runner in runners if (due := state.deadlines.get((kind, runner.id))) is not None]
     return min(dues, default=NEVER)
 
 
@@ -351,12 +351,12 @@ def _pending(state: State, demand: Demand) -> _Found:
         names = listed([f"{name(r)} {_leaves(state, r)}" for r in leaving])
         when = "When that is over and the memory is back."
         # One whose runner has failed was not told: it ends with that.
-        if leases := [r for r in held_of(state, leaving) if ("revoke", r.id) in state.deadlines.due]:
+        if leases := [r for r in held_of(state, leaving) if ("revoke", r.id) in state.deadlines]:
             when = f"{when[:-1]}: {told(state, state, leases)}."
         return _Found("leaving", f"{names}.", when, *_ends(state, leaving))
-    if linger := [r for r in runners if ("linger", r.id) in state.deadlines.due]:
+    if linger := [r for r in runners if ("linger", r.id) in state.deadlines]:
         due = _first_due(state, "linger", linger)
-        first = next(r for r in linger if state.deadlines.due["linger", r.id] == due)
+        first = next(r for r in linger if state.deadlines["linger", r.id] == due)
         return _lingers(first, due - state.t, due)
     if loading := [r for r in runners if r.state is RunnerState.loading]:
         has = (

@@ -86,7 +86,7 @@ def _alive(life: Life, state: State) -> str:
     if runner.held:
         return f"{name(life)} is loaded {why}. It {serves(state, runner)} now."
     idle = short(state.t - runner.idle_t)
-    due = state.deadlines.due.get(("keep_alive", life.id))
+    due = state.deadlines.get(("keep_alive", life.id))
     left = (
         "goes in " + duration(due - state.t) + " if nobody asks"
         if due is not None

@@ -231,7 +231,7 @@ class Rerun(World):
             if runner.stall_ns:
                 self._progress(runner.id)
         self.after(life.exit_ns, partial(self._exits, runner.id), lasting=True)
-        if ("probe", runner.id) in self.state.deadlines.due and life.probe_ns != NEVER:
+        if ("probe", runner.id) in self.state.deadlines and life.probe_ns != NEVER:
             asked_t = runner.probe_due - PROBE_NS
             self.after(max(0, asked_t + life.probe_ns - self.t), partial(self._answer, runner.id))
         sim.stopped = runner.state is RunnerState.stopping

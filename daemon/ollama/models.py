@@ -99,7 +99,7 @@ def _left_ns(state: State, runner: Runner, t: int) -> int:
     """How long it stays if nobody asks for it any more."""
     if runner.keep_alive_ns == NEVER or runner.model in state.pinned:
         return FOREVER_NS
-    due = state.deadlines.due.get(("keep_alive", runner.id))
+    due = state.deadlines.get(("keep_alive", runner.id))
     return runner.keep_alive_ns if due is None else max(0, due - t)
 
 

@@ -56,7 +56,7 @@ def kept(state: State) -> dict[str, Any]:
 
 def keep_alive(state: State) -> dict[str, int]:
     """When idle runners expire."""
-    due = state.deadlines.due
+    due = state.deadlines
     return {
         runner.id: due["keep_alive", runner.id]
         for runner in state.runners.values()
@@ -177,7 +177,7 @@ class Evidence:
             assert now[:3] == (model, port, reserved) and set(now[3]) <= set(pids), (seq, now)
         for runner, due in before["keep_alive"].items():
             if runner in alive and state.runners[runner].state is RunnerState.ready:  # else it lost a shard
-                assert state.deadlines.due.get(("keep_alive", runner)) == due, (seq, runner)
+                assert state.deadlines.get(("keep_alive", runner)) == due, (seq, runner)
 
     def _processes_lived_on(
         self, serving: dict[tuple[str, int], tuple[int, int]], start: c.DaemonStarted, seq: int
@@ -193,12 +193,12 @@ class Evidence:
         found = {(process.runner, process.shard) for process in start.survivors}
         lost = {runner for runner, shard in before["serving"] if (runner, shard) not in found}
         last = {id: runner for id, runner in before["leases"].items() if runner not in lost}
-        assert state.requests.keys() == last.keys(), (seq, state.requests.keys(), last)
+        assert {*state.requests} == {*last}, (seq, state.requests.keys(), last)
         self.held += len(last)
         for id, runner in last.items():
             request = state.requests[id]
             assert (request.runner, request.slot) == (runner, True), (seq, request)
-            assert id in state.runners[runner].held and ("grace", id) in state.deadlines.due, (seq, request)
+            assert id in state.runners[runner].held and ("grace", id) in state.deadlines, (seq, request)
 
     def _every_request_ends_once(self) -> dict[str, Event]:
         arrived, ends = dict[str, None](), dict[str, Event]()

@@ -42,7 +42,7 @@ def check_causes(state: State, *, overdue: bool = False) -> None:
     """Raise Breach unless everything that waits has a cause that will end its waiting; with `overdue`, also
     if a decision was missed. (Where waiters age, who is first may change while nothing happens: that change
     is seen at the next look, and is not overdue.)"""
-    due = state.deadlines.due
+    due = state.deadlines
     require(not state.dismissing or ("resume", "") in due, "a dismissal that nobody goes on with")
     require(not state.measuring or ("measure", "") in due, "a measurement without a deadline")
     for runner in state.runners.values():
@@ -57,7 +57,7 @@ def check_causes(state: State, *, overdue: bool = False) -> None:
 
 def _check_runner(state: State, runner: Runner) -> None:
     """Each state of a runner but idleness has an end."""
-    due, id = state.deadlines.due, runner.id
+    due, id = state.deadlines, runner.id
     at = runner.state
     if at is RunnerState.loading:
         ends = ("load", id) in due and (not runner.stall_ns or ("stall", id) in due)
@@ -77,7 +77,7 @@ def _check_runner(state: State, runner: Runner) -> None:
 
 
 def _check_demands(state: State) -> None:
-    if state.stopping or (("resume", "") in state.deadlines.due and not state.only_loads):
+    if state.stopping or (("resume", "") in state.deadlines and not state.only_loads):
         return
     for demand in state.demands.values():
         if being_dismissed(state, demand):
@@ -86,13 +86,13 @@ def _check_demands(state: State) -> None:
             mine = [r for r in state.runners.values() if r.live and satisfies(r, demand)]
             full = all(r.state is RunnerState.loading or r.suspect or len(r.held) >= r.slots for r in mine)
             require(full, f"{demand.key} waits beside a free slot")
-        elif ("resume", "") not in state.deadlines.due:
+        elif ("resume", "") not in state.deadlines:
             require(bool(_starves_for(state, demand)), f"{demand.key} starves, and nothing will end that")
 
 
 def _starves_for(state: State, demand: Demand) -> str:
     """The cause that will make the scheduler look at a starving demand; "": there is none."""
-    due = state.deadlines.due
+    due = state.deadlines
     if state.measuring:
         return "measurement"
     if demand.turn_due != NEVER and ("turn", demand.key) in due:
@@ -115,7 +115,7 @@ def _starves_for(state: State, demand: Demand) -> str:
 
 def _check_again(state: State) -> None:
     """Asked again at the same moment, with memory measured just now, the scheduler has nothing to add."""
-    if state.stopping or ("resume", "") in state.deadlines.due:
+    if state.stopping or ("resume", "") in state.deadlines:
         return
     again, measured_t = Asked(state), state.measured_t
     again.left = 1

@@ -402,7 +402,7 @@ class RandomWorld:
         ):
             insist(not getattr(state, what), f"left: {what} {getattr(state, what)}")
         insist(state.queued == 0, f"left: {state.queued} queued")
-        left = [key for key in state.deadlines.due if key[0] not in LASTING]
+        left = [key for _, key in state.deadlines if key[0] not in LASTING]
         insist(not left, f"left: deadlines {left}")
 
     def check_log(self) -> None:

@@ -25,6 +25,12 @@ def test_the_first_key_and_its_bound(seed: int) -> None:
         first = min(((at, key) for key, at in plain.items()), default=None)
         if first is not None:
             assert agenda.soonest <= first[0]
+        assert (agenda.get(key), key in agenda, len(agenda)) == (plain.get(key), key in plain, len(plain))
+        if pick(5) == 0:
+            t = pick(1000)
+            assert agenda.due(t) == (first if first is not None and first[0] <= t else None)
         if pick(5) == 0:
             assert agenda.first() == first
             assert agenda.soonest == (END if first is None else first[0])
+        if pick(20) == 0:
+            assert list(agenda) == sorted((at, key) for key, at in plain.items())

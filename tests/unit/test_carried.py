@@ -18,6 +18,7 @@ from statemachines.carried import LAYOUT, Carried, Unreadable, carry, pieces, re
 from statemachines.fold import apply
 from statemachines.scheduler import Scheduler
 from statemachines.state import FIELDS, State, canonical
+from statemachines.tables import Line
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "carried.json"
 
@@ -36,7 +37,7 @@ def schema() -> dict[str, Any]:
     """The form of the text: every field of everything in it, with its type and default."""
 
     def of_custom(kind: type) -> dict[str, Any]:
-        assert (get_origin(kind) or kind) is OrderedDict
+        assert (get_origin(kind) or kind) in (OrderedDict, Line)
         return {"type": "object", "additionalProperties": {"type": "null"}}
 
     form: dict[str, Any] = without_words(msgspec.json.schema(Carried, schema_hook=of_custom))

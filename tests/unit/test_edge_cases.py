@@ -45,7 +45,7 @@ HOUR_NS = 3600 * S
 
 def runner_shape(state: State, runner: Runner) -> tuple[object, ...]:
     """What may decide how a fact about a runner is taken."""
-    due = [kind for kind, id in state.deadlines.due if id == runner.id]
+    due = [kind for _, (kind, id) in state.deadlines if id == runner.id]
     return (
         runner.state, runner.suspect, runner.stuck, bool(runner.processes), bool(runner.held), runner.exited,
         runner.ready_t != NEVER, "probe" in due, "reprobe" in due, bool(runner.shard_ports),
@@ -58,7 +58,7 @@ def runner_shape(state: State, runner: Runner) -> tuple[object, ...]:
 def request_shape(state: State, request: Request) -> tuple[object, ...]:
     """What may decide how a fact about a request is taken."""
     runner = state.runners.get(request.runner)
-    due = [kind for kind, id in state.deadlines.due if id == request.id]
+    due = [kind for _, (kind, id) in state.deadlines if id == request.id]
     return (
         request.state, request.slot, request.attempt, runner and runner.state, runner and runner.suspect,
         "close" in due, request.demand in state.demands and state.demands[request.demand].servers > 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from daemon.readiness import Signs, reasons
 from events import catalogue as c
 from events.limits import DEADLINE_LATE_NS, S
+from statemachines.agenda import Agenda
 from statemachines.state import State
 from tests.unit.test_scheduler import Core, model
 
@@ -29,7 +30,7 @@ def test_a_deadline_is_overdue() -> None:
     core = Core({"a": model()})
     runner = core.load("a")
     core.arrive("a")
-    due = core.state.deadlines.due["watch", runner]
+    due = core.state.deadlines["watch", runner]
     assert words(core.state, due + DEADLINE_LATE_NS) == []
     [found] = reasons(core.state, due + DEADLINE_LATE_NS + 1, Signs())
     assert found.reason == "scheduler_late"
@@ -54,7 +55,7 @@ def test_a_wait_is_too_long() -> None:
     core.arrive("a")
     request = core.arrive("b")
     state = core.state
-    state.deadlines.due.clear()  # nothing will ever happen, and nobody is late
+    state.deadlines = Agenda()  # nothing will ever happen, and nobody is late
     [found] = reasons(state, core.t + 10_000 * S, Signs())
     assert (found.reason, found.request, found.model) == ("wait_too_long", request, "b")
     assert found.age_ns == 10_000 * S

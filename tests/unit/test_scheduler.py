@@ -245,7 +245,7 @@ def test_a_load_that_outlives_a_restart_has_its_whole_time_again() -> None:
     core.spawn(runner)
     survivors = tuple(core.state.runners[runner].processes.values())
     core.take(c.DaemonStarted(RULES, "balanced", "boot", "test", survivors=survivors), 59 * S)
-    assert core.state.deadlines.due["load", runner] == core.t + 60 * S
+    assert core.state.deadlines["load", runner] == core.t + 60 * S
 
 
 @pytest.mark.parametrize(("after_ns", "cools"), [(CRASH_WINDOW_NS - 1, True), (CRASH_WINDOW_NS, False)])
@@ -344,7 +344,7 @@ def test_a_request_that_queues_again_has_its_old_deadline() -> None:
     request = core.arrive("a")
     core.take(c.ProcessExited(runner, 0, 1), 10 * S)
     core.take(c.UpstreamEnded(request, runner, False))
-    assert core.state.deadlines.due["queue", request] == core.state.requests[request].arrived_t + 30 * S
+    assert core.state.deadlines["queue", request] == core.state.requests[request].arrived_t + 30 * S
 
 
 # --- what ends without those who wanted it ---------------------------------------------------------------
@@ -505,7 +505,7 @@ def test_ten_thousand_waiters_are_dismissed_in_parts_while_others_come_and_go() 
             check_all(core.state)
             check_causes(core.state)
         if core.state.queued % 1000 == 0:
-            scheduler.step(c.ClientGone(next(reversed(core.state.demands["a"].waiting))), core.t - 1)
+            scheduler.step(c.ClientGone(list(core.state.demands["a"].waiting)[-1]), core.t - 1)
     assert longest <= STEP_DECISIONS + 2
     assert core.state.counts["failed"] > 9_900
     assert not core.state.requests

@@ -84,7 +84,7 @@ def test_a_load_of_which_only_a_part_was_logged_ends_with_what_is_left_of_it() -
 def test_a_stall_is_counted_from_the_last_sign_of_progress() -> None:
     core = Core({"a": model(stall_ns=10 * S)})
     runner = loading(core)
-    due = core.state.deadlines.due
+    due = core.state.deadlines
     core.t += 4 * S
     spawned(core, runner, 0)
     assert due["stall", runner] == core.t + 10 * S

@@ -169,12 +169,13 @@ LEASE_TRIES = 16
 """Ports that are tried for one load before it fails: beyond that, another program uses the range."""
 
 STEP_DECISIONS = 4
-"""Waiters answered in one step; the rest follow in steps of their own, due at once. Keeps a step under
-50 µs with 10,000 queued."""
+"""Waiters answered in one step, half of them where there are more than LOOK_RUNNERS; the rest follow in steps
+of their own, due at once. Keeps a step under 50 µs with 10,000 queued."""
 
 LOOK_RUNNERS = 16
-"""With more of them, who is loaded next is decided in a step of its own, due at once, if the step has decided
-anything before: a look at all of them, and at who waits, is most of what a step may take."""
+"""With more of them, what else is one step is several, due at once: who is loaded next is decided in a step
+of its own, if the step has decided anything before (a look at all is most of what one may take); so is each
+victim told to go, and each runner ended whose memory is back."""
 
 SWAP_PATIENCE = 4
 """α: a runner may keep its place for α × (what it costs to swap there and back) while others wait. Switching

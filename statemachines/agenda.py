@@ -17,8 +17,6 @@ K = TypeVar("K")
 
 END: Final = 1 << 63
 """Behind every number: no time is so late, nor any age."""
-GONE: Final = -1
-"""Before every number: that of a key which was dropped, and of which the heap has not learned yet."""
 SLACK: Final = 64
 """Stale entries that are not worth clearing away."""
 MOVED: Final = 4
@@ -28,17 +26,18 @@ MOVED: Final = 4
 class Agenda(Generic[K]):
     """Keys in the order of their numbers, ties by key."""
 
-    __slots__ = ("_count", "_heap", "_old", "_parts", "soonest")
+    __slots__ = ("_count", "_due", "_heap", "_old", "_queued", "soonest")
 
     def __init__(self) -> None:
         self.soonest = END
         """A number that no key's is smaller than: cheaper to look at than `first`, which corrects it, and
         enough where mostly nothing is due."""
         self._count = 0
-        """Of keys that are there."""
-        self._parts: list[dict[K, list[int]]] = [{} for _ in range(MASK + 1)]
-        """In parts as a table's: each key's number, and that under which its valid entry stands in a heap,
-        which is the same, or a smaller one."""
+        """Of keys."""
+        self._due: list[dict[K, int]] = [{} for _ in range(MASK + 1)]
+        """Each key's number; in parts, as a table's."""
+        self._queued: list[dict[K, int]] = [{} for _ in range(MASK + 1)]
+        """Under which number a key's valid entry stands in a heap: its own, or a smaller one."""
         self._heap: list[tuple[int, Any]] = []
         self._old: list[tuple[int, Any]] = []
 
@@ -46,48 +45,39 @@ class Agenda(Generic[K]):
         return self._count
 
     def __contains__(self, key: K) -> bool:
-        pair = self._parts[hash(key) & MASK].get(key)
-        return pair is not None and pair[0] != GONE
+        return key in self._due[hash(key) & MASK]
 
     def __getitem__(self, key: K) -> int:
-        at = self.get(key)
-        if at is None:
-            raise KeyError(key)
-        return at
+        return self._due[hash(key) & MASK][key]
 
     def __iter__(self) -> Iterator[tuple[int, K]]:
         """The numbers and their keys, the smallest first."""
-        entries = [(pair[0], key) for part in self._parts for key, pair in part.items() if pair[0] != GONE]
-        return iter(sorted(entries))
+        return iter(sorted((at, key) for part in self._due for key, at in part.items()))
 
     def get(self, key: K) -> int | None:
         """A key's number, if it is there."""
-        pair = self._parts[hash(key) & MASK].get(key)
-        return None if pair is None or pair[0] == GONE else pair[0]
+        return self._due[hash(key) & MASK].get(key)
 
     def arm(self, key: K, at: int) -> None:
-        """Set or move a key. `at` is not negative."""
-        part = self._parts[hash(key) & MASK]
-        pair = part.get(key)
-        if pair is None:
-            part[key] = [at, at]
+        """Set or move a key."""
+        part = hash(key) & MASK
+        due = self._due[part]
+        if key not in due:
             self._count += 1
-        else:
-            self._count += pair[0] == GONE
-            pair[0] = at
-            if pair[1] <= at:
-                return
-            pair[1] = at
+        due[key] = at
+        queued = self._queued[part].get(key)
+        if queued is not None and queued <= at:
+            return
+        self._queued[part][key] = at
         self.soonest = min(self.soonest, at)
-        heappush(self._heap, (at, key))
-        if self._old or len(self._heap) > 2 * self._count + SLACK:
+        heap = self._heap
+        heappush(heap, (at, key))
+        if self._old or len(heap) > 2 * self._count + SLACK:
             self._renew()
 
     def disarm(self, key: K) -> None:
         """Drop a key, if it is there."""
-        pair = self._parts[hash(key) & MASK].get(key)
-        if pair is not None and pair[0] != GONE:
-            pair[0] = GONE
+        if self._due[hash(key) & MASK].pop(key, None) is not None:
             self._count -= 1
 
     def first(self) -> tuple[int, K] | None:
@@ -107,8 +97,7 @@ class Agenda(Generic[K]):
     def _top(self, heap: list[tuple[int, Any]], t: int) -> tuple[int, K] | None:
         while heap and heap[0][0] <= t:
             at, key = heap[0]
-            pair = self._parts[hash(key) & MASK].get(key)
-            if pair is not None and pair[0] == at:
+            if self._due[hash(key) & MASK].get(key) == at:
                 return heap[0]
             self._settle(heappop(heap))
         return None
@@ -121,13 +110,13 @@ class Agenda(Generic[K]):
                 self._settle(self._old.pop())  # without its last entry a heap is a heap still
 
     def _settle(self, entry: tuple[int, Any]) -> None:
-        """An entry has left its heap: enter its key again if it is still there."""
+        """An entry has left its heap: enter its key again if it is still due."""
         at, key = entry
-        part = self._parts[hash(key) & MASK]
-        pair = part.get(key)
-        if pair is not None and pair[1] == at:
-            if pair[0] == GONE:
-                del part[key]
+        part = hash(key) & MASK
+        if self._queued[part].get(key) == at:
+            due = self._due[part].get(key)
+            if due is None:
+                del self._queued[part][key]
             else:
-                pair[1] = pair[0]
-                heappush(self._heap, (pair[0], key))
+                self._queued[part][key] = due
+                heappush(self._heap, (due, key))

@@ -14,6 +14,7 @@ from statemachines.decide import (
     finish,
     grow_all,
     left,
+    settle,
     silent,
     slot_freed,
 )
@@ -153,7 +154,10 @@ def _resume(s: Scheduler, id: str) -> None:
             return
         if runner.model in s.state.wanted and runner.state is RunnerState.ready and not runner.suspect:
             dispatch_waiting(s, runner)
-    place(s)
+    if s.state.only_loads or s.state.measuring:
+        place(s)
+    else:
+        settle(s)
 
 
 def _lease_late(s: Scheduler, id: str) -> None:

@@ -27,7 +27,8 @@ from statemachines.policy import first_of
 from statemachines.request import RequestState
 from statemachines.room import next_ports
 from statemachines.runner import RunnerState, last_words
-from statemachines.state import dismissed, fits, head_seq, satisfies, unload_due, waiting_for
+from statemachines.state import dismissed, fits, head_seq, is_many, satisfies, unload_due, waiting_for
+from statemachines.tables import number
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -416,11 +417,22 @@ def silent(s: Scheduler, runner: Runner) -> None:
 
 def measured(s: Scheduler, f: c.MemoryMeasured, id: str) -> None:
     """What waited for a measurement: runners to be reclaimed, demands to be placed."""
-    for runner in sorted(s.state.leaving.values(), key=lambda runner: int(runner.id[1:])):
+    settle(s, apart=is_many(s.state))
+
+
+def settle(s: Scheduler, *, apart: bool = False) -> None:
+    """End the runners whose memory is back, then see who may have it. Among many runners each is ended in a
+    step of its own, and none in this one if it is to be `apart`."""
+    state, many = s.state, is_many(s.state)
+    for runner in sorted(state.leaving.values(), key=lambda runner: number(runner.id)):
         if runner.state is RunnerState.reclaiming and not runner.held:
+            if apart:
+                s.left = -1
+                return
             _reclaim(s, runner)
-    place(s)
-    for model in s.state.scaled:
+            apart = many and runner.id not in state.runners
+    place(s, apart=apart)
+    for model in state.scaled:
         grow_all(s, model)
 
 

@@ -28,8 +28,6 @@ from statemachines.moves import (
     hasten,
     keep_alive,
     keep_lease,
-    loaded,
-    loads_on,
     look_at_lease,
     release,
     relocate,
@@ -75,17 +73,22 @@ def _taken(state: State, runner: Runner) -> dict[str, int]:
 
 def _uses(state: State, runner: Runner, used: dict[str, int]) -> None:
     """A runner uses other memory than before, perhaps more than it was thought to hold."""
+    was, runner.used_bytes = runner.used_bytes, used
+    reserved, peak, coming = runner.reserved_bytes, runner.peak_bytes, state.coming
     loads = runner.id in state.loading
-    if loads:
-        loaded(state, runner)
-    runner.used_bytes = used
     for device, size in used.items():
-        if size > runner.peak_bytes.get(device, 0):
-            hold = runner.hold_bytes(device)
-            runner.peak_bytes[device] = size
-            state.held[device] = state.held.get(device, 0) + runner.hold_bytes(device) - hold
-    if loads:
-        loads_on(state, runner)
+        before = hold = max(reserved.get(device, 0), peak.get(device, 0))
+        if size > peak.get(device, 0):
+            peak[device] = size
+            if size > hold:
+                hold = size
+                state.held[device] = state.held.get(device, 0) + hold - before
+        if loads:  # it has less yet to take, or more
+            more = max(0, hold - size) - max(0, before - was.get(device, 0))
+            coming[device] = coming.get(device, 0) + more
+    for device in was if loads else ():
+        if device not in used:
+            coming[device] += min(was[device], runner.hold_bytes(device))
 
 
 NOTHING: dict[str, int] = {}

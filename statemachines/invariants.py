@@ -167,15 +167,17 @@ def _check_instances(state: State) -> None:
 
 
 def _check_claims(state: State) -> None:
-    """Claims stand apart, and their victims admit nothing."""
+    """Claims stand apart, and their victims admit nothing, once all have been told."""
     victims: dict[str, str] = {}
+    telling = ("resume", "") in state.deadlines
     claims = list(state.claims.values())
     for i, claim in enumerate(claims):
         for other in claims[:i]:
             _check_apart(claim, other)
         for victim in claim.victims:
             runner = state.runners.get(victim)
-            require(runner is None or not runner.live, f"{victim} serves, and is a victim of {claim.demand}")
+            told = runner is None or not runner.live or telling
+            require(told, f"{victim} serves, and is a victim of {claim.demand}")
             require(victim not in victims, f"{victim} is a victim of {claim.demand}, and another's")
             victims[victim] = claim.demand
 

@@ -15,7 +15,7 @@ Who comes after it is looked at next, unless it is barred: what those ahead need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from events import catalogue as c
@@ -23,7 +23,6 @@ from events.catalogue import NEVER, Considered
 from events.limits import (
     CONSIDERED_MAX,
     LINGER_MAX_NS,
-    LOOK_RUNNERS,
     MEMORY_FRESH_NS,
     MEMORY_RETRY_NS,
     MEMORY_WAIT_NS,
@@ -48,20 +47,22 @@ from statemachines.parts import Claim, Demand, Runner
 from statemachines.policy import POLICIES, Cost, costs_to_lose
 from statemachines.room import Need, Room, in_use, lease, most_beside, need_of, never_fits, short
 from statemachines.runner import RunnerState
-from statemachines.state import State, demand_key, less_than_default, satisfies
+from statemachines.state import State, demand_key, is_many, less_than_default, satisfies
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
 
 
-def place(s: Scheduler, arrived: Demand | None = None) -> None:
+def place(s: Scheduler, arrived: Demand | None = None, *, apart: bool = False) -> None:
     """Do what can be done for the starving demands: for those with a claim first, then best rank first. If
-    all that is new is one that has `arrived`, the others wait for what they waited for."""
+    all that is new is one that has `arrived`, the others wait for what they waited for. Among many runners
+    the look at them is a step of its own, if this one has decided something before, or is long enough: is to
+    be `apart`."""
     state = s.state
     if state.starving and not (state.stopping or s.more or state.dismissing) and s.left >= 0:
         # Otherwise this step is full, or will be gone on with: its last part places.
-        if arrived is None and state.seq > s.cause and len(state.runners) > LOOK_RUNNERS:
-            s.more = True  # it has decided something: the look at all of them is a step of its own
+        if arrived is None and (apart or state.seq > s.cause) and is_many(state):
+            s.more = True
             return
         if arrived is not None and _possible(s, arrived, NONE, NONE) is None:
             return
@@ -79,6 +80,9 @@ def _go_on(s: Scheduler) -> bool:
         if demand is None or demand.servers or not eligible(state, demand):
             s.emit(c.ClaimEnded(claim.demand, "nobody_waits"))
             continue
+        if (victim := _next_victim(state, claim)) is not None:
+            s.drain(victim, "evicted")
+            return True
         need = _possible(s, demand, NONE if demand.where else elsewhere(claim, gpus), NONE)
         if need is None:
             return True
@@ -93,6 +97,15 @@ def _go_on(s: Scheduler) -> bool:
             s.emit(c.ClaimEnded(demand.key, "not_enough"))
             return True  # it may not be the first any more
     return False
+
+
+def _next_victim(state: State, claim: Claim) -> Runner | None:
+    """A victim that nothing has been told yet: among many runners each is in a step of its own."""
+    for id in claim.victims:
+        runner = state.runners.get(id)
+        if runner is not None and runner.state is RunnerState.ready:
+            return runner
+    return None
 
 
 def _fits(state: State, claim: Claim, demand: Demand, need: Need) -> bool:
@@ -268,7 +281,7 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
             chosen.append(runner)
             if room.fits():
                 _claim(s, demand, need, room, _only_needed(room, chosen), candidates)
-                return len(state.runners) > LOOK_RUNNERS
+                return is_many(state)
     if may.lingering and demand.turn_due == NEVER:
         _let_linger(s, demand, may.lingering)
     if may.lingering or may.leaving or may.unsure or demand.turn_due != NEVER:
@@ -331,9 +344,13 @@ def _who_may_go(state: State, demand: Demand, room: Room, ahead: Ahead, kept: Ma
 
 def _kept(state: State, demand: Demand) -> dict[str, Runner]:
     """The runners that must not be evicted for a demand."""
-    if not (state.pinned or state.group_of or state.preloads or demand.excluded):
-        return {}
-    return {id: r for id, r in state.runners.items() if r.live and kept_from(state, r, demand)}
+    runners: Iterable[Runner] = state.runners.values()
+    if not (state.pinned or state.group_of or state.preloads):
+        excluded = state.runners.get(demand.excluded)
+        if excluded is None:
+            return {}
+        runners = (excluded,)
+    return {runner.id: runner for runner in runners if runner.live and kept_from(state, runner, demand)}
 
 
 def _ours_to_move(state: State, demand: Demand, need: Need) -> bool:
@@ -357,14 +374,11 @@ def _blocked(s: Scheduler, demand: Demand, need: Need, kept: Mapping[str, Runner
     """Whether only what must not be evicted is in the way, so that waiting is of no use: then say so."""
     state = s.state
     room = Room(state, demand, need)
-    for runner in state.runners.values():
-        if runner.id not in kept and not runner.stuck:
-            room.lose(runner)
+    room.lose_all([r for r in state.runners.values() if r.id not in kept and not r.stuck])
     if room.fits():
         return False
     helpful = [runner for runner in kept.values() if room.helps(runner)]
-    for runner in helpful:
-        room.lose(runner)
+    room.lose_all(helpful)
     if not room.fits():
         return False
     why = {runner.id: kept_from(state, runner, demand) for runner in helpful}
@@ -419,5 +433,5 @@ def _claim(
             return
     devices = gathered(need, room, chosen)
     s.emit(c.ClaimMade(demand.key, need.bytes, devices, tuple(picked), whole(state, need), considered))
-    for runner in chosen:
+    for runner in chosen if not is_many(state) else ():
         s.drain(runner, "evicted")

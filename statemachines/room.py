@@ -77,12 +77,11 @@ class Room:
                 self._predicted[device] = predicted - booked
                 reported = reported_bytes(state, device)
                 self._reported[device] = (predicted if reported is None else reported) - booked
-        self._short: list[str] = []
-        """Devices on which there is too little."""
+        self._short: list[str] | None = None
+        """Devices on which there is too little; None: somebody has gone, or is back, since that was seen."""
         self.full = self._count > self._limit
         """Whether there are too many runners for one more."""
-        self._compare()
-        self.lacks: tuple[str, ...] = tuple(self._short)
+        self.lacks: tuple[str, ...] = tuple(self._lacking())
         """The same, with nobody gone."""
         self.crowded = self.full
         """The same, with nobody gone."""
@@ -94,7 +93,7 @@ class Room:
 
     def fits(self) -> bool:
         """Whether the load could be decided now."""
-        return not (self.full or self._short or any(self._blocking.values()))
+        return not (self.full or self._lacking() or any(self._blocking.values()))
 
     def promised(self) -> bool:
         """Whether it fits by the ledger: what there is too little of, other programs hold."""
@@ -105,34 +104,43 @@ class Room:
         """Whether losing this runner brings the load nearer."""
         if self.full:
             return True
-        for device in self._short:
+        for device in self._lacking():
             if runner.reserved_bytes.get(device) or runner.peak_bytes.get(device):
                 return True
         return runner.id in self._blocking
 
     def lose(self, runner: Runner, *, place: bool = True) -> None:
         """Imagine a runner gone; its `place` may be another's."""
-        self._move(runner, 1, place)
+        self._move((runner,), 1, place)
+
+    def lose_all(self, runners: Iterable[Runner]) -> None:
+        """Imagine several gone, with their places."""
+        self._move(runners, 1, True)
 
     def regain(self, runner: Runner) -> None:
         """Imagine it back."""
-        self._move(runner, -1, True)
+        self._move((runner,), -1, True)
 
-    def _compare(self) -> None:
-        predicted, reported, need = self._predicted, self._reported, self._need.bytes
-        self._short = [d for d in predicted if need[d] > predicted[d] or need[d] > reported[d]]
+    def _lacking(self) -> list[str]:
+        if self._short is None:
+            predicted, reported, need = self._predicted, self._reported, self._need.bytes
+            self._short = [d for d in predicted if need[d] > predicted[d] or need[d] > reported[d]]
+        return self._short
 
-    def _move(self, runner: Runner, sign: int, place: bool) -> None:
-        if place:
-            self._count -= sign
-            self.full = self._count > self._limit
-        if runner.id in self._blocking:
-            self._blocking[runner.id] = sign < 0
-        for device in self._predicted:
-            hold = runner.hold_bytes(device)
-            self._predicted[device] += sign * hold
-            self._reported[device] += sign * (runner.used_bytes.get(device, 0) or hold)
-        self._compare()
+    def _move(self, runners: Iterable[Runner], sign: int, place: bool) -> None:
+        predicted, reported, blocking = self._predicted, self._reported, self._blocking
+        for runner in runners:
+            if place:
+                self._count -= sign
+            if blocking and runner.id in blocking:
+                blocking[runner.id] = sign < 0
+            reserved, peak, used = runner.reserved_bytes, runner.peak_bytes, runner.used_bytes
+            for device in predicted:
+                hold = max(reserved.get(device, 0), peak.get(device, 0))
+                predicted[device] += sign * hold
+                reported[device] += sign * (used.get(device, 0) or hold)
+        self.full = self._count > self._limit
+        self._short = None
 
 
 def _blocking(state: State, demand: Demand, need: Need) -> dict[str, bool]:

@@ -18,9 +18,9 @@ from statemachines import deadlines, decide, leases
 from statemachines.fold import apply
 from statemachines.parts import Runner
 from statemachines.runner import RunnerState
-from statemachines.state import State, dismissal_key
+from statemachines.state import State, dismissal_key, is_many
 
-RULES = 3
+RULES = 4
 """Raised by any change that could alter a decision; recorded by every start."""
 
 
@@ -90,7 +90,7 @@ class Scheduler:
         apply(state, event)
         self.events.append(event)
         self.cause = seq
-        self.left, self.more = STEP_DECISIONS, False
+        self.left, self.more = STEP_DECISIONS // 2 if is_many(state) else STEP_DECISIONS, False
         HANDLERS[type(fact)](self, fact, event.subject)
         if self.left < 0 or self.more:
             resumes = ("resume", "") in state.deadlines
@@ -123,8 +123,11 @@ class Scheduler:
             self.emit(c.RunnerStop(runner.id, "unloaded", reason))
 
     def dismiss(self, model: str, reason: str, runner: str = "", detail: str = "", demand: str = "") -> None:
-        """Answer those who wait for a model (or one demand) with an error, as many as this step may."""
+        """Answer those who wait for a model (or one demand) with an error, as many as this step may. Among
+        many runners, in steps of their own."""
         self.emit(c.ModelDismissed(model, reason, runner, detail, demand))
+        if is_many(self.state):
+            self.left = 0
         decide.dismiss_waiting(self, dismissal_key(model, demand))
 
 

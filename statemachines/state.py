@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from events.catalogue import NEVER, ConfigView, ModelDismissed, ModelView, Option, Reading
+from events.limits import LOOK_RUNNERS
 from statemachines.agenda import Agenda
 from statemachines.parts import Claim, Cooling, Demand, Operation, Request, Runner
 from statemachines.tables import Ages, Table, as_dict, number
@@ -106,6 +107,11 @@ class State:
     def model(self, name: str) -> ModelView | None:
         """The model's configuration, or None where there is none."""
         return self.config.models.get(name)
+
+
+def is_many(state: State) -> bool:
+    """Whether there are so many runners that a look at all of them is most of what a step may take."""
+    return len(state.runners) > LOOK_RUNNERS
 
 
 def oldest(demand: Demand) -> str:

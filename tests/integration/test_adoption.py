@@ -82,6 +82,7 @@ async def test_a_gate_that_nobody_has_opened_is_no_survivor(yard: Yard) -> None:
     async with yard.supervise() as first:
         first.ensure(socket_launch())
         process = (await yard.fact(ProcessSpawned)).process
+        os.kill(process.pid, signal.SIGSTOP)  # it reads the end of file when it goes on: never
     assert is_alive(process.pid)
     async with yard.supervise() as second:
         assert await second.identify([(process, socket_launch())]) == []

@@ -49,7 +49,7 @@ MUTATIONS = (
     Mutation(
         "what is pinned or persistent is not evicted",
         "loading",
-        "if r.live and kept_from(state, r, demand)}",
+        "if runner.live and kept_from(state, runner, demand)}",
         "if False}",
     ),
     Mutation(
@@ -73,7 +73,7 @@ MUTATIONS = (
     Mutation(
         "no load beyond a device's budget",
         "room",
-        "return not (self.full or self._short or ",
+        "return not (self.full or self._lacking() or ",
         "return not (self.full or ",
     ),
     Mutation("what does not stop is killed", "deadlines", "    s.emit(c.RunnerKill(id))", "    pass"),

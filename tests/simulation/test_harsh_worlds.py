@@ -28,7 +28,7 @@ def test_whoever_waits_has_a_cause_at_every_step(first: int) -> None:
 
 
 def test_whoever_waits_for_a_look_in_a_step_of_its_own_has_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statemachines.loading.LOOK_RUNNERS", 0)
+    monkeypatch.setattr("statemachines.state.LOOK_RUNNERS", 0)
     for seed in range(200_000, 200_000 + BLOCK):
         play(seed, overdue=False)
 

@@ -55,7 +55,7 @@ def test_the_worlds_reach_what_they_are_for() -> None:
 
 def test_a_look_in_a_step_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in worlds of more runners than these have."""
-    monkeypatch.setattr("statemachines.loading.LOOK_RUNNERS", 0)
+    monkeypatch.setattr("statemachines.state.LOOK_RUNNERS", 0)
     looks = 0
     for seed in range(40):
         log = run_world(seed).world.log

@@ -35,7 +35,7 @@ class Agenda(Generic[K]):
         self._count = 0
         """Of keys."""
         self._due: list[dict[K, int]] = [{} for _ in range(MASK + 1)]
-        """Each key's number; in parts, as a table's."""
+        """Each key's number; in buckets, as a table's."""
         self._queued: list[dict[K, int]] = [{} for _ in range(MASK + 1)]
         """Under which number a key's valid entry stands in a heap: its own, or a smaller one."""
         self._heap: list[tuple[int, Any]] = []
@@ -52,7 +52,7 @@ class Agenda(Generic[K]):
 
     def __iter__(self) -> Iterator[tuple[int, K]]:
         """The numbers and their keys, the smallest first."""
-        return iter(sorted((at, key) for part in self._due for key, at in part.items()))
+        return iter(sorted((at, key) for bucket in self._due for key, at in bucket.items()))
 
     def get(self, key: K) -> int | None:
         """A key's number, if it is there."""
@@ -60,15 +60,15 @@ class Agenda(Generic[K]):
 
     def arm(self, key: K, at: int) -> None:
         """Set or move a key."""
-        part = hash(key) & MASK
-        due = self._due[part]
+        bucket = hash(key) & MASK
+        due = self._due[bucket]
         if key not in due:
             self._count += 1
         due[key] = at
-        queued = self._queued[part].get(key)
+        queued = self._queued[bucket].get(key)
         if queued is not None and queued <= at:
             return
-        self._queued[part][key] = at
+        self._queued[bucket][key] = at
         self.soonest = min(self.soonest, at)
         heap = self._heap
         heappush(heap, (at, key))
@@ -112,11 +112,11 @@ class Agenda(Generic[K]):
     def _settle(self, entry: tuple[int, Any]) -> None:
         """An entry has left its heap: enter its key again if it is still due."""
         at, key = entry
-        part = hash(key) & MASK
-        if self._queued[part].get(key) == at:
-            due = self._due[part].get(key)
+        bucket = hash(key) & MASK
+        if self._queued[bucket].get(key) == at:
+            due = self._due[bucket].get(key)
             if due is None:
-                del self._queued[part][key]
+                del self._queued[bucket][key]
             else:
-                self._queued[part][key] = due
+                self._queued[bucket][key] = due
                 heappush(self._heap, (due, key))

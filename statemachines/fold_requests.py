@@ -66,7 +66,7 @@ def _limit_wait(state: State, request: Request) -> None:
 def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
     request = state.requests[d.request]
     runner = state.runners[d.runner]
-    check_dispatch(request, runner)
+    check_dispatch(state, request, runner)
     if request.state is RequestState.queued:
         unqueue(state, request)
         state.deadlines.disarm(("queue", request.id))

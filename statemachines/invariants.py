@@ -28,8 +28,9 @@ def require(holds: bool, what: str) -> None:
         raise Breach(what)
 
 
-def check_dispatch(request: Request, runner: Runner) -> None:
-    """A slot of a ready, unsuspected runner with a free one; a request that holds none."""
+def check_dispatch(state: State, request: Request, runner: Runner) -> None:
+    """A slot of a ready, unsuspected runner with a free one, which is no claim's victim; a request that holds
+    none."""
     if runner.state is not RunnerState.ready or runner.suspect:
         raise Breach(
             f"{request.id} dispatched to {runner.id}, which is {runner.state} (suspect: {runner.suspect})"
@@ -38,6 +39,8 @@ def check_dispatch(request: Request, runner: Runner) -> None:
         raise Breach(f"{request.id} dispatched to {runner.id}, whose {runner.slots} slots are in use")
     if request.slot:
         raise Breach(f"{request.id} dispatched while it holds a slot of {request.runner}")
+    for claim in state.claims.values() if state.claims else ():
+        require(runner.id not in claim.victims, f"{request.id} dispatched to {runner.id}, a claim's victim")
 
 
 def check_stop(runner: Runner, verdict: str, t: int) -> None:

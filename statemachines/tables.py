@@ -1,7 +1,7 @@
 """Containers of which no single change is long, however many thousands they hold.
 
 A dict that grows, or has seen many come and go, is now and then written anew, all of it in one of its
-changes: a third of a millisecond with ten thousand entries. These are made of small parts instead.
+changes: a third of a millisecond with ten thousand entries. These are made of small pieces instead.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 MASK: Final = 63
-"""Of an id's hash: its part. With ten thousand entries in all each part is written anew in a few µs."""
+"""Of an id's hash: its bucket. With ten thousand entries in all each bucket is written anew in a few µs."""
 RUN: Final = 512
-"""Entries of a row's part, at most: what an insertion moves is 4 KiB."""
+"""Entries of a row's run, at most: what an insertion moves is 4 KiB."""
 
 
 def number(id: str) -> int:
@@ -28,32 +28,32 @@ def number(id: str) -> int:
 class Table(Generic[V]):
     """What is known by its id; whoever goes through it sees it in the order of the ids' numbers."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_buckets",)
 
     def __init__(self) -> None:
-        self._parts: list[dict[str, V]] = [{} for _ in range(MASK + 1)]
+        self._buckets: list[dict[str, V]] = [{} for _ in range(MASK + 1)]
 
     def __getitem__(self, id: str) -> V:
-        return self._parts[hash(id) & MASK][id]
+        return self._buckets[hash(id) & MASK][id]
 
     def __setitem__(self, id: str, value: V) -> None:
-        self._parts[hash(id) & MASK][id] = value
+        self._buckets[hash(id) & MASK][id] = value
 
     def __delitem__(self, id: str) -> None:
-        del self._parts[hash(id) & MASK][id]
+        del self._buckets[hash(id) & MASK][id]
 
     def __contains__(self, id: str) -> bool:
-        return id in self._parts[hash(id) & MASK]
+        return id in self._buckets[hash(id) & MASK]
 
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return sum(map(len, self._buckets))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
     def get(self, id: str) -> V | None:
         """What is known by this id, if anything is."""
-        return self._parts[hash(id) & MASK].get(id)
+        return self._buckets[hash(id) & MASK].get(id)
 
     def keys(self) -> list[str]:
         """The ids."""
@@ -65,7 +65,7 @@ class Table(Generic[V]):
 
     def items(self) -> list[tuple[str, V]]:
         """Both."""
-        numbered = [(number(id), id, value) for part in self._parts for id, value in part.items()]
+        numbered = [(number(id), id, value) for bucket in self._buckets for id, value in bucket.items()]
         numbered.sort(key=_FIRST)
         return [(id, value) for _, id, value in numbered]
 

@@ -26,8 +26,8 @@ from daemon.http.loading import Words
 from daemon.http.refusals import Refusal, Refused
 from daemon.http.relay import AS_COMES, Exchange
 from daemon.http.routes import Route
+from daemon.http.sockets import Sockets
 from daemon.http.upstream import Pools
-from daemon.http.watch import Watch
 from daemon.http.wire import FAILURES, Clock, Wire
 from daemon.limits import LOOK_S
 from daemon.ports import Address, Catalog, Desk, Dispatched, Ended, LogBlocked, Ticket
@@ -55,7 +55,7 @@ class Shared(msgspec.Struct, frozen=True):
     clock: Clock
     pools: Pools
     held: Held
-    watch: Watch
+    sockets: Sockets
 
 
 class Connection:
@@ -68,7 +68,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, shared: Shared) -> None:
         self._shared = shared
-        self._wire = Wire(sock, shared.clock, shared.watch)
+        self._wire = Wire(sock, shared.clock, shared.sockets)
         self._caller = caller(sock)
         self._access = shared.catalog.access
         """Who may come in, when the last bytes of a head did."""

@@ -18,8 +18,8 @@ from daemon.http.guard import Guard
 from daemon.http.limits import Limits
 from daemon.http.reaper import reap
 from daemon.http.refusals import Refusal
+from daemon.http.sockets import Sockets, in_loop
 from daemon.http.upstream import Pools
-from daemon.http.watch import Watch, watching
 from daemon.http.wire import Clock, notice_vanished
 from daemon.logs import Logs
 from daemon.ports import Catalog, Control
@@ -40,7 +40,7 @@ class FrontDoor:
 
     def __init__(self, desk: Control, catalog: Catalog, logs: Logs, *, limits: Limits | None = None) -> None:
         limits = limits or Limits()
-        clock, watch = Clock(), Watch()
+        clock, sockets = Clock(), Sockets()
         self._connections: set[Connection] = set()
         self._accepting = trio.CancelScope()
         """What lets others in."""
@@ -53,9 +53,9 @@ class FrontDoor:
             local=Local(desk=desk, catalog=catalog, logs=logs, started_s=int(time.time())),
             limits=limits,
             clock=clock,
-            pools=Pools(clock, limits.upstream_idle_s, watch),
+            pools=Pools(clock, limits.upstream_idle_s, sockets),
             held=Held(limits.bodies_held_bytes),
-            watch=watch,
+            sockets=sockets,
         )
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
@@ -63,16 +63,16 @@ class FrontDoor:
         the caller's again. Each dispatch that was under way is reported as ended."""
         shared = self._shared
         try:
-            with watching(shared.watch):
+            with in_loop(shared.sockets):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(shared.watch.run)
+                    nursery.start_soon(shared.sockets.run)
                     nursery.start_soon(
                         reap, shared.clock, shared.limits.tick_s, self._connections, self._tidy
                     )
                     await self._let_in(listeners, nursery)
         finally:
             shared.pools.close()
-            shared.watch.close()
+            shared.sockets.close()
 
     async def _let_in(self, listeners: Sequence[socket.socket], nursery: trio.Nursery) -> None:
         with self._accepting:

@@ -8,8 +8,8 @@ from functools import cache
 
 import trio
 
+from daemon.http.sockets import Sockets
 from daemon.http.upstream import Upstream
-from daemon.http.watch import Watch
 from daemon.http.wire import Clock
 from events.limits import HTTP_READ_BYTES
 
@@ -29,9 +29,9 @@ class TlsUpstream(Upstream):
 
     _stream: trio.SSLStream[trio.SocketStream]
 
-    def __init__(self, sock: socket.socket, clock: Clock, watch: Watch, name: str) -> None:
+    def __init__(self, sock: socket.socket, clock: Clock, sockets: Sockets, name: str) -> None:
         """`name`: whose certificate it must be."""
-        super().__init__(sock, clock, watch)
+        super().__init__(sock, clock, sockets)
         self._name = name
 
     async def connect(self, address: object) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import trio
 
 from daemon.http.reply import Reply
-from daemon.http.watch import Watch
+from daemon.http.sockets import Sockets
 from daemon.http.wire import Clock, Wire, notice_vanished
 from daemon.ports import Address
 from events.limits import UPSTREAM_IDLE_CONNECTIONS
@@ -24,8 +24,8 @@ class Upstream(Wire):
     wrapped = False
     """Whether what comes has to be unwrapped: then it is not for `recv_now`."""
 
-    def __init__(self, sock: socket.socket, clock: Clock, watch: Watch) -> None:
-        super().__init__(sock, clock, watch)
+    def __init__(self, sock: socket.socket, clock: Clock, sockets: Sockets) -> None:
+        super().__init__(sock, clock, sockets)
         self.reply = Reply()
         poll = select.poll()
         poll.register(sock, select.POLLIN)
@@ -57,15 +57,15 @@ class Pool:
         "_idle_s",
         "_path",
         "_port",
+        "_sockets",
         "_tls",
-        "_watch",
         "host_line",
         "moved",
         "prefix",
     )
 
-    def __init__(self, address: Address, clock: Clock, idle_s: float, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, address: Address, clock: Clock, idle_s: float, sockets: Sockets) -> None:
+        self._sockets = sockets
         url = urlsplit(address.url)
         self._path = url.path if url.scheme == "unix" else ""
         self._host = url.hostname or "localhost"
@@ -105,7 +105,7 @@ class Pool:
     async def open(self) -> tuple[Upstream, object]:
         """A new connection, not yet connected, and the address to connect it to. Raises OSError."""
         if self._path:
-            return Upstream(socket.socket(socket.AF_UNIX), self._clock, self._watch), self._path
+            return Upstream(socket.socket(socket.AF_UNIX), self._clock, self._sockets), self._path
         found = await trio.socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         sock = socket.socket(family, kind, protocol)
@@ -113,8 +113,8 @@ class Pool:
         if self._tls:
             from daemon.http.tls import TlsUpstream  # ssl takes some MiB, and few have peers
 
-            return TlsUpstream(sock, self._clock, self._watch, self._host), address
-        return Upstream(sock, self._clock, self._watch), address
+            return TlsUpstream(sock, self._clock, self._sockets, self._host), address
+        return Upstream(sock, self._clock, self._sockets), address
 
     def tidy(self) -> None:
         """Close the connections that have been idle for too long."""
@@ -135,10 +135,10 @@ class Pool:
 class Pools:
     """One pool for each runner that has been sent something."""
 
-    def __init__(self, clock: Clock, idle_s: float, watch: Watch) -> None:
+    def __init__(self, clock: Clock, idle_s: float, sockets: Sockets) -> None:
         self._clock = clock
         self._idle_s = idle_s
-        self._watch = watch
+        self._sockets = sockets
         self._pools: dict[str, Pool] = {}
         self._peers: dict[tuple[str, str], Pool] = {}
 
@@ -146,14 +146,14 @@ class Pools:
         """The runner's pool. Runners are incarnations: their address never changes."""
         pool = self._pools.get(address.runner)
         if pool is None:
-            pool = self._pools[address.runner] = Pool(address, self._clock, self._idle_s, self._watch)
+            pool = self._pools[address.runner] = Pool(address, self._clock, self._idle_s, self._sockets)
         return pool
 
     def of_peer(self, id: str, url: str) -> Pool:
         """A peer's pool. What a reload has changed is another."""
         pool = self._peers.get((id, url))
         if pool is None:
-            pool = self._peers[id, url] = Pool(Address(id, url), self._clock, self._idle_s, self._watch)
+            pool = self._peers[id, url] = Pool(Address(id, url), self._clock, self._idle_s, self._sockets)
         return pool
 
     def moved(self, runner: str) -> int:

@@ -20,7 +20,7 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from daemon.http.watch import Watch
+from daemon.http.sockets import Sockets
 from events.limits import HTTP_READ_BYTES, HTTP_VANISHED_IDLE_S, HTTP_VANISHED_PROBES
 
 T = TypeVar("T")
@@ -42,11 +42,20 @@ class Wire:
     """One connected (or connecting) socket, used by one task at a time; any task may close it."""
 
     __slots__ = (
-        "_clock", "_recv", "_send", "_step", "_task", "_watch", "closed", "fd", "on_hang_up", "sock",
+        "_clock",
+        "_recv",
+        "_send",
+        "_sockets",
+        "_step",
+        "_task",
+        "closed",
+        "fd",
+        "on_hang_up",
+        "sock",
         "waiting_since",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, clock: Clock, watch: Watch) -> None:
+    def __init__(self, sock: socket.socket, clock: Clock, sockets: Sockets) -> None:
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -58,7 +67,7 @@ class Wire:
         self.waiting_since: float | None = None
         """Since when the peer has taken nothing that we want to give it. The reaper looks at it."""
         self._clock = clock
-        self._watch = watch
+        self._sockets = sockets
         self._step: Callable[[], object] | None = None
         """What is to be called when something has come; then it says what its task gets, or None: go on."""
         self._task: Task | None = None
@@ -110,7 +119,7 @@ class Wire:
         Raises what `step` does, and ClosedResourceError if it is closed."""
         if self.closed:
             raise trio.ClosedResourceError
-        self._watch.ask(self)
+        self._sockets.ask(self)
         self._step, self._task = step, current_task()
         result: T = await wait_task_rescheduled(self._abort)
         return result
@@ -120,7 +129,7 @@ class Wire:
         return Abort.SUCCEEDED
 
     def came(self) -> bool:
-        """As Watch has it."""
+        """As Sockets has it."""
         step = self._step
         if step is None:
             return False
@@ -134,7 +143,7 @@ class Wire:
         return True
 
     def hung_up(self) -> None:
-        """As Watch has it."""
+        """As Sockets has it."""
         if self.on_hang_up is not None:
             self.on_hang_up()
 
@@ -179,7 +188,7 @@ class Wire:
         """Close it, and wake the task that waits on it with ClosedResourceError. Idempotent."""
         if not self.closed:
             self.closed = True
-            self._watch.forget(self)
+            self._sockets.forget(self)
             self._wake(outcome.Error(trio.ClosedResourceError()))
             notify_closing(self.sock)
             self.sock.close()

@@ -1,4 +1,4 @@
-"""The containers in parts: what a dict and a sorted list would hold, in their order."""
+"""The containers in pieces: what a dict and a sorted list would hold, in their order."""
 
 from __future__ import annotations
 

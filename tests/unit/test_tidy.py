@@ -38,8 +38,8 @@ IMPURE = {
 }  # fmt: skip
 IMPURE_CALLS = {"open", "print", "input", "eval", "exec", "__import__", "breakpoint", "hash", "id"}
 """The last two differ from process to process."""
-IN_PARTS = {"agenda.py", "tables.py"}
-"""Where `hash` tells in which part something lies, and the parts have no order that anybody sees."""
+IN_BUCKETS = {"agenda.py", "tables.py"}
+"""Where `hash` tells in which bucket something lies, and buckets have no order that anybody sees."""
 LOCKS = {"Lock", "RLock", "StrictFIFOLock", "Semaphore", "BoundedSemaphore", "Condition", "CapacityLimiter"}
 CLOCKS = {"autojump_clock", "mock_clock"}
 """pytest-trio's fixtures for time that only a test lets pass."""
@@ -126,7 +126,7 @@ def test_the_core_imports_nothing_impure() -> None:
 
 def test_the_core_calls_nothing_impure() -> None:
     calls = ((path, node) for path, node in nodes("statemachines") if called(node) in IMPURE_CALLS)
-    expect_none([at(p, n, called(n)) for p, n in calls if called(n) != "hash" or p.name not in IN_PARTS])
+    expect_none([at(p, n, called(n)) for p, n in calls if called(n) != "hash" or p.name not in IN_BUCKETS])
 
 
 LOADED = """

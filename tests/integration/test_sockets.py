@@ -12,33 +12,33 @@ import pytest
 import trio
 import trio.testing
 
+from daemon.http.sockets import Sockets, in_loop
 from daemon.http.upstream import Upstream
-from daemon.http.watch import Watch, watching
 from daemon.http.wire import Clock, Wire
 from tests.integration.front_door_world import OVERDUE, Client, chat, read_request, world
 
 
 @asynccontextmanager
-async def looking() -> AsyncIterator[Watch]:
-    watch = Watch()
-    with watching(watch):
+async def looking() -> AsyncIterator[Sockets]:
+    sockets = Sockets()
+    with in_loop(sockets):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch.run)
+            nursery.start_soon(sockets.run)
             with trio.fail_after(10):
-                yield watch
+                yield sockets
             nursery.cancel_scope.cancel()
-    assert not len(watch)
-    watch.close()
+    assert not len(sockets)
+    sockets.close()
 
 
-def pair(watch: Watch) -> tuple[Wire, socket.socket]:
+def pair(sockets: Sockets) -> tuple[Wire, socket.socket]:
     ours, theirs = socket.socketpair()
-    return Wire(ours, Clock(), watch), theirs
+    return Wire(ours, Clock(), sockets), theirs
 
 
 async def test_each_piece_is_a_step_until_one_returns_something() -> None:
-    async with looking() as watch:
-        wire, peer = pair(watch)
+    async with looking() as sockets:
+        wire, peer = pair(sockets)
         taken: list[bytes] = []
         came = trio.Event()
 
@@ -66,8 +66,8 @@ async def test_each_piece_is_a_step_until_one_returns_something() -> None:
 
 
 async def test_what_a_step_raises_is_its_tasks_alone() -> None:
-    async with looking() as watch, trio.open_nursery() as nursery:
-        (wire, peer), (other, other_peer) = pair(watch), pair(watch)
+    async with looking() as sockets, trio.open_nursery() as nursery:
+        (wire, peer), (other, other_peer) = pair(sockets), pair(sockets)
         done: list[bytes] = []
 
         async def whole() -> None:
@@ -91,8 +91,8 @@ async def test_what_a_step_raises_is_its_tasks_alone() -> None:
 
 
 async def test_closing_it_ends_the_wait() -> None:
-    async with looking() as watch, trio.open_nursery() as nursery:
-        wire, peer = pair(watch)
+    async with looking() as sockets, trio.open_nursery() as nursery:
+        wire, peer = pair(sockets)
 
         async def close() -> None:
             await trio.testing.wait_all_tasks_blocked()
@@ -108,8 +108,8 @@ async def test_closing_it_ends_the_wait() -> None:
 
 async def test_a_step_that_closes_another_wire_ends_that_one_too() -> None:
     """Both are ready in the same round."""
-    async with looking() as watch, trio.open_nursery() as nursery:
-        (wire, peer), (other, other_peer) = pair(watch), pair(watch)
+    async with looking() as sockets, trio.open_nursery() as nursery:
+        (wire, peer), (other, other_peer) = pair(sockets), pair(sockets)
         ended: list[str] = []
 
         async def either(mine: Wire, theirs: Wire) -> None:
@@ -135,8 +135,8 @@ async def test_a_step_that_closes_another_wire_ends_that_one_too() -> None:
 
 
 async def test_a_cancelled_task_leaves_nothing_behind() -> None:
-    async with looking() as watch:
-        wire, peer = pair(watch)
+    async with looking() as sockets:
+        wire, peer = pair(sockets)
         with trio.move_on_after(0.01) as scope:
             await wire.drain(wire.recv_now)
         assert scope.cancelled_caught
@@ -147,13 +147,13 @@ async def test_a_cancelled_task_leaves_nothing_behind() -> None:
 
 
 async def test_what_nobody_asked_for_is_said_once_and_waits() -> None:
-    async with looking() as watch:
-        wire, peer = pair(watch)
+    async with looking() as sockets:
+        wire, peer = pair(sockets)
         peer.send(b"one")
         assert await wire.recv() == b"one"
         peer.send(b"two")
         await trio.testing.wait_all_tasks_blocked()
-        assert not watch._epoll.poll(0)
+        assert not sockets._epoll.poll(0)
         assert await wire.recv() == b"two"
         peer.send(b"three")
         assert await wire.recv() == b"three"
@@ -164,8 +164,8 @@ async def test_what_nobody_asked_for_is_said_once_and_waits() -> None:
 async def test_a_peer_that_goes_is_noticed_while_nobody_reads() -> None:
     """Whether or not it has left something to be read, and whether or not anything was asked for since."""
     for left, half in ((b"", False), (b"left", False), (b"", True), (b"left", True)):
-        async with looking() as watch:
-            wire, peer = pair(watch)
+        async with looking() as sockets:
+            wire, peer = pair(sockets)
             gone = trio.Event()
             wire.on_hang_up = gone.set
             peer.send(b"one")
@@ -180,7 +180,7 @@ async def test_a_peer_that_goes_is_noticed_while_nobody_reads() -> None:
                 peer.close()
             await gone.wait()
             await trio.testing.wait_all_tasks_blocked()
-            assert not watch._epoll.poll(0)
+            assert not sockets._epoll.poll(0)
             assert await wire.recv() == left
             assert not left or await wire.recv() == b""
             wire.close()
@@ -189,14 +189,14 @@ async def test_a_peer_that_goes_is_noticed_while_nobody_reads() -> None:
 
 async def test_what_was_asked_for_since_it_was_seen_is_not_lost() -> None:
     """`look` finds nobody who waits for it; before `run` has its turn somebody does."""
-    watch = Watch()
-    wire, peer = pair(watch)
-    watch.ask(wire)
+    sockets = Sockets()
+    wire, peer = pair(sockets)
+    sockets.ask(wire)
     gone: list[str] = []
     wire.on_hang_up = lambda: gone.append("gone")
     peer.send(b"last words")
     peer.close()
-    watch.look()
+    sockets.look()
     async with trio.open_nursery() as nursery:
 
         async def recv() -> None:
@@ -205,38 +205,38 @@ async def test_what_was_asked_for_since_it_was_seen_is_not_lost() -> None:
 
         nursery.start_soon(recv)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(watch.run)
+        nursery.start_soon(sockets.run)
         await trio.testing.wait_all_tasks_blocked()
-        with watching(watch), trio.fail_after(10):
+        with in_loop(sockets), trio.fail_after(10):
             await trio.sleep_forever()
     assert not gone
     wire.close()
-    watch.close()
+    sockets.close()
 
 
 async def test_a_socket_s_number_is_not_the_next_one_s() -> None:
     """It is closed between `look` and `run`, and another gets its number."""
-    watch = Watch()
-    wire, peer = pair(watch)
-    watch.ask(wire)
+    sockets = Sockets()
+    wire, peer = pair(sockets)
+    sockets.ask(wire)
     peer.close()
-    watch.look()
+    sockets.look()
     wire.close()
     ours, theirs = socket.socketpair()
     assert ours.fileno() == wire.fd or theirs.fileno() == wire.fd
     if ours.fileno() != wire.fd:
         ours, theirs = theirs, ours
-    other = Wire(ours, Clock(), watch)
+    other = Wire(ours, Clock(), sockets)
     gone: list[str] = []
     other.on_hang_up = lambda: gone.append("gone")
-    watch.ask(other)
+    sockets.ask(other)
     theirs.send(b"x")
     with trio.move_on_after(0.01):
-        await watch.run()
-    assert not gone and not watch._left
+        await sockets.run()
+    assert not gone and not sockets._left
     for end in (other, theirs):
         end.close()
-    watch.close()
+    sockets.close()
 
 
 async def test_a_mistake_in_a_look_ends_the_daemon() -> None:
@@ -250,13 +250,13 @@ async def test_a_mistake_in_a_look_ends_the_daemon() -> None:
         def hung_up(self) -> None: ...
 
     ours, theirs = socket.socketpair()
-    watch = Watch()
-    watch.ask(Mistaken(ours.fileno()))
+    sockets = Sockets()
+    sockets.ask(Mistaken(ours.fileno()))
     theirs.send(b"x")
-    watch.look()
+    sockets.look()
     with pytest.raises(LookupError, match="a mistake"):
-        await watch.run()
-    watch.close()
+        await sockets.run()
+    sockets.close()
     ours.close()
     theirs.close()
 

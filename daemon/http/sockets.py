@@ -20,13 +20,13 @@ there is no telling the two apart before an answer is written, and a queued requ
 place for minutes."""
 
 ASKED = select.EPOLLIN | select.EPOLLRDHUP
-"""What a socket is watched for, as long as nothing comes that nobody asked for."""
+"""What of a socket is looked for, as long as nothing comes that nobody asked for."""
 
 UNASKED = GONE | select.EPOLLET
 """For as long as what has come is not asked for: that it is there is said once."""
 
 
-class Watched(Protocol):
+class Owner(Protocol):
     """A socket's owner."""
 
     fd: int
@@ -40,15 +40,15 @@ class Watched(Protocol):
         ...
 
 
-class Watch:
-    """See the module. `look` and `run` belong together: `watching` calls the one, a task runs the other."""
+class Sockets:
+    """See the module. `look` and `run` belong together: `in_loop` calls the one, a task runs the other."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._all: dict[int, Watched] = {}
+        self._all: dict[int, Owner] = {}
         self._asked: set[int] = set()
-        """Those that are watched for all that comes."""
-        self._left: list[Watched] = []
+        """Those whose owner has asked."""
+        self._left: list[Owner] = []
         """Those whose peer is gone while nobody waited for it, for `run` to tell them."""
         self._stirred = trio.Event()
         """There is something for `run` to do."""
@@ -62,36 +62,36 @@ class Watch:
     def __len__(self) -> int:
         return len(self._all)
 
-    def ask(self, watched: Watched) -> None:
+    def ask(self, owner: Owner) -> None:
         """From now on it is told what comes."""
-        fd = watched.fd
+        fd = owner.fd
         if fd in self._asked:
             return
         if fd in self._all:
             self._epoll.modify(fd, ASKED)
         else:
             self._epoll.register(fd, ASKED)
-            self._all[fd] = watched
+            self._all[fd] = owner
         self._asked.add(fd)
 
-    def forget(self, watched: Watched) -> None:
+    def forget(self, owner: Owner) -> None:
         """Before the socket is closed. Idempotent."""
-        if self._all.pop(watched.fd, None) is not None:
-            self._asked.discard(watched.fd)
-            self._epoll.unregister(watched.fd)
+        if self._all.pop(owner.fd, None) is not None:
+            self._asked.discard(owner.fd)
+            self._epoll.unregister(owner.fd)
 
     def look(self) -> None:
         """Tell everybody what has come."""
         try:
             for fd, events in self._epoll.poll(0):
-                watched = self._all.get(fd)  # None: another's has had it forgotten
-                if watched is None or watched.came():
+                owner = self._all.get(fd)  # None: another's has had it forgotten
+                if owner is None or owner.came():
                     continue
                 if fd in self._asked:
                     self._asked.discard(fd)
                     self._epoll.modify(fd, UNASKED)
                 if events & GONE:
-                    self._left.append(watched)
+                    self._left.append(owner)
         except BaseException as error:  # trio would only drop who calls this
             self._error = error
         if self._left or self._error is not None:
@@ -105,15 +105,15 @@ class Watch:
             if self._error is not None:
                 raise self._error
             left, self._left = self._left, []
-            for watched in left:
-                if self._all.get(watched.fd) is watched and watched.fd not in self._asked:
-                    watched.hung_up()  # else it is closed; or it was asked for since, and who reads will see
+            for owner in left:
+                if self._all.get(owner.fd) is owner and owner.fd not in self._asked:
+                    owner.hung_up()  # else it is closed; or it was asked for since, and who reads will see
 
     def close(self) -> None:
         """After `run` has been cancelled and every socket has been forgotten."""
         self._epoll.close()
 
 
-def watching(watch: Watch) -> AbstractContextManager[None]:
+def in_loop(sockets: Sockets) -> AbstractContextManager[None]:
     """Have it look in each turn of trio's loop, as long as this lasts."""
-    return part_in_loop(watch.fd, after=watch.look)
+    return part_in_loop(sockets.fd, after=sockets.look)

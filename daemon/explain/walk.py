@@ -90,6 +90,15 @@ def walk(reader: Reader, watch: Watch) -> State:
     return state
 
 
+def step_end(reader: Reader, seq: int) -> int:
+    """The last event of the step that an event belongs to: what follows until the next fact."""
+    for record in reader.records(seq):
+        if not record.cause:
+            return seq
+        seq = record.seq
+    return seq
+
+
 def happening(reader: Reader, seq: int) -> Happening | None:
     """One event by its number; None where it has been pruned, or the log has not come to it."""
     if seq < 1:

@@ -11,7 +11,7 @@ from daemon.explain.request_story import explain_operation, explain_request
 from daemon.explain.runner_story import of_life
 from daemon.explain.told import Explanation
 from daemon.explain.unknown import ID, UnknownModel, UnknownSubject
-from daemon.explain.walk import Happening, Watch, happening, walk
+from daemon.explain.walk import Happening, Watch, happening, step_end, walk
 from daemon.past import nearest
 from events import catalogue as c
 from events.reader import CursorPruned, Reader
@@ -65,9 +65,10 @@ def _comes(reader: Reader, model: str, after: int) -> Happening | None:
 
 
 def explain_absence(reader: Reader, model: str, upto: int | None = None, t: int = 0) -> WhyNot:
-    """What was in the way of a model after event `upto` (None: the last). Raises UnknownModel, LogError."""
+    """What was in the way of a model after event `upto` (None: the last), or rather after its step, within
+    which nothing is asked. Raises UnknownModel, LogError."""
     watch = Watch()
-    watch.upto = watch.begin = reader.head().seq if upto is None else upto
+    watch.upto = watch.begin = reader.head().seq if upto is None else step_end(reader, upto)
     state = walk(reader, watch)
     if model not in state.config.models:
         comes = _comes(reader, model, state.seq)

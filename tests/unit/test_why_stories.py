@@ -23,7 +23,7 @@ from daemon.cli.told import print_explanation, print_why_not
 from daemon.explain.obstacle import why_not
 from daemon.explain.runner_story import REASONS
 from daemon.explain.told import Explanation
-from daemon.explain.why import explain
+from daemon.explain.why import explain, explain_absence
 from events import catalogue as c
 from events.catalogue import Event
 from events.reader import Reader
@@ -149,6 +149,20 @@ def test_requests_are_counted_when_they_have_ended(tmp_path: Path) -> None:
     assert said[0].endswith(" ended, the first of r6's requests")
     assert said[1].endswith(" ended, the last of r6's 2 requests that have ended so far")
     assert said[3].endswith(" ended, the last of r6's 4 requests that have ended so far")
+
+
+def test_nobody_asks_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    """After a claim, and before its victim is told: what is asked about is what the step comes to."""
+    events, log = played("quantum_then_swap").world.log, tmp_path / "events.db"
+    write(log, events)
+    ends = [event.seq - 1 for event in events[1:] if not event.cause] + [events[-1].seq]
+    assert any(isinstance(event.body, c.ClaimMade) and event.seq not in ends for event in events)
+    with Reader(log) as reader:
+        configured = next(event.seq for event in events if isinstance(event.body, c.ConfigChanged))
+        for event in events[configured - 1 :]:
+            end = next(seq for seq in ends if seq >= event.seq)
+            for model in "ab":
+                assert explain_absence(reader, model, event.seq) == explain_absence(reader, model, end)
 
 
 def test_an_operator_who_asked_in_vain_is_not_nobody(tmp_path: Path) -> None:

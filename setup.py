@@ -56,6 +56,9 @@ COMPILED = (
 )
 """What each request and each step runs through."""
 
+OWN_CALLS = ["-fno-semantic-interposition", "-fvisibility=hidden", "-fno-plt"]
+"""Nobody replaces one of our functions from without: one calls, or takes in, another as it stands."""
+
 
 def compiled() -> list[Extension]:
     """The modules that are compiled: none, unless that is asked for, and a wheel is built (for what else
@@ -65,6 +68,8 @@ def compiled() -> list[Extension]:
     from mypyc.build import mypycify
 
     extensions: list[Extension] = mypycify([*COMPILED], opt_level="3", debug_level="0")
+    for extension in extensions:
+        extension.extra_compile_args += OWN_CALLS
     return extensions
 
 

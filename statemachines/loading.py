@@ -267,6 +267,10 @@ def _make_room(s: Scheduler, demand: Demand, need: Need, room: Room, ahead: Ahea
     if any(unreadable(state, device) for device in need.bytes):
         return _wait_for_memory(s, demand, need)  # whoever goes, it does not become readable by that
     kept = _kept(state, demand)
+    beside = [kept[id] for id in room.blocking if id in kept]
+    if beside and not preload_only(state, demand):
+        _refuse(s, demand, beside)  # whoever else goes, and however much memory there is
+        return True
     may = _who_may_go(state, demand, room, ahead, kept)
     if may.leaving and room.fits():
         return False
@@ -381,15 +385,20 @@ def _blocked(s: Scheduler, demand: Demand, need: Need, kept: Mapping[str, Runner
     room.lose_all(helpful)
     if not room.fits():
         return False
-    why = {runner.id: kept_from(state, runner, demand) for runner in helpful}
-    names = ", ".join(f"{runner.id} ({runner.model}, {why[runner.id]})" for runner in helpful)
+    _refuse(s, demand, helpful)
+    return True
+
+
+def _refuse(s: Scheduler, demand: Demand, kept: Iterable[Runner]) -> None:
+    """Dismiss a demand for which runners would have to go that must not."""
+    why = {runner.id: kept_from(s.state, runner, demand) for runner in kept}
+    names = ", ".join(f"{runner.id} ({runner.model}, {why[runner.id]})" for runner in kept)
     if "well" in why.values():
         detail = "it broke off, though it is healthy"
         s.dismiss(demand.model, "upstream_failed", demand.excluded, detail, demand.key)
     else:
         reason = "preloaded" if "preloaded" in why.values() else "pinned"
         s.dismiss(demand.model, reason, detail=names, demand=demand.key)
-    return True
 
 
 def _only_needed(room: Room, chosen: list[Runner]) -> list[Runner]:

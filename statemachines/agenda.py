@@ -19,7 +19,7 @@ END: Final = 1 << 63
 """Behind every number: no time is so late, nor any age."""
 SLACK: Final = 64
 """Stale entries that are not worth clearing away."""
-MOVED: Final = 4
+MOVED: Final = 2
 """Entries of the old heap that are moved, or forgotten, with each arming: more than come in meanwhile."""
 
 

@@ -127,7 +127,7 @@ class Scheduler:
         many runners, in steps of their own."""
         self.emit(c.ModelDismissed(model, reason, runner, detail, demand))
         if is_many(self.state):
-            self.left = 0
+            self.left = min(self.left, 0)
         decide.dismiss_waiting(self, dismissal_key(model, demand))
 
 

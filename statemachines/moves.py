@@ -203,8 +203,8 @@ def keep_alive(state: State, runner: Runner) -> None:
 def end_request(state: State, request: Request, trigger: str) -> None:
     if request.state is RequestState.queued:
         unqueue(state, request)
+        state.deadlines.disarm(("queue", request.id))
     request_to(request, trigger)
-    state.deadlines.disarm(("queue", request.id))
     state.deadlines.disarm(("request", request.id))
     if request.kind == LEASE:
         for kind in OF_LEASE:

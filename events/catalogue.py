@@ -562,7 +562,7 @@ class StepContinues(Decision, frozen=True, gc=False, tag="step.continues"):
     """There is more to decide than fits into one step: it goes on in the next, which is due at once."""
 
     only_loads: bool = False
-    """No waiter can be answered now; only loads are left to be decided."""
+    """No waiter can be answered now; only loads, and ends of runners, are left."""
 
 
 class MemoryMeasure(Decision, frozen=True, gc=False, tag="memory.measure"):

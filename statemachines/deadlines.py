@@ -154,7 +154,7 @@ def _resume(s: Scheduler, id: str) -> None:
             return
         if runner.model in s.state.wanted and runner.state is RunnerState.ready and not runner.suspect:
             dispatch_waiting(s, runner)
-    if s.state.only_loads or s.state.measuring:
+    if s.state.measuring:
         place(s)
     else:
         settle(s)

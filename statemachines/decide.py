@@ -427,7 +427,7 @@ def settle(s: Scheduler, *, apart: bool = False) -> None:
     for runner in sorted(state.leaving.values(), key=lambda runner: number(runner.id)):
         if runner.state is RunnerState.reclaiming and not runner.held:
             if apart:
-                s.left = -1
+                s.more = True
                 return
             _reclaim(s, runner)
             apart = many and runner.id not in state.runners

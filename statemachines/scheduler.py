@@ -37,7 +37,7 @@ class Scheduler:
         self.left = 0
         """Waiters that this step may still answer."""
         self.more = False
-        """Whether loads are left for another step."""
+        """Whether loads, or ends of runners, are left for another step."""
 
     def step(self, fact: Fact, t: int) -> list[Event]:
         """Fire every deadline before `t`, then take the fact. `t`: scheduler time, ns; one that is earlier

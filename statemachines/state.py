@@ -97,7 +97,7 @@ class State:
         self.measured_t = self.measure_t = self.gone_t = NEVER
         # When devices were measured (NEVER: not since the last exit), when that was asked for; the last exit.
         self.measuring = self.only_loads = False
-        # only_loads: whether the step that goes on has only loads left to decide.
+        # only_loads: whether the step that goes on has only loads, and ends of runners, left to decide.
         self.refused_ports: dict[int, None] = {}
         self.deadlines: Agenda[tuple[str, str]] = Agenda()
         """Every wait's end, by (kind, id)."""

@@ -124,7 +124,7 @@ SAID = {
 
 def test_it_is_what_the_queue_says_in_words() -> None:
     seen: dict[str, int] = {}
-    for seed in (*range(16), 121):  # in the last one somebody lingers
+    for seed in (*range(16), 93):  # in the last one somebody lingers
         state = State()
         for step in steps(run_world(seed).world.log):
             for event in step:

@@ -1,4 +1,4 @@
-"""An agenda: keys with a number each (a time, an age), of which the smallest comes first.
+"""An agenda: keys with a number each, their time, of which the smallest comes first.
 
 A heap beside a table. Moving a key later, or dropping it, is one write to the table; the heap learns of it
 when the entry surfaces. So that stale entries cannot pile up behind one that never surfaces, a heap that is
@@ -16,7 +16,7 @@ from statemachines.tables import MASK
 K = TypeVar("K")
 
 END: Final = 1 << 63
-"""Behind every number: no time is so late, nor any age."""
+"""Behind every number: no time is so late."""
 SLACK: Final = 64
 """Stale entries that are not worth clearing away."""
 MOVED: Final = 2
@@ -30,7 +30,7 @@ class Agenda(Generic[K]):
 
     def __init__(self) -> None:
         self.soonest = END
-        """A number that no key's is smaller than: cheaper to look at than `first`, which corrects it, and
+        """A number that no key's is smaller than: cheaper to look at than `due`, which corrects it, and
         enough where mostly nothing is due."""
         self._count = 0
         """Of keys."""
@@ -87,7 +87,7 @@ class Agenda(Generic[K]):
     def due(self, t: int) -> tuple[int, K] | None:
         """The same, if its number is `t` or less. Nothing behind that is looked at: what has become stale
         there costs nothing before its time, and then a little with each of those who ask."""
-        old = self._top(self._old, t) if self._old else None  # what is stale there may enter the new one
+        old = self._top(self._old, t)  # what is stale there may enter the new one
         first = self._top(self._heap, t)
         if old is not None and (first is None or old < first):
             first = old

@@ -155,7 +155,7 @@ def _resume(s: Scheduler, id: str) -> None:
         if runner.model in s.state.wanted and runner.state is RunnerState.ready and not runner.suspect:
             dispatch_waiting(s, runner)
     if s.state.measuring:
-        place(s)
+        place(s)  # whose memory is back is seen when it is measured
     else:
         settle(s)
 

@@ -547,7 +547,7 @@ def _reduce(s: Scheduler, model: str) -> None:
         first = mine[0]
         same = [r for r in mine if r.live and r.digest == first.digest and r.options == first.options]
         mine = [r for r in mine if r.digest != first.digest or r.options != first.options]
-        same.sort(key=lambda runner: (runner.ready_t != NEVER, len(runner.held), -int(runner.id[1:])))
+        same.sort(key=lambda runner: (runner.ready_t != NEVER, len(runner.held), -number(runner.id)))
         for runner in same[: max(0, len(same) - view.instances_max)]:
             s.retire(runner, "configuration", 0)
 

@@ -39,7 +39,7 @@ def check_dispatch(state: State, request: Request, runner: Runner) -> None:
         raise Breach(f"{request.id} dispatched to {runner.id}, whose {runner.slots} slots are in use")
     if request.slot:
         raise Breach(f"{request.id} dispatched while it holds a slot of {request.runner}")
-    for claim in state.claims.values() if state.claims else ():
+    for claim in state.claims.values():
         require(runner.id not in claim.victims, f"{request.id} dispatched to {runner.id}, a claim's victim")
 
 

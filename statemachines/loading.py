@@ -48,6 +48,7 @@ from statemachines.policy import POLICIES, Cost, costs_to_lose
 from statemachines.room import Need, Room, in_use, lease, most_beside, need_of, never_fits, short
 from statemachines.runner import RunnerState
 from statemachines.state import State, demand_key, is_many, less_than_default, satisfies
+from statemachines.tables import number
 
 if TYPE_CHECKING:
     from statemachines.scheduler import Scheduler
@@ -370,7 +371,7 @@ def _let_linger(s: Scheduler, demand: Demand, lingering: list[Runner]) -> None:
     """Wait for the first of the idle runners that may keep their place for a moment. (A demand that waits for
     a turn already is looked at when theirs are over: the fold arms that when a runner becomes idle.)"""
     turn = POLICIES[s.state.config.policy]
-    first = min(lingering, key=lambda runner: (turn(s.state, runner, demand), int(runner.id[1:])))
+    first = min(lingering, key=lambda runner: (turn(s.state, runner, demand), number(runner.id)))
     s.emit(c.TurnWaits(demand.key, "linger", turn(s.state, first, demand), first.id))
 
 

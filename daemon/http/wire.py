@@ -129,7 +129,7 @@ class Wire:
         return Abort.SUCCEEDED
 
     def came(self) -> bool:
-        """As Sockets has it."""
+        """As Owner has it."""
         step = self._step
         if step is None:
             return False
@@ -143,7 +143,7 @@ class Wire:
         return True
 
     def hung_up(self) -> None:
-        """As Sockets has it."""
+        """As Owner has it."""
         if self.on_hang_up is not None:
             self.on_hang_up()
 

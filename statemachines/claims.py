@@ -102,9 +102,13 @@ class Ahead:
         """Whether one of these devices is theirs."""
         return bool(self.devices) and any(device in self.devices for device in devices)
 
+    def holds(self, runner: Runner) -> bool:
+        """Whether a runner's memory lies on one of their devices."""
+        return bool(self.devices) and self.has(devices_of(runner))
+
     def share(self, devices: Iterable[str]) -> bool:
         """Whether they have booked something of one of these devices."""
-        return any(device in self.bytes for device in devices)
+        return bool(self.bytes) and any(device in self.bytes for device in devices)
 
 
 def whole(state: State, need: Need) -> bool:
@@ -117,34 +121,33 @@ def apart(state: State, model: str, other: str) -> bool:
     return bool(state.config.groups) and (evicts(state, model, other) or evicts(state, other, model))
 
 
-def own(need: Need, lacks: Iterable[str]) -> Iterator[str]:
+def own(need: Need, lacks: Sequence[str]) -> list[str]:
     """The devices of a need that it shares with nobody."""
-    for device in need.bytes:
-        if device != HOST or device in lacks or len(need.bytes) == 1:
-            yield device
+    return [d for d in need.bytes if d != HOST or d in lacks or len(need.bytes) == 1]
 
 
-def devices_of(runner: Runner) -> Iterator[str]:
+def devices_of(runner: Runner) -> list[str]:
     """Where a runner's memory lies, but for the host."""
-    for device in runner.reserved_bytes:
-        if device != HOST:
-            yield device
-    for device in runner.peak_bytes:
-        if device != HOST:
-            yield device
+    devices = [device for device in runner.reserved_bytes if device != HOST]
+    return devices + [d for d in runner.peak_bytes if d != HOST and d not in runner.reserved_bytes]
 
 
 def gathered(need: Need, room: Room, victims: Iterable[Runner]) -> tuple[str, ...]:
     """The devices of a claim."""
     mine = dict.fromkeys(own(need, room.lacks))
     for runner in victims:
-        mine |= dict.fromkeys(devices_of(runner))
+        for device in devices_of(runner):
+            mine[device] = None
     return tuple(sorted(mine))
 
 
 def vacant(state: State, claim: Claim) -> bool:
     """Whether no victim of a claim is left that can go: then the place that it waits for is a free one."""
-    return not any(id in state.runners and not state.runners[id].stuck for id in claim.victims)
+    for id in claim.victims:
+        runner = state.runners.get(id)
+        if runner is not None and not runner.stuck:
+            return False
+    return True
 
 
 def covers(state: State, claim: Claim, need: Need) -> bool:

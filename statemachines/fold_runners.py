@@ -49,8 +49,6 @@ def _load(state: State, event: Event, d: c.RunnerLoad) -> None:
     loads_on(state, runner)
     if d.alone:
         state.alone[runner.id] = None
-    for device, size in d.reserved_bytes.items():
-        state.held[device] = state.held.get(device, 0) + size
     for port in runner.ports:
         state.leased[port] = runner.id
         state.next_port = port + 1

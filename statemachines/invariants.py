@@ -23,7 +23,8 @@ class Breach(Exception):
 
 
 def require(holds: bool, what: str) -> None:
-    """Raise Breach unless it holds; unlike `assert`, also under `python -O`."""
+    """Raise Breach unless it holds; unlike `assert`, also under `python -O`. Not for the checks of
+    production: to make the sentence takes longer than most of them, so that there only a breach has one."""
     if not holds:
         raise Breach(what)
 
@@ -40,13 +41,14 @@ def check_dispatch(state: State, request: Request, runner: Runner) -> None:
     if request.slot:
         raise Breach(f"{request.id} dispatched while it holds a slot of {request.runner}")
     for claim in state.claims.values():
-        require(runner.id not in claim.victims, f"{request.id} dispatched to {runner.id}, a claim's victim")
+        if runner.id in claim.victims:
+            raise Breach(f"{request.id} dispatched to {runner.id}, a claim's victim")
 
 
 def check_stop(runner: Runner, verdict: str, t: int) -> None:
     """No stop under a request, unless its runner failed or the drain's deadline has passed."""
-    cut = verdict == "failed" or (runner.drain_due and runner.drain_due <= t)
-    require(not runner.held or bool(cut), f"{runner.id} stopped with {len(runner.held)} slots in use")
+    if runner.held and verdict != "failed" and not 0 < runner.drain_due <= t:
+        raise Breach(f"{runner.id} stopped with {len(runner.held)} slots in use")
 
 
 def check_load(state: State, load: RunnerLoad) -> None:
@@ -63,9 +65,8 @@ def check_load(state: State, load: RunnerLoad) -> None:
     if len(others) >= (view.instances_max if view else 1):
         raise Breach(f"{', '.join(others)} already serve the launch spec of {load.model}")
     excluded = in_the_way(state, load.model)
-    require(
-        not excluded, f"{load.model} loaded beside {', '.join(excluded)}, which its group or set excludes"
-    )
+    if excluded:
+        raise Breach(f"{load.model} loaded beside {', '.join(excluded)}, which its group or set excludes")
     if state.alone or (load.alone and state.runners):
         raise Breach(
             f"{load.model} loaded beside {next(iter(state.alone or state.runners))}, one to be alone"
@@ -74,12 +75,15 @@ def check_load(state: State, load: RunnerLoad) -> None:
 
 def check_lease(state: State, ports: tuple[int, ...], lessee: Runner | None = None) -> None:
     """No port is another runner's, nor given twice; 0 is none."""
-    given = [port for port in ports if port]
-    for port in given:
-        holder = state.leased.get(port)
+    given: dict[int, None] = {}
+    for port in ports:
+        holder = state.leased.get(port) if port else None
         if holder is not None and (lessee is None or holder != lessee.id):
             raise Breach(f"port {port} is {holder}'s")
-    require(len(given) == len(dict.fromkeys(given)), f"ports {given}: one twice")
+        if port in given:
+            raise Breach(f"ports {ports}: one twice")
+        if port:
+            given[port] = None
 
 
 def check_claim(state: State, claim: ClaimMade) -> None:
@@ -88,31 +92,33 @@ def check_claim(state: State, claim: ClaimMade) -> None:
     demand = state.demands[claim.demand]
     for victim in claim.victims:
         runner = state.runners[victim]
-        why = kept_from(state, runner, demand)
-        require(not why, f"{victim} is {why}, and a victim of {claim.demand}")
-        require(
-            claim.whole or all(device in claim.devices for device in devices_of(runner)),
-            f"{victim} is a victim of {claim.demand}, and {claim.devices} is not all that it uses",
-        )
+        if why := kept_from(state, runner, demand):
+            raise Breach(f"{victim} is {why}, and a victim of {claim.demand}")
+        for device in devices_of(runner) if not claim.whole else ():
+            if device not in claim.devices:
+                raise Breach(
+                    f"{victim} is a victim of {claim.demand}, and {claim.devices} is not all that it uses"
+                )
     for other in state.claims.values():
         _check_apart(claim, other)
         rival = state.demands.get(other.demand)
-        if rival is not None:
-            excluded = rival.model == demand.model or apart(state, rival.model, demand.model)
-            require(not excluded, f"claims for {rival.key} and {demand.key}, which exclude each other")
-    stay = len(state.runners) - sum(not runner.stuck for runner in state.leaving.values())
-    stay -= sum(state.runners[victim].live or state.runners[victim].stuck for victim in claim.victims)
-    fits = stay + len(state.claims) < max_loaded(state)
-    require(fits, f"no place for {claim.demand} beside {len(state.claims)} claims")
+        if rival is not None and (rival.model == demand.model or apart(state, rival.model, demand.model)):
+            raise Breach(f"claims for {rival.key} and {demand.key}, which exclude each other")
+    stay = len(state.runners)
+    for runner in state.leaving.values():
+        stay -= not runner.stuck
+    for victim in claim.victims:
+        stay -= state.runners[victim].live or state.runners[victim].stuck
+    if stay + len(state.claims) >= max_loaded(state):
+        raise Breach(f"no place for {claim.demand} beside {len(state.claims)} claims")
 
 
 def _check_apart(one: ClaimMade | Claim, other: Claim) -> None:
     """Two claims gather room on different devices, and neither has everything to itself."""
     both = [device for device in one.devices if device in other.devices]
-    require(
-        not (both or one.whole or other.whole),
-        f"claims for {one.demand} and {other.demand} at once, both on {', '.join(both) or 'everything'}",
-    )
+    if both or one.whole or other.whole:
+        where = ", ".join(both) or "everything"
+        raise Breach(f"claims for {one.demand} and {other.demand} at once, both on {where}")
 
 
 def _check_spoken_for(state: State, load: RunnerLoad) -> None:
@@ -132,14 +138,16 @@ def _check_spoken_for(state: State, load: RunnerLoad) -> None:
         need = load.reserved_bytes.get(device, 0)
         if need and budget is not None and held_bytes(state, device) + need + size > budget:
             raise Breach(f"load of {load.model} takes what claims have booked of {device}")
-    fits = len(state.runners) + vacancies < max_loaded(state)
-    require(fits, f"load of {load.model} takes the place of a claim")
+    if len(state.runners) + vacancies >= max_loaded(state):
+        raise Breach(f"load of {load.model} takes the place of a claim")
 
 
 def check_ended(runner: Runner) -> None:
     """A terminal runner has no process and no slot in use."""
-    require(runner.exited, f"{runner.id} ended with a process left")
-    require(not runner.held, f"{runner.id} ended with slots in use")
+    if not runner.exited:
+        raise Breach(f"{runner.id} ended with a process left")
+    if runner.held:
+        raise Breach(f"{runner.id} ended with slots in use")
 
 
 def check_all(state: State) -> None:

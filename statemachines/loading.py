@@ -114,7 +114,7 @@ def _fits(state: State, claim: Claim, demand: Demand, need: Need) -> bool:
     if len(state.runners) > most_beside(state, need):
         return False  # its victims have not gone: the usual case
     others = [other for other in state.claims.values() if other is not claim]
-    return Room(state, demand, need, Ahead(state, others)).fits()
+    return Room(state, demand, need, Ahead(state, others) if others else None).fits()
 
 
 def _next(s: Scheduler, arrived: Demand | None) -> bool:
@@ -327,7 +327,7 @@ def _who_may_go(state: State, demand: Demand, room: Room, ahead: Ahead, kept: Ma
             settling = settling or helps(runner)
     due = POLICIES[state.config.policy]
     for runner in state.resting.values():
-        if runner.suspect or runner.id in kept or not helps(runner) or ahead.has(devices_of(runner)):
+        if runner.suspect or runner.id in kept or not helps(runner) or ahead.holds(runner):
             continue
         if state.t - runner.idle_t < LINGER_MAX_NS and due(state, runner, demand) > state.t:
             may.lingering.append(runner)
@@ -341,8 +341,8 @@ def _who_may_go(state: State, demand: Demand, room: Room, ahead: Ahead, kept: Ma
             if runner.state is not ready or not (runner.held or runner.suspect) or runner.id in kept:
                 continue
             if runner.suspect:
-                may.unsure = may.unsure or not ahead.has(devices_of(runner))
-            elif helps(runner) and not ahead.has(devices_of(runner)):
+                may.unsure = may.unsure or not ahead.holds(runner)
+            elif helps(runner) and not ahead.holds(runner):
                 may.busy.append(runner)
     return may
 

@@ -155,10 +155,12 @@ def bind(state: State, demand: Demand) -> None:
 
 
 def loads_on(state: State, runner: Runner) -> None:
-    """A runner loads: count what it has yet to take."""
+    """A runner loads: count what it holds, all of which it has yet to take."""
     state.loading[runner.id] = runner
-    for device in runner.reserved_bytes | runner.peak_bytes:
-        state.coming[device] = state.coming.get(device, 0) + runner.coming_bytes(device)
+    held, coming = state.held, state.coming
+    for device, size in runner.reserved_bytes.items():
+        held[device] = held.get(device, 0) + size
+        coming[device] = coming.get(device, 0) + size
 
 
 def loaded(state: State, runner: Runner) -> None:

@@ -6,18 +6,18 @@ changes: a third of a millisecond with ten thousand entries. These are made of s
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
 V = TypeVar("V")
-T = TypeVar("T")
 
 MASK: Final = 63
 """Of an id's hash: its bucket. With ten thousand entries in all each bucket is written anew in a few µs."""
 RUN: Final = 512
-"""Entries of a row's run, at most: what an insertion moves is 4 KiB."""
+"""Keys of a row's run, at most: what an insertion moves is twice 4 KiB."""
 
 
 def number(id: str) -> int:
@@ -73,77 +73,86 @@ class Table(Generic[V]):
 _FIRST = itemgetter(0)
 
 
-class Row(Generic[T]):
-    """Entries in their order, each once."""
+class Row:
+    """Keys in the order of their numbers, no two of which are equal."""
 
-    __slots__ = ("_lasts", "_runs")
+    __slots__ = ("_keys", "_lasts", "_numbers")
 
     def __init__(self) -> None:
-        self._runs: list[list[Any]] = []
-        """Sorted, and none empty: all of one come before all of the next."""
-        self._lasts: list[Any] = []
-        """The last entry of each."""
+        self._numbers: list[array[int]] = []
+        """Sorted runs, none empty: all of one come before all of the next. An array is a few lines of the
+        cache; to look for a number among as many objects is a wait for memory with each comparison."""
+        self._keys: list[list[str]] = []
+        """Their keys, run by run."""
+        self._lasts: list[int] = []
+        """The last number of each run."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._runs))
+        return sum(map(len, self._keys))
 
     def __bool__(self) -> bool:
-        return bool(self._runs)
+        return bool(self._lasts)
 
-    def __iter__(self) -> Iterator[T]:
-        for run in self._runs:
-            yield from run
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        for numbers, keys in zip(self._numbers, self._keys, strict=True):
+            yield from zip(numbers, keys, strict=True)
 
-    def __contains__(self, entry: T) -> bool:
-        at = bisect_left(self._lasts, entry)
-        if at == len(self._runs):
+    def __contains__(self, number: int) -> bool:
+        at = bisect_left(self._lasts, number)
+        if at == len(self._lasts):
             return False
-        run = self._runs[at]
-        return bool(run[bisect_left(run, entry)] == entry)
+        numbers = self._numbers[at]
+        return numbers[bisect_left(numbers, number)] == number
 
-    def first(self) -> T:
-        """The smallest. Raises IndexError where there is none."""
-        entry: T = self._runs[0][0]
-        return entry
+    def first(self) -> tuple[int, str]:
+        """The smallest number and its key. Raises IndexError where there is none."""
+        return self._numbers[0][0], self._keys[0][0]
 
-    def add(self, entry: T) -> None:
-        """Put an entry, which is not there, into its place."""
-        runs, lasts = self._runs, self._lasts
-        at = bisect_left(lasts, entry)
-        if at < len(runs):
-            run = runs[at]
-            insort(run, entry)
-        elif not runs:
-            runs.append([entry])
-            lasts.append(entry)
+    def add(self, number: int, key: str) -> None:
+        """Put a key, whose number is not there, into its place."""
+        lasts = self._lasts
+        at = bisect_left(lasts, number)
+        if not lasts:
+            self._numbers.append(array("q", (number,)))
+            self._keys.append([key])
+            lasts.append(number)
             return
+        if at < len(lasts):
+            numbers, keys = self._numbers[at], self._keys[at]
+            i = bisect_left(numbers, number)
+            numbers.insert(i, number)
+            keys.insert(i, key)
         else:
             at -= 1
-            run = runs[at]
-            run.append(entry)
-            lasts[at] = entry
-        if len(run) > RUN:
-            half = run[: RUN // 2]
-            del run[: RUN // 2]
-            runs.insert(at, half)
-            lasts.insert(at, half[-1])
+            keys = self._keys[at]
+            self._numbers[at].append(number)
+            keys.append(key)
+            lasts[at] = number
+        if len(keys) > RUN:
+            self._split(at)
 
-    def remove(self, entry: T) -> None:
-        """Take out an entry. Raises KeyError where it is not there."""
-        runs, lasts = self._runs, self._lasts
-        at = bisect_left(lasts, entry)
-        if at == len(runs):
-            raise KeyError(entry)
-        run = runs[at]
-        i = bisect_left(run, entry)
-        if run[i] != entry:
-            raise KeyError(entry)
-        del run[i]
-        if not run:
-            del runs[at]
-            del lasts[at]
-        elif i == len(run):
-            lasts[at] = run[-1]
+    def _split(self, at: int) -> None:
+        numbers, keys, half = self._numbers[at], self._keys[at], RUN // 2
+        self._numbers.insert(at, numbers[:half])
+        self._keys.insert(at, keys[:half])
+        self._lasts.insert(at, numbers[half - 1])
+        del numbers[:half], keys[:half]
+
+    def remove(self, number: int) -> None:
+        """Take out a number and its key. Raises KeyError where it is not there."""
+        lasts = self._lasts
+        at = bisect_left(lasts, number)
+        if at == len(lasts):
+            raise KeyError(number)
+        numbers, keys = self._numbers[at], self._keys[at]
+        i = bisect_left(numbers, number)
+        if numbers[i] != number:
+            raise KeyError(number)
+        del numbers[i], keys[i]
+        if not keys:
+            del self._numbers[at], self._keys[at], lasts[at]
+        elif i == len(keys):
+            lasts[at] = numbers[i - 1]
 
 
 class Line:
@@ -152,7 +161,7 @@ class Line:
     __slots__ = ("_row",)
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
-        self._row: Row[tuple[int, str]] = Row()
+        self._row = Row()
         for id in ids:
             self.add(id)
 
@@ -167,7 +176,7 @@ class Line:
             yield id
 
     def __contains__(self, id: str) -> bool:
-        return (number(id), id) in self._row
+        return number(id) in self._row
 
     def first(self) -> str:
         """The first. Raises IndexError where there is none."""
@@ -179,11 +188,11 @@ class Line:
 
     def add(self, id: str) -> None:
         """Put an id, which is not there, into its place."""
-        self._row.add((number(id), id))
+        self._row.add(number(id), id)
 
     def remove(self, id: str) -> None:
         """Take out an id. Raises KeyError where it is not there."""
-        self._row.remove((number(id), id))
+        self._row.remove(number(id))
 
 
 class Ages:
@@ -193,7 +202,7 @@ class Ages:
 
     def __init__(self) -> None:
         self._of: dict[str, int] = {}
-        self._row: Row[tuple[int, str]] = Row()
+        self._row = Row()
 
     def __len__(self) -> int:
         return len(self._of)
@@ -215,15 +224,15 @@ class Ages:
         before = self._of.get(key)
         if before != number:
             if before is not None:
-                self._row.remove((before, key))
+                self._row.remove(before)
             self._of[key] = number
-            self._row.add((number, key))
+            self._row.add(number, key)
 
     def drop(self, key: str) -> None:
         """Take a key out, if it is there."""
         before = self._of.pop(key, None)
         if before is not None:
-            self._row.remove((before, key))
+            self._row.remove(before)
 
 
 def as_dict(value: object) -> dict[str, Any]:

@@ -204,24 +204,22 @@ def in_rank(state: State) -> Iterator[Demand]:
 
     Of one priority the older is never in the worse rank, so that only the first of each are compared; and who
     is first for some devices is looked for only when nobody else can be older."""
-    lines: dict[int, list[Entry]] = {priority: [] for priority, _ in state.starving}
+    lines: dict[int, list[Entry]] = {}
     for (priority, where), ages in state.starving.items():
-        lines[priority].append((ages.first()[0], where, "", ages))
-    for line in lines.values():
+        lines.setdefault(priority, []).append((ages.first[0], where, "", ages))
+    heads: list[tuple[tuple[int, int], int]] = []
+    for priority, line in lines.items():
         heapify(line)
-    ranks: dict[str, tuple[int, int]] = {}
-    while heads := {priority: key for priority, line in lines.items() if (key := _head(state, line))}:
-        priority = next(iter(heads))
-        if len(heads) > 1:
-            for key in heads.values():
-                if key not in ranks:
-                    ranks[key] = rank(state, state.demands[key])
-            priority = min(heads, key=lambda each: ranks[heads[each]])
-        _, where, key, more = heappop(lines[priority])
+        _enter(state, heads, priority, line, alone=len(lines) == 1)
+    while heads:
+        _, priority = heappop(heads)
+        line = lines[priority]
+        _, where, key, more = heappop(line)
         yield state.demands[key]
         if more is not None:
             for seq, other, _ in _others(state, more, key):
-                heappush(lines[priority], (seq, where, other, None))
+                heappush(line, (seq, where, other, None))
+        _enter(state, heads, priority, line, alone=len(lines) == 1)
 
 
 Entry = tuple[int, tuple[str, ...], str, Ages | None]
@@ -229,21 +227,23 @@ Entry = tuple[int, tuple[str, ...], str, Ages | None]
 found. Without a key: nobody there is older."""
 
 
-def _head(state: State, line: list[Entry]) -> str:
-    """Who is the first of a priority; "": nobody is left."""
+def _enter(
+    state: State, heads: list[tuple[tuple[int, int], int]], priority: int, line: list[Entry], *, alone: bool
+) -> None:
+    """Enter who is the first of a priority, if anybody is left, among those of the others by its rank."""
     while line:
         _, where, key, ages = line[0]
         if key or ages is None:
-            return key
+            heappush(heads, ((0, 0) if alone else rank(state, state.demands[key]), priority))
+            return
         heappop(line)
         for seq, first, more in _first_of(state, ages, is_open=not where):
             heappush(line, (seq, where, first, more))
-    return ""
 
 
 def _first_of(state: State, ages: Ages, *, is_open: bool) -> Sequence[tuple[int, str, Ages | None]]:
     """Who is to be looked at first of those for the same devices, which may be open."""
-    seq, key = ages.first()
+    seq, key = ages.first
     if key in state.claims:
         return _others(state, ages, "") if is_open else ()
     if not eligible(state, state.demands[key]):
@@ -257,7 +257,7 @@ def _first_of(state: State, ages: Ages, *, is_open: bool) -> Sequence[tuple[int,
 def first_of_its_kind(state: State, demand: Demand) -> bool:
     """Whether nobody is before a demand among those for the same devices, of the same priority."""
     ages = state.starving.get((demand.priority, demand.where))
-    key = ages.first()[1] if ages is not None and demand.where else demand.key
+    key = ages.first[1] if ages is not None and demand.where else demand.key
     return key == demand.key or not eligible(state, state.demands[key])
 
 

@@ -24,6 +24,7 @@ from events.limits import (
 )
 from statemachines.parts import Demand, Runner
 from statemachines.state import State, head_seq, oldest
+from statemachines.tables import number
 
 Turn = Callable[[State, Runner, Demand], int]
 """The time at which a runner may be claimed for a demand; NEVER: not while it is busy."""
@@ -31,15 +32,19 @@ Turn = Callable[[State, Runner, Demand], int]
 
 def since_ns(state: State, demand: Demand) -> int:
     """Since when who has waited longest in a demand has been waiting."""
-    id = oldest(demand)
+    return _asked_t(state, oldest(demand))
+
+
+def _asked_t(state: State, id: str) -> int:
     return state.requests[id].arrived_t if id[0] == "q" else state.operations[id].asked_t
 
 
 def rank(state: State, demand: Demand) -> tuple[int, int]:
     """Sort key of a demand among waiters: smallest first. Who has waited longest speaks for all,
     be it a request or an operator's load."""
-    steps = (state.t - since_ns(state, demand)) // state.config.age_step_ns
-    return (-(demand.priority + steps), head_seq(demand))
+    id = oldest(demand)
+    steps = (state.t - _asked_t(state, id)) // state.config.age_step_ns
+    return (-(demand.priority + steps), number(id))
 
 
 def first_of(state: State, one: Demand, other: Demand) -> Demand:

@@ -198,9 +198,11 @@ class Line:
 class Ages:
     """Keys in the order of a number each, that of an event: the oldest comes first."""
 
-    __slots__ = ("_of", "_row")
+    __slots__ = ("_of", "_row", "first")
 
     def __init__(self) -> None:
+        self.first: tuple[int, str] = (0, "")
+        """The oldest number and its key, where there are any."""
         self._of: dict[str, int] = {}
         self._row = Row()
 
@@ -215,10 +217,6 @@ class Ages:
         """A key's number, if it is there."""
         return self._of.get(key)
 
-    def first(self) -> tuple[int, str]:
-        """The oldest. Raises IndexError where there is none."""
-        return self._row.first()
-
     def put(self, key: str, number: int) -> None:
         """Enter a key, or give it another number."""
         before = self._of.get(key)
@@ -227,12 +225,15 @@ class Ages:
                 self._row.remove(before)
             self._of[key] = number
             self._row.add(number, key)
+            self.first = self._row.first()
 
     def drop(self, key: str) -> None:
         """Take a key out, if it is there."""
         before = self._of.pop(key, None)
         if before is not None:
             self._row.remove(before)
+            if self._row:
+                self.first = self._row.first()
 
 
 def as_dict(value: object) -> dict[str, Any]:

@@ -287,6 +287,8 @@ def _lost(state: State, event: Event, d: c.RunnerLost) -> None:
     runner_to(state, runner, "lost")
     if was_live:
         serve(state, runner, -1)
+    for kind in OF_PROCESS:  # nobody has seen its exit
+        state.deadlines.disarm((kind, runner.id))
     _remove(state, runner)
 
 
@@ -301,7 +303,7 @@ def _remove(state: State, runner: Runner) -> None:
     del mine[runner.id]
     if not mine:
         del state.models[runner.model]
-    for kind in (*OF_PROCESS, *OF_MEMORY):
+    for kind in OF_MEMORY:
         state.deadlines.disarm((kind, runner.id))
     for operation in state.operations.values():
         operation.runners.pop(runner.id, None)

@@ -75,7 +75,6 @@ def place(s: Scheduler, arrived: Demand | None = None, *, apart: bool = False) -
 def _go_on(s: Scheduler) -> bool:
     """Load what has its room by a claim, end a claim that cannot have it. True if others may be next now."""
     state = s.state
-    gpus = gpu_names(state) if state.claims else []
     for claim in list(state.claims.values()):
         demand = state.demands.get(claim.demand)
         if demand is None or demand.servers or not eligible(state, demand):
@@ -84,7 +83,8 @@ def _go_on(s: Scheduler) -> bool:
         if (victim := _next_victim(state, claim)) is not None:
             s.drain(victim, "evicted")
             return True
-        need = _possible(s, demand, NONE if demand.where else elsewhere(claim, gpus), NONE)
+        spoken = NONE if demand.where else elsewhere(claim, gpu_names(state))
+        need = _possible(s, demand, spoken, NONE)
         if need is None:
             return True
         if not covers(state, claim, need):

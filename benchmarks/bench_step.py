@@ -30,7 +30,7 @@ WARM = 1000
 """Steps before the first that counts: the collector has left nothing of the program in the caches."""
 ROUNDS = 10
 """A rare step's code and data come from memory, for which others of the machine wait too: some rounds take
-twice as long as others."""
+half as long again as others."""
 HOT_BOUND_NS = 6_000
 BOUND_NS = 50_000
 

@@ -127,7 +127,7 @@ def restore(text: str, layout: int = LAYOUT) -> State:
         return _state_of(carried)
     except RecursionError:
         raise Unreadable("nested too deep") from None
-    except (msgspec.MsgspecError, LookupError, ValueError) as error:
+    except (msgspec.MsgspecError, LookupError, ValueError, OverflowError) as error:
         raise Unreadable(str(error)) from error
 
 

@@ -207,7 +207,7 @@ def in_rank(state: State) -> Iterator[Demand]:
     lines: dict[int, list[Entry]] = {}
     for (priority, where), ages in state.starving.items():
         lines.setdefault(priority, []).append((ages.first[0], where, "", ages))
-    heads: list[tuple[tuple[int, int], int]] = []
+    heads: list[Head] = []
     for priority, line in lines.items():
         heapify(line)
         _enter(state, heads, priority, line, alone=len(lines) == 1)
@@ -226,11 +226,12 @@ Entry = tuple[int, tuple[str, ...], str, Ages | None]
 """The age of a demand that starves (`head_seq`), its devices, its key, and where more of its kind are to be
 found. Without a key: nobody there is older."""
 
+Head = tuple[tuple[int, int], int]
+"""The rank of a priority's first, and the priority."""
 
-def _enter(
-    state: State, heads: list[tuple[tuple[int, int], int]], priority: int, line: list[Entry], *, alone: bool
-) -> None:
-    """Enter who is the first of a priority, if anybody is left, among those of the others by its rank."""
+
+def _enter(state: State, heads: list[Head], priority: int, line: list[Entry], *, alone: bool) -> None:
+    """Enter the first of a priority, if anybody is left: by rank, unless it is the only priority."""
     while line:
         _, where, key, ages = line[0]
         if key or ages is None:

@@ -94,8 +94,11 @@ def test_what_is_no_snapshot_is_refused() -> None:
 
     (other,) = pieces('{"seq":1}', 7, b"\1" * 32)
     (not_json,) = pieces("[", 7, b"\1" * 32)
+    (late,) = pieces(
+        carry(State()).replace('"starving":[]', f'"starving":[[0,[],{{"m":{1 << 63}}}]]'), 7, b"\1" * 32
+    )
     (deep,) = pieces("[" * 100_000, 7, b"\1" * 32)
-    for bad in (data(""), data("====="), data(piece.data[:-8]), data("AAAA"), other, not_json, deep):
+    for bad in (data(""), data("====="), data(piece.data[:-8]), data("AAAA"), other, not_json, deep, late):
         with pytest.raises(Unreadable):
             restore(text_of([bad]))
     with pytest.raises(Unreadable, match=f"layout 77 is not known here .{LAYOUT} is"):

@@ -73,8 +73,11 @@ def doubts(config: Config) -> list[str]:
         for device, size in model.memory_bytes.items():
             budgets = [b for name, b in config.devices.items() if device in ("", name) and b is not None]
             if budgets and size > max(budgets) - config.headroom_bytes:
-                most = show_size(max(budgets))
-                found.append((f"{path}.memory", f"{show_size(size)} can never fit: the budget is {most}"))
+                most, kept = show_size(max(budgets)), show_size(config.headroom_bytes)
+                room = f"the budget is {most}" + (
+                    f", of which {kept} are headroom" if config.headroom_bytes else ""
+                )
+                found.append((f"{path}.memory", f"{show_size(size)} can never fit: {room}"))
             elif size < LEAST_MODEL_BYTES:
                 found.append((f"{path}.memory", f"{show_size(size)} is little: is the unit missing?"))
         swaps = any(id in group.members and group.swap for group in config.groups.values())

@@ -509,7 +509,7 @@ def test_check_doubts_what_can_hardly_be_meant(tmp_path: Path, capsys: pytest.Ca
     for words in (
         f"{path}:3: models.a.cmd: there is no program 'no-such-server' here",
         f"{path}:4: models.b.cmd: no shell runs: variables belong into `env`",
-        f"{path}:5: models.c.memory: 5 GiB can never fit: the budget is 2 GiB",
+        f"{path}:5: models.c.memory: 5 GiB can never fit: the budget is 2 GiB, of which 512 MiB are headroom",
         f"{path}:6: models.d.memory: 6 B is little: is the unit missing?",
         f'{path}:7: models."e.f".instances: its group has `swap`',
         f"{path}:9: hooks.on_startup.preload: c can never fit",

@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=40, help="of virtual time under full load")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="each step counts as in its shortest")
     asked = parser.parse_args()
-    arrived, ended = min(hot(50_000) for _ in range(3))
+    arrived, ended = min(hot(50_000) for _ in range(asked.rounds))
     print(f"hot: arrived + dispatched {arrived:.2f} µs, ended + completed {ended:.2f} µs (bound 6)")
     for gpus in (1, 8):
         log = make_log(asked.seed, asked.seconds, gpus)

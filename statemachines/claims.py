@@ -208,9 +208,10 @@ def in_rank(state: State) -> Iterator[Demand]:
     for (priority, where), ages in state.starving.items():
         lines.setdefault(priority, []).append((ages.first[0], where, "", ages))
     heads: list[Head] = []
+    alone = len(lines) == 1
     for priority, line in lines.items():
         heapify(line)
-        _enter(state, heads, priority, line, alone=len(lines) == 1)
+        _enter(state, heads, priority, line, alone=alone)
     while heads:
         _, priority = heappop(heads)
         line = lines[priority]
@@ -219,7 +220,7 @@ def in_rank(state: State) -> Iterator[Demand]:
         if more is not None:
             for seq, other, _ in _others(state, more, key):
                 heappush(line, (seq, where, other, None))
-        _enter(state, heads, priority, line, alone=len(lines) == 1)
+        _enter(state, heads, priority, line, alone=alone)
 
 
 Entry = tuple[int, tuple[str, ...], str, Ages | None]

@@ -8,7 +8,7 @@ from typing import Any
 from events import catalogue as c
 from events.catalogue import LEASE, NEVER, Event
 from events.limits import WATCH_NS
-from statemachines.invariants import Breach, check_dispatch, require
+from statemachines.invariants import Breach, check_dispatch
 from statemachines.moves import (
     Handlers,
     end_request,
@@ -94,7 +94,8 @@ def _dispatched(state: State, event: Event, d: c.RequestDispatched) -> None:
 
 def _requeued(state: State, event: Event, d: c.RequestRequeued) -> None:
     request = state.requests[d.request]
-    require(not request.slot and request.attempt == 1, f"{request.id} requeued out of turn")
+    if request.slot or request.attempt != 1:
+        raise Breach(f"{request.id} requeued out of turn")
     request_to(request, "requeue")
     enqueue(state, request, d.runner)
     _limit_wait(state, request)
@@ -141,7 +142,8 @@ def _lease_resumed(state: State, event: Event, f: c.LeaseResumed) -> None:
 
 def _lease_revoked(state: State, event: Event, d: c.LeaseRevoked) -> None:
     request = state.requests[d.request]
-    require(request.slot and request.kind == LEASE and not request.revoked, f"{request.id} revoked")
+    if not request.slot or request.kind != LEASE or request.revoked:
+        raise Breach(f"{request.id} revoked")
     request.revoked = d.reason
     state.deadlines.disarm(("lease", request.id))
     state.deadlines.arm(("revoke", request.id), d.until_ns)

@@ -19,7 +19,7 @@ from events.limits import (
     UPSTREAM_CLOSE_NS,
 )
 from statemachines.estimate import HOST
-from statemachines.invariants import check_ended, check_lease, check_load, check_stop, require
+from statemachines.invariants import Breach, check_ended, check_lease, check_load, check_stop
 from statemachines.moves import Handlers, idle, loaded, loads_on, runner_to, serve, watched
 from statemachines.parts import Cooling, Runner
 from statemachines.room import next_ports
@@ -283,7 +283,8 @@ def _learn(state: State, spec: str, footprint_bytes: dict[str, int]) -> None:
 def _lost(state: State, event: Event, d: c.RunnerLost) -> None:
     runner = state.runners[d.runner]
     was_live = runner.live
-    require(not runner.held, f"{runner.id} lost with slots in use")
+    if runner.held:
+        raise Breach(f"{runner.id} lost with slots in use")
     runner_to(state, runner, "lost")
     if was_live:
         serve(state, runner, -1)
@@ -318,7 +319,8 @@ def _cooling(state: State, event: Event, d: c.ModelCooling) -> None:
 
 
 def _crowded(state: State, event: Event, d: c.ModelCrowded) -> None:
-    require(d.model not in state.crowded, f"{d.model} ran out of memory alone, and is tried again")
+    if d.model in state.crowded:
+        raise Breach(f"{d.model} ran out of memory alone, and is tried again")
     state.crowded[d.model] = None
 
 

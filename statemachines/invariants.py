@@ -75,15 +75,14 @@ def check_load(state: State, load: RunnerLoad) -> None:
 
 def check_lease(state: State, ports: tuple[int, ...], lessee: Runner | None = None) -> None:
     """No port is another runner's, nor given twice; 0 is none."""
-    given: dict[int, None] = {}
-    for port in ports:
-        holder = state.leased.get(port) if port else None
+    for i, port in enumerate(ports):
+        if not port:
+            continue
+        holder = state.leased.get(port)
         if holder is not None and (lessee is None or holder != lessee.id):
             raise Breach(f"port {port} is {holder}'s")
-        if port in given:
+        if port in ports[:i]:
             raise Breach(f"ports {ports}: one twice")
-        if port:
-            given[port] = None
 
 
 def check_claim(state: State, claim: ClaimMade) -> None:

@@ -219,6 +219,11 @@ def footprint_of(state: State, runner: Runner) -> dict[str, int]:
     return {device: size for device, size in before.items() if device != HOST} | runner.peak_bytes
 
 
+def of_which(headroom_bytes: int) -> str:
+    """For people, behind a budget's size: how much of it is kept free."""
+    return f", of which {mib(headroom_bytes)} are headroom" if headroom_bytes else ""
+
+
 def mib(size_bytes: int) -> str:
     """A size for people, in GiB where it is whole ones, else in MiB, rounded up: "0 MiB" explains nothing."""
     whole = size_bytes and size_bytes % GIB == 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from statemachines.groups import in_the_way
-from statemachines.ledger import budget_bytes, mib, predicted_bytes
+from statemachines.ledger import budget_bytes, mib, of_which, predicted_bytes
 from statemachines.parts import Demand, Runner
 from statemachines.room import ADVICE, Need, Room, max_loaded, need_of, never_fits
 from statemachines.state import State
@@ -136,12 +136,11 @@ def _shortage(state: State, device: str, needs: Sequence[tuple[str, Need]]) -> s
     headroom = state.config.headroom_bytes
     instances = " or keep fewer `instances`" if any(len(mine) > 1 for mine in wanted.values()) else ""
     budget = budget_bytes(state, device) or 0
-    kept = f", of which {mib(headroom)} are headroom" if headroom else ""
     reading = state.readings.get(device)
     all_there_is = reading is not None and budget == reading.total_bytes
     there = f"{device} has {mib(budget)}" if all_there_is else f"the budget of {device} is {mib(budget)}"
     raised = "" if all_there_is else f", or raise the budget to {mib(total + headroom)}"
     return (
-        f"together they need {mib(total)} on {device}: {each}; {there}{kept}: preload fewer{instances}, "
-        f"give them less (a smaller context, `memory` if a figure is wrong){raised}"
+        f"together they need {mib(total)} on {device}: {each}; {there}{of_which(headroom)}: "
+        f"preload fewer{instances}, give them less (a smaller context, `memory` if a figure is wrong){raised}"
     )

@@ -17,6 +17,7 @@ from statemachines.ledger import (
     free_bytes,
     mib,
     needs,
+    of_which,
     predicted_bytes,
     reported_bytes,
     unreadable,
@@ -198,9 +199,8 @@ def never_fits(state: State, need: Need) -> str:
     for device, size in need.bytes.items():
         budget = budget_bytes(state, device)
         if budget is not None and size > budget - headroom:
-            kept = f", of which {mib(headroom)} are headroom" if headroom else ""
             whence, advice = ADVICE[need.source]
-            budgeted = f"the budget of {device} is {mib(budget)}{kept}"
+            budgeted = f"the budget of {device} is {mib(budget)}{of_which(headroom)}"
             return f"needs {mib(size)} on {device}, {whence}; {budgeted}: {advice}"
     return ""
 

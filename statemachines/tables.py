@@ -111,12 +111,12 @@ class Row:
     def add(self, number: int, key: str) -> None:
         """Put a key, whose number is not there, into its place."""
         lasts = self._lasts
-        at = bisect_left(lasts, number)
         if not lasts:
             self._numbers.append(array("q", (number,)))
             self._keys.append([key])
             lasts.append(number)
             return
+        at = bisect_left(lasts, number)
         if at < len(lasts):
             numbers, keys = self._numbers[at], self._keys[at]
             i = bisect_left(numbers, number)

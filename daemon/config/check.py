@@ -23,6 +23,7 @@ from events.catalogue import NEVER, ConfigChanged, Event
 from events.limits import CONFIG_MODELS
 from statemachines.estimate import context_tokens, total_bytes
 from statemachines.fold import apply
+from statemachines.ledger import of_which
 from statemachines.memcheck import obstacles
 from statemachines.state import State
 
@@ -73,10 +74,7 @@ def doubts(config: Config) -> list[str]:
         for device, size in model.memory_bytes.items():
             budgets = [b for name, b in config.devices.items() if device in ("", name) and b is not None]
             if budgets and size > max(budgets) - config.headroom_bytes:
-                most, kept = show_size(max(budgets)), show_size(config.headroom_bytes)
-                room = f"the budget is {most}" + (
-                    f", of which {kept} are headroom" if config.headroom_bytes else ""
-                )
+                room = f"the budget is {show_size(max(budgets))}{of_which(config.headroom_bytes)}"
                 found.append((f"{path}.memory", f"{show_size(size)} can never fit: {room}"))
             elif size < LEAST_MODEL_BYTES:
                 found.append((f"{path}.memory", f"{show_size(size)} is little: is the unit missing?"))
